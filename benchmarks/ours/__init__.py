@@ -1,0 +1,1 @@
+"""Our side of the measurements: the real path, driven through `contender`."""

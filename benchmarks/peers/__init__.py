@@ -1,0 +1,1 @@
+"""Other people's programs at the same work; they run in .venv-bench."""

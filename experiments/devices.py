@@ -1,0 +1,38 @@
+"""Starts JAX for a run: platform, number of host devices, compilation cache."""
+
+import os
+from pathlib import Path
+
+from phi4_jax.common.mesh import MeshConfig
+
+_CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
+
+
+def num_host_devices(config: MeshConfig, rows: int, cores: int) -> int:
+  """How many host devices a CPU run uses.
+
+  `MeshConfig.cpu_devices` if given; else the largest number of devices, at most
+  one a core, among which `rows` (of one microbatch) can be split evenly.
+  """
+  if config.cpu_devices:
+    return config.cpu_devices
+  return max(n for n in range(1, cores + 1) if rows % n == 0)
+
+
+def start_jax(config: MeshConfig, *, rows: int) -> None:
+  """Sets the number of CPU devices and the compilation cache.
+
+  Must run before the first JAX computation of the process.
+
+  Args:
+    config: the run's mesh.
+    rows: rows of one microbatch, which are split over the devices.
+  """
+  import jax
+
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+  devices = num_host_devices(config, rows, cores or os.cpu_count() or 1)
+  jax.config.update("jax_num_cpu_devices", devices)
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

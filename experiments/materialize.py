@@ -1,0 +1,179 @@
+"""phi4 materialize: documents -> SeqIO task -> packed rows on disk, once.
+
+The only verb that imports TensorFlow (through SeqIO). What it writes is read by
+Grain alone:
+
+  vocabulary/            the vocabulary that made the ids
+  NAME/manifest.json     one folder for each dataset
+  NAME/rows-*.arrayrecord
+"""
+
+import dataclasses
+import importlib
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from experiments.run_directory import RunDirectory
+from experiments.stage import StageConfig, run_stage
+from experiments.train_tokenizer import document_texts
+from phi4_jax.common import io
+from phi4_jax.common.errors import ConfigError, DataError
+from phi4_jax.common.text import format_table
+from phi4_jax.data.materialize import Manifest, Progress
+from phi4_jax.data.packing import PackingConfig
+from phi4_jax.data.sources import ArithmeticSource, JsonlSource
+from phi4_jax.data.tokenizer import (
+  Vocabulary,
+  VocabularyConfig,
+  load_vocabulary,
+  train_vocabulary,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+  """One dataset: where its documents come from and how they become rows.
+
+  Attributes:
+    source: documents made or read by phi4_jax; or
+    task: the name of a registered SeqIO task (see MaterializeConfig.modules).
+    split: of the SeqIO task.
+    packing: how documents are laid into rows.
+  """
+
+  source: ArithmeticSource | JsonlSource | None = None
+  task: str | None = None
+  split: str = "train"
+  packing: PackingConfig
+
+  def __post_init__(self):
+    if (self.source is None) == (self.task is None):
+      raise ConfigError(
+        "DatasetConfig needs either a source or the name of a SeqIO task, got "
+        f"source={self.source!r} and task={self.task!r}."
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaterializeConfig(StageConfig):
+  """Datasets that share a vocabulary.
+
+  Attributes:
+    datasets: name -> dataset; each is written to a folder of its name.
+    vocabulary: folder of a run that holds one (`train_tokenizer`, `materialize`).
+    train_vocabulary: settings of a vocabulary to train on the datasets' own
+      sources, when `vocabulary` is None.
+    modules: Python modules to import first: those that register SeqIO tasks.
+  """
+
+  verb: ClassVar[str] = "materialize"
+
+  datasets: dict[str, DatasetConfig]
+  vocabulary: str | None = None
+  train_vocabulary: VocabularyConfig | None = None
+  modules: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if not self.datasets:
+      raise ConfigError("MaterializeConfig.datasets is empty: name a dataset.")
+    if (self.vocabulary is None) == (self.train_vocabulary is None):
+      raise ConfigError(
+        "MaterializeConfig needs either vocabulary (a folder) or train_vocabulary "
+        "(settings), and not both."
+      )
+    if "vocabulary" in self.datasets:
+      raise ConfigError("MaterializeConfig.datasets: 'vocabulary' is a taken name.")
+
+  def inputs(self) -> dict[str, str]:
+    return {} if self.vocabulary is None else {"vocabulary": self.vocabulary}
+
+
+def run(config: MaterializeConfig, directory: RunDirectory) -> dict[str, Any]:
+  inputs = directory.link_inputs(config.inputs())
+  vocabulary = _provide_vocabulary(config, directory, inputs)
+  print("importing SeqIO and TensorFlow ...", flush=True)
+  from phi4_jax.data import seqio_tasks
+
+  for module in config.modules:
+    importlib.import_module(module)
+  manifests: dict[str, Manifest] = {}
+  for name, dataset in config.datasets.items():
+
+    def report(progress: Progress, name: str = name) -> None:
+      print(
+        f"{name}: {progress.documents:,} documents, {progress.rows:,} rows, "
+        f"{progress.documents_per_second:,.0f} documents/s",
+        flush=True,
+      )
+
+    if dataset.source is not None:
+      task = seqio_tasks.make_task(name, dataset.source, vocabulary)
+    else:
+      task = dataset.task
+    manifests[name] = seqio_tasks.materialize_task(
+      task,
+      directory.path / name,
+      vocabulary=vocabulary,
+      packing=dataset.packing,
+      split=dataset.split,
+      on_progress=report,
+    )
+  rows = [
+    [name, m.documents, m.tokens, m.rows, round(m.fill, 3), m.truncated, m.dropped]
+    for name, m in manifests.items()
+  ]
+  header = ["dataset", "documents", "tokens", "rows", "fill", "truncated", "dropped"]
+  print(format_table(header, rows), flush=True)
+  return {
+    "metrics": {f"{name}_tokens": m.tokens for name, m in manifests.items()},
+    "vocabulary": {"size": vocabulary.size, "fingerprint": vocabulary.fingerprint},
+    "fingerprint": io.text_sha256(
+      "\n".join(
+        [vocabulary.fingerprint]
+        + [
+          f"{name} {shard.file} {shard.sha256}"
+          for name, m in manifests.items()
+          for shard in m.shards
+        ]
+      )
+    ),
+  }
+
+
+def _provide_vocabulary(
+  config: MaterializeConfig, directory: RunDirectory, inputs: dict[str, Path]
+) -> Vocabulary:
+  """Trains the vocabulary or copies it, so that the data folder is complete."""
+  folder = directory.path / "vocabulary"
+  if config.train_vocabulary is not None:
+    texts = (
+      text
+      for dataset in config.datasets.values()
+      if dataset.source is not None
+      for text in document_texts(dataset.source.documents())
+    )
+    return train_vocabulary(texts, config.train_vocabulary, folder)
+  given = inputs["vocabulary"] / "vocabulary"
+  if not given.is_dir():
+    raise DataError(
+      f"MaterializeConfig.vocabulary ({config.vocabulary!r}): {given} does not exist. "
+      "Name the folder of a train_tokenizer or materialize run."
+    )
+  shutil.copytree(given, folder, dirs_exist_ok=True)
+  return load_vocabulary(folder)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  return run_stage(
+    MaterializeConfig,
+    run,
+    argv,
+    description="Turns documents into packed rows on disk, once, for all trainings.",
+  )
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,32 @@
+"""phi4 pretrain: next-token training on packed rows."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import ClassVar
+
+from experiments.runner import TrainConfig, run_training
+from experiments.stage import run_stage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+  """Pretraining: every token of every document counts in the loss.
+
+  Source: arXiv:2412.08905 section 3.
+  """
+
+  verb: ClassVar[str] = "pretrain"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  return run_stage(
+    PretrainConfig,
+    run_training,
+    argv,
+    description="Trains on materialized rows; the same command continues a run.",
+  )
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,123 @@
+"""Signals and child processes: stop cleanly, and never outlive the parent.
+
+A stage of a pipeline runs in a process of its own (its memory goes back when it
+ends, and TensorFlow stays out of training). The child holds the read end of a
+pipe whose write end only the parent has: when the parent dies, even by SIGKILL,
+the child sees the end of the file and stops as if it had received SIGTERM.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType
+
+_PARENT_FD = "PHI4_PARENT_FD"
+
+
+class Interrupted(Exception):
+  """A signal asked the run to stop; everything worth keeping has been saved."""
+
+  def __init__(self, signum: int, message: str = ""):
+    super().__init__(message or signal.Signals(signum).name)
+    self.signum = signum
+
+  @property
+  def exit_code(self) -> int:
+    return 128 + self.signum
+
+
+class StopRequest:
+  """Turns the first SIGINT or SIGTERM into a flag that a loop can look at.
+
+  A second SIGINT interrupts at once. Use as a context manager.
+  """
+
+  def __init__(self):
+    self.signum: int | None = None
+    self._previous: dict[int, object] = {}
+
+  def __bool__(self) -> bool:
+    return self.signum is not None
+
+  def _handle(self, signum: int, frame: FrameType | None) -> None:
+    del frame
+    if self.signum is not None and signum == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.signum = signum
+    print(
+      f"\n{signal.Signals(signum).name}: stopping after this step and saving ...",
+      file=sys.stderr,
+      flush=True,
+    )
+
+  def __enter__(self) -> "StopRequest":
+    for signum in (signal.SIGINT, signal.SIGTERM):
+      self._previous[signum] = signal.signal(signum, self._handle)
+    return self
+
+  def __exit__(self, *unused) -> None:
+    for signum, handler in self._previous.items():
+      signal.signal(signum, handler)  # type: ignore[arg-type]
+
+  def raise_if_set(self, message: str) -> None:
+    """Raises `Interrupted` if a signal has arrived."""
+    if self.signum is not None:
+      raise Interrupted(self.signum, message)
+
+
+def watch_parent() -> None:
+  """In a child made by `run_child`: stops this process when the parent is gone."""
+  fd = os.environ.pop(_PARENT_FD, None)
+  if fd is None:
+    return
+
+  def wait(fd: int) -> None:
+    while os.read(fd, 1):
+      pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=wait, args=(int(fd),), daemon=True).start()
+
+
+def run_verb_child(verb: str, arguments: Sequence[str]) -> int:
+  """Runs `phi4 VERB ...` in a process of its own; see `run_child`."""
+  return run_child([sys.executable, "-m", "experiments.cli", verb, *arguments])
+
+
+def run_child(command: Sequence[str]) -> int:
+  """Runs a command to its end and returns its exit code (128 + n for signal n).
+
+  SIGINT and SIGTERM are passed on, and the child is waited for, so that it can
+  save its work.
+  """
+  read_fd, write_fd = os.pipe()
+  try:
+    child = subprocess.Popen(
+      list(command),
+      pass_fds=(read_fd,),
+      env={**os.environ, _PARENT_FD: str(read_fd)},
+    )
+    os.close(read_fd)
+
+    def forward(signum: int, frame: FrameType | None) -> None:
+      del frame
+      # A terminal sends SIGINT to the whole group, so the child has it already.
+      if signum == signal.SIGTERM:
+        child.terminate()
+      forwarded.append(signum)
+
+    forwarded: list[int] = []
+    previous = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+      code = child.wait()
+    finally:
+      for signum, handler in previous.items():
+        signal.signal(signum, handler)
+    if forwarded:
+      raise Interrupted(forwarded[0])
+    return code if code >= 0 else 128 - code
+  finally:
+    os.close(write_fd)

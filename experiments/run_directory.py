@@ -1,0 +1,228 @@
+"""A run's folder: what was run, on what, with what result.
+
+  config.gin  config.json   every setting, as gin and as JSON
+  git.txt  versions.txt     the code and the libraries
+  lineage.json              the inputs (other runs), with their fingerprints
+  metrics.jsonl  tensorboard/  checkpoints/    written by the stage
+  result.json               written last: the run is complete
+
+A run directory belongs to one configuration and to one process at a time.
+"""
+
+import fcntl
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments import config as config_lib
+from phi4_jax.common import io
+from phi4_jax.common.errors import ConfigError, DataError
+
+_LIBRARIES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "grain",
+  "numpy",
+  "sentencepiece",
+  "seqio",
+  "tensorflow",
+)
+_REPOSITORY = Path(__file__).resolve().parent.parent
+# An input written `stage:NAME` is the run directory NAME beside this one, so that
+# a chain of runs can be moved or copied as a whole.
+STAGE_PREFIX = "stage:"
+
+
+def resolve_input(path: str, workdir: Path) -> Path:
+  """Returns the folder that an input path of a config means."""
+  if path.startswith(STAGE_PREFIX):
+    return workdir.parent / path.removeprefix(STAGE_PREFIX)
+  return Path(path)
+
+
+def load_result(path: Path) -> dict[str, Any] | None:
+  """Returns the result of a complete run, or None while it is not complete."""
+  file = path / "result.json"
+  return io.read_json(file) if file.exists() else None
+
+
+def check_inputs(workdir: Path, inputs: dict[str, str]) -> dict[str, Any]:
+  """Returns the lineage of a run: path and fingerprint of each input.
+
+  Raises:
+    DataError: if an input is missing or unfinished, or has changed since the run in
+      `workdir` began.
+  """
+  file = workdir / "lineage.json"
+  before = io.read_json(file) if file.exists() else {}
+  lineage = {}
+  for name, given in inputs.items():
+    path = resolve_input(given, workdir)
+    result = load_result(path)
+    if result is None:
+      state = "is not complete" if path.exists() else "does not exist"
+      raise DataError(
+        f"Input {name!r} of {workdir} is {given!r}, but {path} {state}. Run the "
+        "command that makes it first (the head of the gin file names it)."
+      )
+    lineage[name] = {"path": given, "fingerprint": result["fingerprint"]}
+    if name in before and before[name]["fingerprint"] != result["fingerprint"]:
+      raise DataError(
+        f"Input {name!r} ({given}) has changed since {workdir} was begun. Remove "
+        f"{workdir} to run this stage again on the new input."
+      )
+  return lineage
+
+
+class RunDirectory:
+  """Opens (makes, or continues) the folder of one run. A context manager.
+
+  Raises:
+    ConfigError: if the folder belongs to another configuration (the differing
+      settings are listed), or another process is using it.
+  """
+
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    config: Any,
+    *,
+    verb: str,
+    allow_config_change: bool = False,
+  ):
+    self.path = Path(path)
+    self._config = config
+    self._verb = verb
+    self._allow_config_change = allow_config_change
+    self._started = time.monotonic()
+    self.result: dict[str, Any] | None = None
+
+  def __enter__(self) -> "RunDirectory":
+    self.path.mkdir(parents=True, exist_ok=True)
+    self._lock = open(self.path / ".lock", "a+")
+    try:
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      self._lock.close()
+      raise ConfigError(
+        f"Another process is using {self.path}. Wait for it, stop it, or choose "
+        "another --workdir."
+      ) from None
+    try:
+      self._write_config()
+    except BaseException:
+      self._lock.close()
+      raise
+    self.result = load_result(self.path)
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self._lock.close()
+
+  def _write_config(self) -> None:
+    new = {"verb": self._verb, "config": config_lib.to_json(self._config)}
+    file = self.path / "config.json"
+    if file.exists():
+      old = io.read_json(file)
+      changes = list(_differences(old, new))
+      if changes and not self._allow_config_change:
+        raise ConfigError(
+          f"{self.path} belongs to a run with another configuration:\n  "
+          + "\n  ".join(changes)
+          + "\nChoose another --workdir, or say --allow_config_change to continue "
+          "that run with the new settings."
+        )
+      if not changes:
+        return
+      (self.path / "result.json").unlink(missing_ok=True)
+    elif any(p.name != ".lock" for p in self.path.iterdir()):
+      found = sorted(p.name for p in self.path.iterdir() if p.name != ".lock")
+      raise ConfigError(
+        f"{self.path} is not a run directory: it has no config.json but holds "
+        f"{', '.join(found[:5])}. Choose an empty or new folder as --workdir."
+      )
+    io.write_atomic(self.path / "git.txt", describe_code())
+    io.write_atomic(self.path / "versions.txt", describe_versions())
+    io.write_atomic(self.path / "config.gin", config_lib.to_gin(self._config))
+    io.write_json(file, new)
+
+  def link_inputs(self, inputs: dict[str, str]) -> dict[str, Path]:
+    """Resolves the inputs, checks them (`check_inputs`), and records them."""
+    lineage = check_inputs(self.path, inputs)
+    file = self.path / "lineage.json"
+    if not file.exists() or io.read_json(file) != lineage:
+      io.write_json(file, lineage)
+    return {name: resolve_input(given, self.path) for name, given in inputs.items()}
+
+  def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+    """Writes result.json, which marks the run as complete, and returns it.
+
+    `result` must hold `fingerprint`: a digest of what the run produced.
+    """
+    seconds = result.pop("seconds", None) or time.monotonic() - self._started
+    self.result = {
+      "verb": self._verb,
+      **result,
+      "minutes": round(seconds / 60, 3),
+      "peak_memory_gb": round(peak_memory_gb(), 3),
+    }
+    io.write_json(self.path / "result.json", self.result)
+    return self.result
+
+
+def peak_memory_gb() -> float:
+  """Largest resident set of this process or of any child so far, in 1e9 bytes."""
+  unit = 1 if sys.platform == "darwin" else 1024
+  sizes = [
+    resource.getrusage(who).ru_maxrss
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+  ]
+  return max(sizes) * unit / 1e9
+
+
+def describe_code() -> str:
+  """Commit, branch state and uncommitted changes of the code, as text."""
+
+  def git(*arguments: str) -> str:
+    done = subprocess.run(
+      ["git", "-C", str(_REPOSITORY), *arguments], capture_output=True, text=True
+    )
+    return done.stdout if done.returncode == 0 else ""
+
+  commit = git("rev-parse", "HEAD").strip()
+  if not commit:
+    return "not a git checkout\n"
+  changes = git("status", "--porcelain")
+  return f"commit {commit}\n" + (
+    f"uncommitted changes:\n{changes}{git('diff', 'HEAD')}" if changes else "clean\n"
+  )
+
+
+def describe_versions() -> str:
+  """Python, platform and library versions, one a line."""
+  lines = [f"python {platform.python_version()}", f"platform {platform.platform()}"]
+  for name in _LIBRARIES:
+    try:
+      lines.append(f"{name} {importlib.metadata.version(name)}")
+    except importlib.metadata.PackageNotFoundError:
+      lines.append(f"{name} not installed")
+  return "\n".join(lines) + "\n"
+
+
+def _differences(old: Any, new: Any, path: str = ""):
+  """Yields `path: old -> new` for every leaf in which two JSON values differ."""
+  if isinstance(old, dict) and isinstance(new, dict):
+    for key in [*old, *(k for k in new if k not in old)]:
+      where = f"{path}.{key}" if path else key
+      yield from _differences(old.get(key), new.get(key), where)
+  elif old != new:
+    yield f"{path.removeprefix('config.')}: {old!r} -> {new!r}"

@@ -1,0 +1,99 @@
+"""Attention whose mask is positions and segments: the operation and its definition.
+
+Files: `problem` (shapes, and which pairs may meet), `reference` (the definition),
+`chunked` (memory linear in the sequence). All give the same numbers.
+"""
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from kernels.attention import chunked, reference
+from kernels.attention.problem import AttentionProblem, make_problem
+from kernels.dispatch import Implementation, choose
+
+# Up to this many (query, key) pairs a head, the score matrix is small (1 MB) and
+# one product is faster than a loop. By T and S only: a row's numbers must not
+# depend on how many other rows share the batch.
+_REFERENCE_PAIRS = 512 * 512
+
+
+def _no_refusal(problem: AttentionProblem) -> str | None:
+  del problem
+  return None
+
+
+def _reference_yields(problem: AttentionProblem) -> str | None:
+  pairs = problem.queries * problem.keys
+  if pairs > _REFERENCE_PAIRS:
+    return f"{pairs} query-key pairs exceed {_REFERENCE_PAIRS}"
+  return None
+
+
+# In order of preference for "auto".
+IMPLEMENTATIONS = (
+  Implementation(
+    name="reference",
+    run=reference.attention,
+    refuses=_no_refusal,
+    yields=_reference_yields,
+  ),
+  Implementation(
+    name="chunked",
+    run=chunked.attention,
+    refuses=_no_refusal,
+    yields=_no_refusal,
+  ),
+)
+
+
+def attention(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  *,
+  q_positions: Int[Array, "B T"],
+  kv_positions: Int[Array, "B S"],
+  q_segment_ids: Int[Array, "B T"],
+  kv_segment_ids: Int[Array, "B S"],
+  sliding_window: int | None = None,
+  scale: float | None = None,
+  implementation: str = "auto",
+) -> Float[Array, "B T N H"]:
+  """Grouped-query attention; who may see whom follows from positions and segments.
+
+      may = (q_segment == kv_segment) & (kv_segment != 0)
+            & (kv_position <= q_position)
+            & (q_position - kv_position < sliding_window)     # when it is set
+      scores[b, n, t, s] = q[b, t, n] . k[b, s, n // (N // K)] * scale
+      probs = softmax over the s that may be seen, in float32
+      out[b, t, n] = sum over s of probs[b, n, t, s] * v[b, s, n // (N // K)]
+
+  A query that may see nothing returns zeros. K and V are never repeated N/K times.
+
+  Args:
+    q: queries; the result has their dtype. Products take q.dtype and accumulate in
+      float32.
+    k: keys, in q.dtype.
+    v: values, in q.dtype.
+    q_positions: position of each query within its segment.
+    kv_positions: position of each key within its segment.
+    q_segment_ids: documents of a row, counted from 1; 0 = padding.
+    kv_segment_ids: likewise; 0 = padding or empty cache slot.
+    sliding_window: how many latest positions are seen, the own one included.
+    scale: of the scores; None means 1 / sqrt(H).
+    implementation: "auto", or the name of one of IMPLEMENTATIONS.
+
+  Raises:
+    ValueError: if shapes disagree, the window is not positive, the name is unknown,
+      or nothing can run (every reason is listed).
+  """
+  problem = make_problem(q, k, v, sliding_window=sliding_window, scale=scale)
+  chosen = choose("attention", IMPLEMENTATIONS, implementation, problem)
+  with jax.named_scope(f"attention_{chosen.name}"):
+    return chosen.run(
+      q,
+      k,
+      v,
+      (q_positions, kv_positions, q_segment_ids, kv_segment_ids),
+      problem,
+    )

@@ -1,0 +1,81 @@
+"""The dense product used by every projection: low precision in, float32 inside.
+
+Knows two arrays; refuses to know which layer they belong to.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(
+  x: Float[Array, "*lead I"],
+  weight: Float[Array, "I O"],
+  out_dtype: jnp.dtype | None = None,
+) -> Float[Array, "*lead O"]:
+  """Multiplies by a matrix in `x.dtype`, accumulating in float32.
+
+      y = (x @ weight.astype(x.dtype)) in float32, then cast to out_dtype
+
+  The gradient of `weight` is accumulated in float32 and returned in the dtype of
+  `weight`, so a float32 master never sees a bfloat16 rounding. The incoming
+  gradient is cast to `x.dtype` first: all three products run at the speed of the
+  low precision. (Plain autodiff would multiply float32 by bfloat16, which runs as
+  float32, and on a CPU leaves a product that XLA cannot run, see `transpose`.)
+
+  Args:
+    x: activations; their dtype is the dtype of the products.
+    weight: a matrix stored as [in, out].
+    out_dtype: dtype of the result; None means `x.dtype`.
+  """
+  return _forward(x, weight, out_dtype)
+
+
+def _dot(a, b, a_axes, b_axes):
+  return jax.lax.dot_general(
+    a, b, ((a_axes, b_axes), ((), ())), preferred_element_type=jnp.float32
+  )
+
+
+def _forward(x, weight, out_dtype):
+  y = _dot(x, weight.astype(x.dtype), (x.ndim - 1,), (0,))
+  return y.astype(out_dtype or x.dtype)
+
+
+def _forward_rule(x, weight, out_dtype):
+  return _forward(x, weight, out_dtype), (x, weight)
+
+
+def _backward_rule(out_dtype, residuals, gradient):
+  del out_dtype
+  x, weight = residuals
+  gradient = gradient.astype(x.dtype)
+  lead = tuple(range(x.ndim - 1))
+  dx = _dot(gradient, weight.astype(x.dtype), (x.ndim - 1,), (1,))  # [*lead, I]
+  dweight = _dot(x, gradient, lead, lead)  # [I, O]
+  return dx.astype(x.dtype), dweight.astype(weight.dtype)
+
+
+matmul.defvjp(_forward_rule, _backward_rule)
+
+
+@jax.custom_vjp
+def transpose(weight: Float[Array, "I O"]) -> Float[Array, "O I"]:
+  """Transposes a matrix that `matmul` multiplies by (a tied output head).
+
+      y = weight.T
+
+  The values and gradients are those of `.T`. The barrier in the gradient keeps
+  XLA from folding the transposition into the product before it: on a CPU that
+  bfloat16 x bfloat16 -> float32 product compiles and then fails when it runs.
+  """
+  return weight.T
+
+
+transpose.defvjp(
+  lambda weight: (weight.T, None),
+  lambda _, gradient: (jax.lax.optimization_barrier(gradient).T,),
+)

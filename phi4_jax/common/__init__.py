@@ -1,0 +1,1 @@
+"""What every room shares: axis letters, meshes, random keys, files, protocols."""

@@ -1,0 +1,162 @@
+"""Files that are never half-written, and JSON lines that say where they are bad.
+
+Knows paths and bytes; refuses to know what the records mean.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from phi4_jax.common.errors import DataError
+
+
+def write_atomic(path: str | os.PathLike, content: bytes | str) -> None:
+  """Writes a whole file or nothing: temporary name, fsync, rename."""
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  data = content.encode("utf-8") if isinstance(content, str) else content
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  with open(temporary, "wb") as file:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  """Writes `value` as indented JSON, atomically. NaN and infinity are refused."""
+  text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+  write_atomic(path, text + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    DataError: if the file is not JSON; names the file and the position.
+  """
+  path = Path(path)
+  try:
+    return json.loads(path.read_text("utf-8"))
+  except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    raise DataError(f"{path} is not valid JSON: {error}.") from error
+
+
+def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields (row, record) for each line of a JSON-lines file; rows count from 1.
+
+  Blank lines are passed over (and counted, so that `row` is the line number).
+
+  Raises:
+    DataError: if the file is missing or has no record, or if a row is not UTF-8,
+      not JSON, or not an object. The message names file and row.
+  """
+  path = Path(path)
+  if not path.is_file():
+    raise DataError(f"{path} does not exist (or is not a file).")
+  found = False
+  with open(path, "rb") as file:
+    for row, line in enumerate(file, start=1):
+      if not line.strip():
+        continue
+      try:
+        text = line.decode("utf-8")
+      except UnicodeDecodeError as error:
+        raise DataError(
+          f"Row {row} of {path} is not valid UTF-8 (byte {error.start} of the "
+          "row). Re-encode the file as UTF-8."
+        ) from error
+      try:
+        record = json.loads(text)
+      except json.JSONDecodeError as error:
+        raise DataError(f"Row {row} of {path} is not JSON: {error}.") from error
+      if not isinstance(record, dict):
+        raise DataError(
+          f"Row {row} of {path} is a JSON {type(record).__name__}; an object "
+          "with named fields is required."
+        )
+      found = True
+      yield row, record
+  if not found:
+    raise DataError(f"{path} is empty: it holds no record.")
+
+
+def require_text(
+  record: dict[str, Any], field: str, *, path: str | os.PathLike, row: int
+) -> str:
+  """Returns a text field of a record, or says what is wrong with it.
+
+  Raises:
+    DataError: if the field is missing, not a string, or blank.
+  """
+  if field not in record:
+    found = ", ".join(repr(name) for name in record) or "nothing"
+    raise DataError(f"Row {row} of {path} has no {field!r} field (found: {found}).")
+  value = record[field]
+  if not isinstance(value, str):
+    raise DataError(
+      f"Row {row} of {path}: field {field!r} is a {type(value).__name__} "
+      f"({value!r}); text is required."
+    )
+  if not value.strip():
+    raise DataError(f"Row {row} of {path}: field {field!r} is blank.")
+  return value
+
+
+class JsonlLog:
+  """An append-only log of JSON records that survives being killed.
+
+  A record counts once its line ends in a newline; a torn last line (the process
+  died while writing) is cut off when the log is opened.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    self.path = Path(path)
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    self._repair()
+    self._file = open(self.path, "ab")
+
+  def _repair(self) -> None:
+    if not self.path.exists():
+      return
+    data = self.path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end != len(data):
+      with open(self.path, "r+b") as file:
+        file.truncate(end)
+
+  def append(self, record: dict[str, Any]) -> None:
+    """Appends one record and hands it to the operating system."""
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    self._file.write(line.encode("utf-8") + b"\n")
+    self._file.flush()
+
+  def records(self) -> list[dict[str, Any]]:
+    """Returns all whole records, oldest first."""
+    with open(self.path, encoding="utf-8") as file:
+      return [json.loads(line) for line in file]
+
+  def keep_only(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrites the log with the records for which `keep` is true, atomically."""
+    kept = [record for record in self.records() if keep(record)]
+    self._file.close()
+    lines = [json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in kept]
+    write_atomic(self.path, "".join(lines))
+    self._file = open(self.path, "ab")
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+  """Returns the SHA-256 of a file's bytes in hexadecimal."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_sha256(text: str) -> str:
+  """Returns the SHA-256 of a text's UTF-8 bytes in hexadecimal."""
+  return hashlib.sha256(text.encode("utf-8")).hexdigest()

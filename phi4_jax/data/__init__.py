@@ -1,0 +1,1 @@
+"""Documents to token rows to batches; nothing is imported from here."""

@@ -1,0 +1,382 @@
+"""SeqIO tasks: the registry of data, and the way from a task to rows on disk.
+
+The only file that imports seqio, and with it TensorFlow; nothing imports it at the
+top of a module. `make_task` registers one of our sources as a SeqIO task;
+`materialize_task` turns a task, ours or any registered one, into a dataset.
+
+SeqIO's feature converters are not used: they take id 0 for padding, and shift and
+mask on their own; here `packing.py` and `batch.py` do that.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from phi4_jax.common.errors import ConfigError, DataError
+from phi4_jax.data.chat import EncodedDocument, encode_document
+from phi4_jax.data.documents import Document, document_from_json, document_to_json
+from phi4_jax.data.materialize import (
+  ROWS_PER_SHARD,
+  Manifest,
+  Progress,
+  write_dataset,
+)
+from phi4_jax.data.packing import PackingConfig
+from phi4_jax.data.sources import Source
+from phi4_jax.data.vocabularies import Vocabulary
+
+# Documents that cross between TensorFlow and Python together; one by one, the
+# crossing costs many times the tokenizing.
+_GROUP = 256
+
+
+class SeqioVocabulary(seqio.Vocabulary):
+  """One of our vocabularies as SeqIO sees it; equal when the fingerprints are."""
+
+  def __init__(self, vocabulary: Vocabulary):
+    super().__init__()
+    self.wrapped = vocabulary
+
+  @property
+  def eos_id(self) -> int:
+    return self.wrapped.eos_id
+
+  @property
+  def bos_id(self) -> None:
+    return None
+
+  @property
+  def unk_id(self) -> None:
+    return None
+
+  @property
+  def _base_vocab_size(self) -> int:
+    return self.wrapped.size
+
+  def _encode(self, s: str) -> list[int]:
+    return self.wrapped.encode(s)
+
+  def _decode(self, ids) -> str:
+    return self.wrapped.decode(ids)
+
+  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+    def encode(text: Any) -> np.ndarray:
+      # Bytes in a graph, a 0-d array of bytes outside of one.
+      content = text if isinstance(text, bytes) else text.item()
+      return np.asarray(self.wrapped.encode(content.decode("utf-8")), np.int32)
+
+    # Stateful functions would break tf.data checkpoints.
+    token_ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
+    token_ids.set_shape([None])
+    return token_ids
+
+  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+    def decode(token_ids: np.ndarray) -> Any:
+      if token_ids.ndim == 1:
+        return self.wrapped.decode(token_ids.tolist()).encode("utf-8")
+      texts = [self.wrapped.decode(row.tolist()).encode("utf-8") for row in token_ids]
+      return np.asarray(texts, object)
+
+    text = tf.numpy_function(decode, [ids], tf.string, stateful=False)
+    text.set_shape(ids.shape[:-1])
+    return text
+
+  def __eq__(self, other: object) -> bool:
+    return (
+      isinstance(other, SeqioVocabulary)
+      and other.wrapped.fingerprint == self.wrapped.fingerprint
+    )
+
+  def __hash__(self) -> int:
+    return hash(self.wrapped.fingerprint)
+
+
+class _Relay:
+  """Keeps the exception that TensorFlow turns into its own on the way out."""
+
+  def __init__(self):
+    self.error: Exception | None = None
+
+  def __call__(self, function: Callable) -> Callable:
+    @functools.wraps(function)
+    def guarded(*args):
+      try:
+        return function(*args)
+      except Exception as error:
+        self.error = error
+        raise
+
+    return guarded
+
+  def iterate(self, items: Iterator) -> Iterator:
+    try:
+      yield from items
+    except Exception as error:
+      self.error = error
+      raise
+
+
+# What our own tasks were made of: task name -> (recipe of the source, relay).
+_MADE: dict[str, tuple[dict[str, Any], _Relay]] = {}
+
+
+def make_task(name: str, source: Source, vocabulary: Vocabulary) -> seqio.Task:
+  """Registers a source as a SeqIO task with features `token_ids` and `loss_mask`.
+
+  An example is one document; its features `token_ids` (int32 [tokens]) and
+  `loss_mask` (int32 [tokens], 1 = counts) are what `chat.encode_document` gives,
+  and `id` names it. Registering the same again returns the first task.
+
+  Raises:
+    ConfigError: if the name is taken by another task.
+  """
+  recipe = source.recipe()
+  if name in seqio.TaskRegistry.names():
+    task = seqio.TaskRegistry.get(name)
+    made = _MADE.get(name)
+    wrapper = SeqioVocabulary(vocabulary)
+    if made and made[0] == recipe and _feature_vocabulary(task, "token_ids") == wrapper:
+      return task
+    raise ConfigError(
+      f"A SeqIO task {name!r} exists already and was made otherwise. Choose another "
+      "name."
+    )
+  relay = _Relay()
+  _MADE[name] = (recipe, relay)
+
+  def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None):
+    del split, shuffle_files, seed  # one split; rows are shuffled when they are read
+
+    def groups() -> Iterator[dict[str, list[str]]]:
+      documents = relay.iterate(source.documents())
+      while group := list(itertools.islice(documents, _GROUP)):
+        yield {"document": [document_to_json(document) for document in group]}
+
+    signature = {"document": tf.TensorSpec([None], tf.string)}
+    return tf.data.Dataset.from_generator(groups, output_signature=signature).unbatch()
+
+  return seqio.TaskRegistry.add(
+    name,
+    source=seqio.FunctionDataSource(dataset_fn, splits=["train"]),
+    preprocessors=[_make_tokenizer(vocabulary, relay)],
+    output_features={
+      "token_ids": seqio.Feature(SeqioVocabulary(vocabulary), add_eos=False),
+      "loss_mask": seqio.Feature(seqio.PassThroughVocabulary(2), add_eos=False),
+    },
+    metric_fns=[],
+  )
+
+
+def _make_tokenizer(
+  vocabulary: Vocabulary, relay: _Relay
+) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+  """Returns the preprocessor that encodes documents, many at a crossing."""
+
+  @relay
+  def encode(lines: np.ndarray) -> tuple[np.ndarray, ...]:
+    encoded = [encode_document(document_from_json(line), vocabulary) for line in lines]
+    return (
+      np.asarray([document.id.encode() for document in encoded], object),
+      np.concatenate([document.token_ids for document in encoded]),
+      np.concatenate([document.loss_mask for document in encoded]).astype(np.int32),
+      np.asarray([len(document.token_ids) for document in encoded], np.int64),
+    )
+
+  def encode_group(group: dict[str, tf.Tensor]) -> dict[str, Any]:
+    ids, tokens, mask, lengths = tf.numpy_function(
+      encode,
+      [group["document"]],
+      [tf.string, tf.int32, tf.int32, tf.int64],
+      stateful=False,
+    )
+    for tensor in (ids, tokens, mask, lengths):
+      tensor.set_shape([None])
+    return {
+      "id": ids,
+      "token_ids": tf.RaggedTensor.from_row_lengths(tokens, lengths, validate=False),
+      "loss_mask": tf.RaggedTensor.from_row_lengths(mask, lengths, validate=False),
+    }
+
+  def tokenize_documents(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    return dataset.batch(_GROUP).map(encode_group).unbatch()
+
+  return tokenize_documents
+
+
+def materialize_task(
+  task: str | seqio.Task,
+  out_dir: str | Path,
+  *,
+  vocabulary: Vocabulary,
+  packing: PackingConfig,
+  split: str = "train",
+  rows_per_shard: int = ROWS_PER_SHARD,
+  on_progress: Callable[[Progress], None] | None = None,
+) -> Manifest:
+  """Runs a task once, in order, and writes its documents as packed rows.
+
+  What counts in the loss follows from the task's features:
+    token_ids, loss_mask   as they say (tasks of `make_task`)
+    tokens                 every token
+    inputs, targets        the targets; one after the other, no token added
+    text                   (strings) every token and a closing eos
+  `inputs` and `targets` that are strings become a user and an assistant turn.
+
+  A dataset that is complete is not made again. A task that this file did not make
+  is known by its name only: after changing it, choose another folder.
+
+  Raises:
+    ConfigError: if the task is unknown or a mixture, has none of these features, or
+      uses another vocabulary; or if the folder holds another dataset.
+    DataError: if a document is unusable.
+  """
+  found = _get_task(task) if isinstance(task, str) else task
+  recipe, relay = _MADE.get(found.name, ({"seqio_task": found.name}, _Relay()))
+  if found.name not in _MADE:
+    recipe = {**recipe, "split": split}
+  read = _choose_reader(found, vocabulary)
+
+  def documents() -> Iterator[EncodedDocument]:
+    try:
+      dataset = found.get_dataset(
+        sequence_length=None,
+        split=split,
+        shuffle=False,
+        num_epochs=1,
+        try_in_mem_cache=False,
+      )
+      number = 0
+      for group in dataset.ragged_batch(_GROUP):
+        for name, document in read(group):
+          yield document._replace(id=name or f"{found.name}:{number}")
+          number += 1
+    except tf.errors.OpError as error:
+      if relay.error is not None:
+        raise relay.error from None
+      raise DataError(f"SeqIO task {found.name} failed: {error.message}") from error
+
+  relay.error = None
+  return write_dataset(
+    documents(),
+    out_dir,
+    task=found.name,
+    source=recipe,
+    vocabulary=vocabulary,
+    packing=packing,
+    rows_per_shard=rows_per_shard,
+    on_progress=on_progress,
+  )
+
+
+def _get_task(name: str) -> seqio.Task:
+  if name in seqio.MixtureRegistry.names():
+    raise ConfigError(
+      f"{name!r} is a SeqIO mixture. Materialize its tasks one by one and give their "
+      "weights in DataConfig.datasets, where they are fractions of tokens."
+    )
+  if name not in seqio.TaskRegistry.names():
+    known = ", ".join(sorted(seqio.TaskRegistry.names())) or "none"
+    raise ConfigError(
+      f"There is no SeqIO task {name!r}. Import the module that registers it. "
+      f"Registered: {known}."
+    )
+  return seqio.TaskRegistry.get(name)
+
+
+def _feature_vocabulary(task: seqio.Task, feature: str) -> Any:
+  declared = task.output_features.get(feature)
+  return declared.vocabulary if declared is not None else None
+
+
+# Reads a group of examples: yields (name or "", document).
+_Reader = Callable[[dict[str, Any]], Iterator[tuple[str, EncodedDocument]]]
+
+
+def _choose_reader(task: seqio.Task, vocabulary: Vocabulary) -> _Reader:
+  """Returns how this task's examples are read, by their declared features."""
+  features = task.output_features
+  for names in (("token_ids", "loss_mask"), ("tokens",), ("inputs", "targets")):
+    if not set(names) <= set(features):
+      continue
+    if features[names[-1]].dtype == tf.string:
+      return functools.partial(_read_exchanges, vocabulary=vocabulary)
+    for name in names:
+      if name != "loss_mask":
+        _check_vocabulary(task, name, vocabulary)
+    return functools.partial(_read_tokens, names=names)
+  if "text" in features and features["text"].dtype == tf.string:
+    return functools.partial(_read_texts, vocabulary=vocabulary)
+  raise ConfigError(
+    f"SeqIO task {task.name} has the features {', '.join(features)}; required are "
+    "token_ids and loss_mask, or tokens, or inputs and targets, or text (string)."
+  )
+
+
+def _check_vocabulary(task: seqio.Task, feature: str, vocabulary: Vocabulary) -> None:
+  if _feature_vocabulary(task, feature) != SeqioVocabulary(vocabulary):
+    raise ConfigError(
+      f"SeqIO task {task.name} makes {feature!r} with another vocabulary than the one "
+      "given. Register the task with SeqioVocabulary(vocabulary)."
+    )
+
+
+def _names(group: dict[str, Any], count: int) -> list[str]:
+  if "id" not in group or group["id"].dtype != tf.string:
+    return [""] * count
+  return [name.decode("utf-8") for name in group["id"].numpy()]
+
+
+def _ragged(feature: Any) -> list[np.ndarray]:
+  """Splits a group's feature [documents, (tokens)] into one array a document."""
+  if isinstance(feature, tf.RaggedTensor):
+    ends = feature.row_splits.numpy()[1:-1]
+    return np.split(feature.flat_values.numpy(), ends)
+  return list(feature.numpy())
+
+
+def _read_tokens(
+  group: dict[str, Any], *, names: tuple[str, ...]
+) -> Iterator[tuple[str, EncodedDocument]]:
+  parts = [_ragged(group[name]) for name in names]
+  for name, *arrays in zip(_names(group, len(parts[0])), *parts, strict=True):
+    first = arrays[0].astype(np.int32)
+    if names[-1] == "targets":
+      mask = np.repeat([False, True], [len(array) for array in arrays])
+      first = np.concatenate(arrays).astype(np.int32)
+    elif names[-1] == "loss_mask":
+      mask = arrays[1].astype(bool)
+    else:
+      mask = np.ones(len(first), bool)
+    yield name, EncodedDocument(name, first, mask)
+
+
+def _read_texts(
+  group: dict[str, Any], *, vocabulary: Vocabulary
+) -> Iterator[tuple[str, EncodedDocument]]:
+  texts = group["text"].numpy()
+  for name, text in zip(_names(group, len(texts)), texts, strict=True):
+    document = Document(id=name or "(unnamed)", text=text.decode("utf-8"))
+    yield name, encode_document(document, vocabulary)
+
+
+def _read_exchanges(
+  group: dict[str, Any], *, vocabulary: Vocabulary
+) -> Iterator[tuple[str, EncodedDocument]]:
+  inputs, targets = group["inputs"].numpy(), group["targets"].numpy()
+  for name, question, answer in zip(
+    _names(group, len(inputs)), inputs, targets, strict=True
+  ):
+    document = Document(
+      id=name or "(unnamed)",
+      messages=(
+        {"role": "user", "content": question.decode("utf-8")},
+        {"role": "assistant", "content": answer.decode("utf-8")},
+      ),
+    )
+    yield name, encode_document(document, vocabulary)

@@ -1,0 +1,1 @@
+"""Measures a sampler on tasks with checkable answers, with honest intervals."""

@@ -1,0 +1,1 @@
+"""The tasks: one file each, about a hundred lines."""

@@ -1,0 +1,114 @@
+"""What a Phi-4 style decoder looks like: sizes, numerics and layout.
+
+Field names are those of the Hugging Face `Phi3Config`. Knows numbers only;
+refuses to know arrays, meshes and gin.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+
+from phi4_jax.common.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+  """Sizes and switches of a decoder-only transformer.
+
+  Source: arXiv:2412.08905 §3 (phi-3-medium's architecture, full attention, a
+    vocabulary padded to 100,352) and the released model's configuration.
+  Differs: initializer_range comes from the released configuration (the paper
+    does not give the initialisation); float32 master weights with a separate
+    compute dtype are our choice (the paper does not state the precision).
+
+  Attributes:
+    vocab_size: rows of the embedding, unused padding ids included.
+    hidden_size: width of the residual stream.
+    intermediate_size: width of the gated MLP.
+    num_hidden_layers: number of blocks.
+    num_attention_heads: query heads.
+    num_key_value_heads: key-value heads; each serves an equal block of query heads.
+    head_dim: width of a head; None means hidden_size / num_attention_heads.
+    max_position_embeddings: longest sequence (or cache) that is accepted.
+    rope_theta: base of the rotary frequencies (10,000 in 4K pretraining, 250,000
+      from midtraining on).
+    rms_norm_eps: added to the variance.
+    sliding_window: a query sees this many latest positions, its own included;
+      None means all.
+    tie_word_embeddings: use the embedding, transposed, as the output head.
+    initializer_range: standard deviation of all initial matrices.
+    compute_dtype: dtype of activations and products; masters stay float32 and
+      sums (softmax, norms, losses, product accumulation) are float32 always.
+    scan_layers: whether `init_params` stacks the layers along a leading axis
+      (compiles once for all layers) or makes layers_0, layers_1, ...
+    remat: what the backward pass recomputes. "none" keeps every intermediate,
+      "full" keeps block inputs only, "dots" keeps the results of the projections.
+    attention: implementation of the attention operation (kernels/attention).
+  """
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_hidden_layers: int
+  num_attention_heads: int
+  num_key_value_heads: int
+  head_dim: int | None = None
+  max_position_embeddings: int
+  rope_theta: float = 10_000.0
+  rms_norm_eps: float = 1e-5
+  sliding_window: int | None = None
+  tie_word_embeddings: bool = False
+  initializer_range: float = 0.02
+  compute_dtype: Literal["float32", "bfloat16"] = "float32"
+  scan_layers: bool = True
+  remat: Literal["none", "full", "dots"] = "none"
+  attention: Literal["auto", "reference", "chunked"] = "auto"
+
+  def __post_init__(self):
+    for name in (
+      "vocab_size",
+      "hidden_size",
+      "intermediate_size",
+      "num_hidden_layers",
+      "num_attention_heads",
+      "num_key_value_heads",
+      "max_position_embeddings",
+      "rope_theta",
+      "rms_norm_eps",
+      "initializer_range",
+    ):
+      value = getattr(self, name)
+      if not value > 0:
+        raise ConfigError(f"ModelConfig.{name} ({value}) must be positive.")
+    for name in ("head_dim", "sliding_window"):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ConfigError(f"ModelConfig.{name} ({value}) must be positive or None.")
+    heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+    if heads % kv_heads:
+      raise ConfigError(
+        f"ModelConfig.num_attention_heads ({heads}) must be a multiple of "
+        f"num_key_value_heads ({kv_heads}). Change ModelConfig.num_key_value_heads."
+      )
+    if self.head_dim is None and self.hidden_size % heads:
+      raise ConfigError(
+        f"ModelConfig.hidden_size ({self.hidden_size}) must be a multiple of "
+        f"num_attention_heads ({heads}) when head_dim is None. Change one of them, "
+        "or set ModelConfig.head_dim."
+      )
+    if self.head_width % 2:
+      raise ConfigError(
+        f"ModelConfig.head_dim ({self.head_width}) must be even: rotary positions "
+        "turn pairs of dimensions."
+      )
+
+  @property
+  def head_width(self) -> int:
+    """H: `head_dim`, or hidden_size / num_attention_heads when that is None."""
+    return self.head_dim or self.hidden_size // self.num_attention_heads
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    """`compute_dtype` as a dtype."""
+    return jnp.dtype(self.compute_dtype)

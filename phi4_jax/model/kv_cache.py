@@ -1,0 +1,122 @@
+"""Keys and values of what has been read, as plain arrays passed in and out.
+
+One array per layer, so that a decode loop updates each in place and never slices
+a stack of layers. Knows shapes; refuses to know when a row has finished.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from phi4_jax.common.axes import Array, Float, Int
+from phi4_jax.common.errors import ConfigError
+from phi4_jax.model.config import ModelConfig
+
+
+@struct.dataclass
+class KVCache:
+  """Slots 0..S of every row; all rows are written at the same slot.
+
+  Rows of different length need no shifting: a slot that holds padding has segment
+  0 and is never attended to. Two prompts of 3 and 1 tokens and one decoded token:
+
+      positions    [[0, 1, 2, 3, 0], [0, 0, 0, 1, 0]]
+      segment_ids  [[1, 1, 1, 1, 0], [1, 0, 0, 1, 0]]   length 4
+
+  Attributes (fields are `Any` so that the tree may also hold shardings):
+    keys: one [B, S, K, H] array per layer, already rotated.
+    values: one [B, S, K, H] array per layer.
+    positions: [B, S] int32.
+    segment_ids: [B, S] int32; 0 = empty slot or padding.
+    length: int32 scalar, the next slot to be written.
+  """
+
+  keys: Any
+  values: Any
+  positions: Any
+  segment_ids: Any
+  length: Any
+
+  @property
+  def capacity(self) -> int:
+    """S, the number of slots."""
+    return self.positions.shape[1]
+
+
+def init_cache(
+  config: ModelConfig, batch: int, capacity: int, dtype: Any = None
+) -> KVCache:
+  """Returns an empty cache of `capacity` slots for `batch` rows.
+
+  Args:
+    config: the model; gives layers, key-value heads and head width.
+    batch: B.
+    capacity: S, prompt plus new tokens.
+    dtype: of keys and values; None means the compute dtype.
+
+  Raises:
+    ConfigError: if `capacity` exceeds the model's longest sequence.
+  """
+  if not 0 < capacity <= config.max_position_embeddings:
+    raise ConfigError(
+      f"A cache of {capacity} slots does not fit ModelConfig.max_position_embeddings "
+      f"({config.max_position_embeddings}). Shorten the prompt plus completion."
+    )
+  shape = (batch, capacity, config.num_key_value_heads, config.head_width)
+  dtype = dtype or config.dtype
+
+  def zeros() -> tuple[jax.Array, ...]:
+    return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
+
+  slots = jnp.zeros((batch, capacity), jnp.int32)
+  return KVCache(
+    keys=zeros(),
+    values=zeros(),
+    positions=slots,
+    segment_ids=jnp.zeros_like(slots),
+    length=jnp.zeros((), jnp.int32),
+  )
+
+
+def check_room(cache: KVCache, num_new: int) -> None:
+  """Refuses new tokens that cannot fit (as far as that is known while tracing).
+
+  Inside a loop the length is not known; the loop must stop at the capacity, since
+  a write past the end would land on the last slots.
+
+  Raises:
+    ValueError: if the new tokens exceed the capacity or the slots left.
+  """
+  used = 0 if isinstance(cache.length, jax.core.Tracer) else int(cache.length)
+  if used + num_new > cache.capacity:
+    raise ValueError(
+      f"{num_new} new tokens after {used} do not fit a cache of {cache.capacity} "
+      "slots. Make it with a larger capacity (init_cache)."
+    )
+
+
+def write_slots(
+  cache: KVCache, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]
+) -> KVCache:
+  """Marks slots length..length+T as holding the new tokens.
+
+  Keys and values of these slots are written layer by layer (`write_layer`).
+  """
+  start = (0, cache.length)
+  update = jax.lax.dynamic_update_slice
+  return cache.replace(
+    positions=update(cache.positions, positions.astype(jnp.int32), start),
+    segment_ids=update(cache.segment_ids, segment_ids.astype(jnp.int32), start),
+    length=cache.length + positions.shape[1],
+  )
+
+
+def write_layer(
+  slots: Float[Array, "B S K H"],
+  new: Float[Array, "B T K H"],
+  start: Int[Array, ""],
+) -> Float[Array, "B S K H"]:
+  """Writes one layer's new keys or values at slots start..start+T of all rows."""
+  return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), (0, start, 0, 0))

@@ -1,0 +1,89 @@
+"""RMSNorm, projection, embedding and gated MLP: modules without attention.
+
+Every parameter is a float32 leaf called `weight` and is cast to the dtype of the
+activations where it is used. No biases anywhere.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kernels.matmul import matmul
+from phi4_jax.common.axes import Array, Float, Int
+from phi4_jax.model.config import ModelConfig
+
+
+def rms_norm(
+  x: Float[Array, "*lead D"], weight: Float[Array, "D"], eps: float
+) -> Float[Array, "*lead D"]:
+  """Divides by the root mean square (float32), casts back, then scales.
+
+  x / sqrt(mean(x^2) + eps) * weight; the order cast, then scale, is that of the
+  released model.
+  """
+  wide = x.astype(jnp.float32)
+  variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+  normalised = (wide * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
+  return normalised * weight.astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+  """`rms_norm` with a learned scale that starts at one."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*lead D"]) -> Float[Array, "*lead D"]:
+    weight = self.param("weight", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+    return rms_norm(x, weight, self.eps)
+
+
+class Projection(nn.Module):
+  """A matrix stored as [in, out], without bias."""
+
+  features: int
+  initializer_range: float
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*lead I"]) -> Float[Array, "*lead O"]:
+    weight = self.param(
+      "weight",
+      nn.initializers.normal(self.initializer_range),
+      (x.shape[-1], self.features),
+      jnp.float32,
+    )
+    return matmul(x, weight)
+
+
+class Embedding(nn.Module):
+  """A [V, D] table of vectors. An id outside it gives NaN, not another vector."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    config = self.config
+    weight = self.param(
+      "weight",
+      nn.initializers.normal(config.initializer_range),
+      (config.vocab_size, config.hidden_size),
+      jnp.float32,
+    )
+    return jnp.take(weight, token_ids, axis=0, mode="fill").astype(config.dtype)
+
+
+class MLP(nn.Module):
+  """SwiGLU: down(up(x) * silu(gate(x)))."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    config = self.config
+
+    def projection(features: int, name: str) -> Projection:
+      return Projection(features, config.initializer_range, name=name)
+
+    gate = projection(config.intermediate_size, "gate_proj")(x)
+    up = projection(config.intermediate_size, "up_proj")(x)
+    return projection(config.hidden_size, "down_proj")(up * jax.nn.silu(gate))

@@ -1,0 +1,234 @@
+"""The decoder: embedding, blocks, final norm, output head, as pure functions.
+
+Parameters are nested dicts whose leaves carry the Hugging Face names, with every
+projection stored as [in, out]:
+
+    embed_tokens.weight                    [V, D]
+    layers.input_layernorm.weight          [L, D]
+    layers.self_attn.q_proj.weight         [L, D, N*H]   (k_proj, v_proj: K*H)
+    layers.self_attn.o_proj.weight         [L, N*H, D]
+    layers.post_attention_layernorm.weight [L, D]
+    layers.mlp.gate_proj.weight            [L, D, F]     (up_proj alike)
+    layers.mlp.down_proj.weight            [L, F, D]
+    norm.weight                            [D]
+    lm_head.weight                         [D, V]        (absent when tied)
+
+Unstacked, `layers` becomes layers_0, layers_1, ... without the leading axis. The
+layout of the parameters decides how the forward pass runs: stacked layers are
+scanned, separate ones unrolled. Refuses to know batches, losses and optimizers.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kernels.matmul import matmul, transpose
+from phi4_jax.common.axes import Array, Float, Int, Params
+from phi4_jax.common.errors import ConfigError
+from phi4_jax.model.attention import AttentionInputs, LayerCache, SelfAttention
+from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.kv_cache import KVCache, check_room, write_slots
+from phi4_jax.model.layers import MLP, Embedding, Projection, RMSNorm
+from phi4_jax.model.rope import rope_cos_sin
+from phi4_jax.model.sharding import check_mesh, constrain_activations
+
+# What the backward pass may keep of a block, by ModelConfig.remat.
+_REMAT_POLICIES = {
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Block(nn.Module):
+  """x += attention(norm(x)); x += mlp(norm(x))."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    inputs: AttentionInputs,
+    layer_cache: LayerCache | None = None,
+  ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+    config = self.config
+    y = RMSNorm(config.rms_norm_eps, name="input_layernorm")(x)
+    y, layer_cache = SelfAttention(config, name="self_attn")(y, inputs, layer_cache)
+    x = constrain_activations(x + y)
+    y = RMSNorm(config.rms_norm_eps, name="post_attention_layernorm")(x)
+    x = constrain_activations(x + MLP(config, name="mlp")(y))
+    return x, layer_cache
+
+
+class Transformer(nn.Module):
+  """Token ids to final hidden states. Use `forward`; this is its body."""
+
+  config: ModelConfig
+  scanned: bool
+
+  @nn.compact
+  def __call__(
+    self,
+    token_ids: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+    cache: KVCache | None = None,
+  ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+    config = self.config
+    x = constrain_activations(Embedding(config, name="embed_tokens")(token_ids))
+    start = None if cache is None else cache.length
+    if cache is not None:
+      cache = write_slots(cache, positions, segment_ids)
+    cos, sin = rope_cos_sin(positions, config.head_width, config.rope_theta)
+    inputs = AttentionInputs(
+      cos=cos,
+      sin=sin,
+      q_positions=positions,
+      q_segment_ids=segment_ids,
+      kv_positions=positions if cache is None else cache.positions,
+      kv_segment_ids=segment_ids if cache is None else cache.segment_ids,
+      start=start,
+    )
+    x, cache = self._run_layers(x, inputs, cache)
+    x = RMSNorm(config.rms_norm_eps, name="norm")(x)
+    if self.is_initializing() and not config.tie_word_embeddings:
+      # Only makes the leaf: the head is applied by `compute_logits` or the loss.
+      Projection(config.vocab_size, config.initializer_range, name="lm_head")(x)
+    return x, cache
+
+  def _run_layers(self, x, inputs, cache):
+    config = self.config
+    block = Block
+    if config.remat != "none" and cache is None:
+      # Inside a scan the loop itself keeps XLA from undoing the recomputation.
+      block = nn.remat(
+        Block, policy=_REMAT_POLICIES[config.remat], prevent_cse=not self.scanned
+      )
+    if self.scanned:
+      layers = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=config.num_hidden_layers,
+      )
+      x, _ = layers(config, name="layers")(x, inputs)
+      return x, cache
+    written = []
+    for i in range(config.num_hidden_layers):
+      layer_cache = None if cache is None else (cache.keys[i], cache.values[i])
+      x, layer_cache = block(config, name=f"layers_{i}")(x, inputs, layer_cache)
+      written.append(layer_cache)
+    if cache is not None:
+      keys, values = zip(*written, strict=True)
+      cache = cache.replace(keys=keys, values=values)
+    return x, cache
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
+  """Draws float32 parameters: normal matrices, norm scales of one.
+
+  The same key gives the same numbers with and without `scan_layers`.
+
+  Source: the released configuration's initializer_range.
+  Differs: the paper does not state the initialisation.
+  """
+  ids = jnp.zeros((1, 1), jnp.int32)
+  model = Transformer(config, scanned=True)
+  params = model.init(key, ids, positions=ids, segment_ids=ids)["params"]
+  return params if config.scan_layers else unstack_layers(params, config)
+
+
+def abstract_params(config: ModelConfig) -> dict[str, Any]:
+  """Returns the shapes and dtypes of `init_params` without making arrays."""
+  return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+
+
+def forward(
+  params: Params,
+  config: ModelConfig,
+  token_ids: Int[Array, "B T"],
+  *,
+  positions: Int[Array, "B T"],
+  segment_ids: Int[Array, "B T"],
+  cache: KVCache | None = None,
+) -> tuple[Float[Array, "B T D"], KVCache | None]:
+  """Runs the decoder up to and including the final norm.
+
+  A token sees the earlier and its own position of its own segment, in `token_ids`
+  and in the cache. With a cache, the T tokens are written to its next T slots; a
+  row shorter than T is padded with segment 0.
+
+  Args:
+    params: stacked or separate layers; of any float dtype (cast where used).
+    config: the model.
+    token_ids: ids below vocab_size (another id gives NaN).
+    positions: counted from 0 within each segment.
+    segment_ids: 1, 2, ... for the documents of a row; 0 for padding, which sees
+      nothing and is seen by nothing.
+    cache: what was read before, or None. Requires separate layers
+      (`unstack_layers`), so that a decode loop copies no weights.
+
+  Returns:
+    Hidden states in the compute dtype, and the new cache (None without one).
+
+  Raises:
+    ConfigError: if T exceeds max_position_embeddings, the mesh that is set does
+      not fit the model, or a cache is given with stacked layers.
+    ValueError: if the new tokens do not fit the cache.
+  """
+  scanned = "layers" in params
+  if token_ids.shape[1] > config.max_position_embeddings:
+    raise ConfigError(
+      f"Rows of {token_ids.shape[1]} tokens exceed "
+      f"ModelConfig.max_position_embeddings ({config.max_position_embeddings})."
+    )
+  if cache is not None:
+    if scanned:
+      raise ConfigError(
+        "A cached forward pass needs separate layers (layers_0, layers_1, ...), got "
+        "stacked ones. Call unstack_layers(params, config) once before the loop."
+      )
+    check_room(cache, token_ids.shape[1])
+  check_mesh(jax.sharding.get_abstract_mesh(), config)
+  return Transformer(config, scanned=scanned).apply(
+    {"params": params}, token_ids, positions, segment_ids, cache
+  )
+
+
+def output_head(params: Params, config: ModelConfig) -> Float[Array, "D V"]:
+  """Returns the matrix from hidden states to logits, in the masters' dtype."""
+  if config.tie_word_embeddings:
+    return transpose(params["embed_tokens"]["weight"])
+  return params["lm_head"]["weight"]
+
+
+def compute_logits(
+  params: Params, config: ModelConfig, hidden: Float[Array, "*lead D"]
+) -> Float[Array, "*lead V"]:
+  """Returns float32 logits: product in `hidden.dtype`, float32 accumulation."""
+  return matmul(hidden, output_head(params, config), jnp.dtype(jnp.float32))
+
+
+def unstack_layers(params: Params, config: ModelConfig) -> dict[str, Any]:
+  """Turns stacked layers [L, ...] into layers_0, layers_1, ...; else a copy."""
+  params = dict(params)
+  stacked = params.pop("layers", None)
+  if stacked is not None:
+    for i in range(config.num_hidden_layers):
+      params[f"layers_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+  return params
+
+
+def stack_layers(params: Params) -> dict[str, Any]:
+  """Turns layers_0, layers_1, ... into one stack along axis 0; else a copy."""
+  names = [name for name in params if name.startswith("layers_")]
+  layers = [params[f"layers_{i}"] for i in range(len(names))]
+  rest = {name: value for name, value in params.items() if name not in names}
+  if not layers:
+    return rest
+  return rest | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}

@@ -1,0 +1,1 @@
+"""Draws completions from a model: the filtered law, and a batched sampler."""

@@ -1,0 +1,69 @@
+"""Package metadata of phi4_jax: what it needs to run, and what each extra adds.
+
+`requirements.lock` pins the whole set (core + data + dev) with hashes; it is
+made from this file by `make lock`.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+  "jax>=0.10.1,<0.12",
+  "flax>=0.12.5,<0.13",
+  "optax>=0.2.8,<0.3",
+  "orbax-checkpoint>=0.12.5,<0.13",
+  "grain>=0.2.18,<0.3",
+  "array-record>=0.8",
+  "sentencepiece==0.2.2",  # 0.2.3 needs a protobuf that Beam and seqio refuse
+  "gin-config==0.5.0",
+  "numpy>=2.0",
+  "etils[epath]",
+  "jaxtyping>=0.3",
+  "tensorboardX>=2.6",  # writes event files without TensorFlow
+  "matplotlib>=3.9",
+]
+
+EXTRAS = {
+  # Offline data preparation. tensorflow-text needs the distribution named
+  # tensorflow (tensorflow-cpu does not satisfy it).
+  "data": [
+    "seqio>=0.0.20",
+    "tensorflow-datasets>=4.9.10",
+    "tensorflow>=2.21,<2.22",
+    "tensorflow-text>=2.21,<2.22",
+    "protobuf>=6.33,<7",  # what sentencepiece 0.2.2 and Beam were generated for
+  ],
+  "tpu": ["jax[tpu]>=0.10.1,<0.12"],
+  "cuda12": ["jax[cuda12]>=0.10.1,<0.12"],
+  # Peers for benchmarks and for making goldens.
+  "bench": ["torch==2.13.0", "transformers>=5.0", "trl>=0.20", "accelerate"],
+  "dev": [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "beartype>=0.20",
+    "hypothesis>=6",
+    "ruff>=0.14",
+    "pyright[nodejs]>=1.1.400",
+    "pre-commit>=4",
+    "tensorboard>=2.20",
+    "setuptools>=77",
+    "wheel",
+  ],
+}
+
+setup(
+  name="phi4_jax",
+  version="0.1.0",
+  description="Phi-4 in JAX: pretraining, fine-tuning and Pivotal Token Search",
+  long_description=(Path(__file__).parent / "README.md").read_text("utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(
+    include=["phi4_jax*", "experiments*", "kernels*", "benchmarks*"]
+  ),
+  install_requires=CORE,
+  extras_require=EXTRAS,
+  entry_points={"console_scripts": ["phi4=experiments.cli:main"]},
+)

@@ -1,0 +1,191 @@
+"""Files are whole or absent, logs survive a kill, and errors name file and row."""
+
+import hashlib
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phi4_jax.common import io
+from phi4_jax.common.errors import DataError
+
+
+def test_write_atomic_makes_folders_and_leaves_nothing_else(tmp_path):
+  path = tmp_path / "a" / "b.txt"
+  io.write_atomic(path, "für\n")
+  assert path.read_bytes() == "für\n".encode()
+  io.write_atomic(path, b"\x00\xff")
+  assert path.read_bytes() == b"\x00\xff"
+  assert os.listdir(path.parent) == ["b.txt"]
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_write_that_dies_leaves_the_old_file(tmp_path, monkeypatch, broken):
+  path = tmp_path / "file.json"
+  io.write_json(path, {"step": 1})
+
+  def die(*_):
+    raise OSError("no space left")
+
+  monkeypatch.setattr(io.os, broken, die)
+  with pytest.raises(OSError, match="no space left"):
+    io.write_json(path, {"step": 2})
+  assert io.read_json(path) == {"step": 1}
+
+
+def test_the_bytes_are_on_disk_before_the_name_changes(tmp_path, monkeypatch):
+  calls = []
+  fsync, replace = os.fsync, os.replace
+  monkeypatch.setattr(io.os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
+  monkeypatch.setattr(
+    io.os, "replace", lambda a, b: (calls.append("replace"), replace(a, b))
+  )
+  io.write_atomic(tmp_path / "x", "text")
+  assert calls == ["fsync", "replace"]
+
+
+@given(
+  st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+  )
+)
+def test_json_comes_back_as_it_was(tmp_path_factory, value):
+  path = tmp_path_factory.getbasetemp() / "value.json"
+  io.write_json(path, value)
+  assert io.read_json(path) == value
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_refuses_what_is_not_json(tmp_path, value):
+  path = tmp_path / "value.json"
+  with pytest.raises(ValueError):
+    io.write_json(path, {"loss": value})
+  assert not path.exists()
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe"])
+def test_read_json_names_the_file(tmp_path, content):
+  path = tmp_path / "config.json"
+  path.write_bytes(content)
+  with pytest.raises(DataError, match=r"config\.json is not valid JSON"):
+    io.read_json(path)
+
+
+def test_read_jsonl_counts_lines_from_one(tmp_path):
+  path = tmp_path / "rows.jsonl"
+  path.write_text('{"a": 1}\n\n  \n{"a": "\u2028"}\n{"a": 3}', "utf-8")
+  assert list(io.read_jsonl(path)) == [
+    (1, {"a": 1}),
+    (4, {"a": "\u2028"}),
+    (5, {"a": 3}),
+  ]
+
+
+@pytest.mark.parametrize(
+  "content, message",
+  [
+    (b'{"a": 1}\n{"a": \n', r"Row 2 of .*rows\.jsonl is not JSON: .*"),
+    (b'{"a": 1}\n[1]\n', r"Row 2 of .*rows\.jsonl is a JSON list; an object"),
+    (b'{"a": "\xff"}\n', r"Row 1 of .*rows\.jsonl is not valid UTF-8 \(byte 7"),
+    (b"\n \n", r"rows\.jsonl is empty: it holds no record"),
+    (b"", r"rows\.jsonl is empty"),
+  ],
+)
+def test_read_jsonl_says_where_a_file_is_bad(tmp_path, content, message):
+  path = tmp_path / "rows.jsonl"
+  path.write_bytes(content)
+  with pytest.raises(DataError, match=message):
+    list(io.read_jsonl(path))
+
+
+def test_read_jsonl_says_that_a_file_is_missing(tmp_path):
+  for path in (tmp_path / "none.jsonl", tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+      list(io.read_jsonl(path))
+
+
+@pytest.mark.parametrize(
+  "record, message",
+  [
+    ({"body": "x", "id": 1}, r"no 'text' field \(found: 'body', 'id'\)"),
+    ({}, r"no 'text' field \(found: nothing\)"),
+    ({"text": 3}, r"field 'text' is a int \(3\); text is required"),
+    ({"text": None}, r"field 'text' is a NoneType"),
+    ({"text": " \n"}, r"field 'text' is blank"),
+  ],
+)
+def test_require_text_says_what_is_wrong(record, message):
+  with pytest.raises(DataError, match=rf"Row 7 of part\.jsonl.*{message}"):
+    io.require_text(record, "text", path="part.jsonl", row=7)
+
+
+def test_require_text_returns_the_text_untouched():
+  assert io.require_text({"text": " a "}, "text", path="p", row=1) == " a "
+
+
+def test_log_keeps_records_over_sessions(tmp_path):
+  path = tmp_path / "runs" / "log.jsonl"
+  log = io.JsonlLog(path)
+  assert log.records() == []
+  log.append({"step": 1, "text": "für\u2028\n"})
+  # A reader sees a record without the log being closed: a kill loses nothing.
+  assert path.read_bytes().count(b"\n") == 1
+  log.close()
+  log = io.JsonlLog(path)
+  log.append({"step": 2})
+  assert log.records() == [{"step": 1, "text": "für\u2028\n"}, {"step": 2}]
+  log.close()
+
+
+def test_a_torn_line_is_cut_at_every_byte(tmp_path):
+  whole = b'{"step": 1, "text": "f\xc3\xbcr"}\n'
+  last = b'{"step": 2, "text": "f\xc3\xbcr"}\n'
+  path = tmp_path / "log.jsonl"
+  for length in range(len(last) + 1):
+    path.write_bytes(whole + last[:length])
+    log = io.JsonlLog(path)
+    expected = 2 if length == len(last) else 1
+    assert len(log.records()) == expected
+    log.append({"step": 3})
+    assert [record["step"] for record in log.records()][-1] == 3
+    assert len(log.records()) == expected + 1
+    log.close()
+
+
+def test_a_log_that_is_one_torn_line_becomes_empty(tmp_path):
+  path = tmp_path / "log.jsonl"
+  path.write_bytes(b'{"step"')
+  log = io.JsonlLog(path)
+  assert log.records() == []
+  assert path.read_bytes() == b""
+  log.close()
+
+
+def test_log_refuses_nan_and_stays_readable(tmp_path):
+  log = io.JsonlLog(tmp_path / "log.jsonl")
+  log.append({"loss": 1.5})
+  with pytest.raises(ValueError):
+    log.append({"loss": float("nan")})
+  assert log.records() == [{"loss": 1.5}]
+  log.close()
+
+
+def test_keep_only_rewrites_and_goes_on(tmp_path):
+  log = io.JsonlLog(tmp_path / "log.jsonl")
+  for step in range(5):
+    log.append({"step": step})
+  log.keep_only(lambda record: record["step"] < 3)
+  log.append({"step": 9})
+  assert [record["step"] for record in log.records()] == [0, 1, 2, 9]
+  log.close()
+  assert os.listdir(tmp_path) == ["log.jsonl"]
+
+
+def test_hashes_are_sha256(tmp_path):
+  path = tmp_path / "x"
+  path.write_text("für", "utf-8")
+  expected = hashlib.sha256("für".encode()).hexdigest()
+  assert io.file_sha256(path) == io.text_sha256("für") == expected

@@ -1,0 +1,64 @@
+"""The sampling law refuses nonsense; the scripted sampler keeps the protocol."""
+
+import dataclasses
+
+import pytest
+
+from phi4_jax.common.errors import ConfigError
+from phi4_jax.common.sampler import Completion, Sampler, SamplingLaw, ScriptedSampler
+
+
+@pytest.mark.parametrize(
+  "settings, message",
+  [
+    ({"temperature": -0.1}, r"SamplingLaw\.temperature \(-0\.1\) must be 0 or more"),
+    ({"top_k": -1}, r"SamplingLaw\.top_k \(-1\) must be 0 or more"),
+    ({"top_p": 0.0}, r"SamplingLaw\.top_p \(0\.0\) must lie in \(0, 1\]"),
+    ({"top_p": 1.5}, r"SamplingLaw\.top_p \(1\.5\)"),
+    ({"max_length": 1}, r"SamplingLaw\.max_length \(1\) must be 2 or more"),
+  ],
+)
+def test_law_refuses(settings, message):
+  with pytest.raises(ConfigError, match=message):
+    SamplingLaw(**({"max_length": 8} | settings))
+
+
+def test_law_is_a_frozen_value():
+  law = SamplingLaw(max_length=8)
+  assert (law.temperature, law.top_k, law.top_p) == (1.0, 0, 1.0)
+  assert hash(law) == hash(SamplingLaw(max_length=8))
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    law.top_k = 3
+
+
+def _draw(sampler: Sampler) -> list[Completion]:
+  return sampler.sample([[1, 2], [1, 2, 3, 4]], [(0, 0), (5, 1)])
+
+
+def test_scripted_sampler_answers_by_prefix_and_path():
+  seen = []
+
+  def answer(prefix, path):
+    seen.append((prefix, path))
+    return [7, 9] if path[1] else [7, 7, 7, 7, 7, 7]
+
+  law = SamplingLaw(max_length=6)
+  sampler = ScriptedSampler(answer, law, stop_ids=[9])
+  assert sampler.law is law
+  cut, stopped = _draw(sampler)
+  assert seen == [((1, 2), (0, 0)), ((1, 2, 3, 4), (5, 1))]
+  # The cap counts the prefix, so that four tokens are left to the first row.
+  assert cut == Completion(token_ids=(7,) * 4, logprobs=(0.0,) * 4, finish="length")
+  assert stopped == Completion(token_ids=(7, 9), logprobs=(0.0, 0.0), finish="stop")
+
+
+def test_a_stop_token_beyond_the_cap_does_not_count():
+  law = SamplingLaw(max_length=5)
+  sampler = ScriptedSampler(lambda prefix, path: [7, 7, 7, 9], law, stop_ids=[9])
+  assert [completion.finish for completion in _draw(sampler)] == ["length", "length"]
+
+
+def test_prefixes_and_paths_must_pair():
+  sampler = ScriptedSampler(lambda prefix, path: [], SamplingLaw(max_length=5))
+  with pytest.raises(ValueError):
+    sampler.sample([[1]], [(0,), (1,)])

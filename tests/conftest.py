@@ -1,0 +1,20 @@
+"""Test set-up: eight virtual CPU devices, a compilation cache, shapes checked."""
+
+import os
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+# Before jax is imported anywhere: the platform cannot change later.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+_hook = install_import_hook(["phi4_jax", "kernels"], "beartype.beartype")
+
+import jax  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)

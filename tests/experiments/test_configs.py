@@ -1,0 +1,107 @@
+"""Every gin file builds, survives a round trip, and describes a model that exists."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from experiments import config as config_lib
+from experiments.pipeline import PipelineConfig
+from experiments.registry import CONFIG_CLASSES
+from experiments.stage import StageConfig
+from phi4_jax.model import counting, transformer
+from phi4_jax.model.config import ModelConfig
+
+_ROOT = Path(__file__).resolve().parents[2]
+_ROOTS = {cls.verb: cls for cls in CONFIG_CLASSES if issubclass(cls, StageConfig)}
+# Folders whose files are included by others and are no run by themselves.
+_FRAGMENTS = {"model", "mesh"}
+# Macros that a gin file leaves to the command line.
+_MACROS = {"gsm8k_chain.gin": ["TRAIN = 'train.jsonl'", "TEST = 'test.jsonl'"]}
+_FOLDERS = {"tokenizer": "train_tokenizer", "sweeps": "sweep", "": "pipeline"}
+
+
+def _runs():
+  for path in sorted((_ROOT / "gin_configs").rglob("*.gin")):
+    folder = path.parent.name if path.parent.name != "gin_configs" else ""
+    if folder not in _FRAGMENTS:
+      yield pytest.param(path, _ROOTS[_FOLDERS.get(folder, folder)], id=path.stem)
+
+
+def _load(path, root):
+  return config_lib.load(root, [path], _MACROS.get(path.name, []))
+
+
+def _models(value):
+  if isinstance(value, ModelConfig):
+    yield value
+  elif dataclasses.is_dataclass(value):
+    for field in dataclasses.fields(value):
+      yield from _models(getattr(value, field.name))
+  elif isinstance(value, dict | tuple):
+    for item in value.values() if isinstance(value, dict) else value:
+      yield from _models(item)
+
+
+@pytest.mark.parametrize("path, root", list(_runs()))
+def test_gin_file_loads_and_round_trips(path, root):
+  config = _load(path, root)
+  again = config_lib.load(root, (), [config_lib.to_gin(config)])
+  assert again == config
+  assert config_lib.fingerprint(again) == config_lib.fingerprint(config)
+
+
+@pytest.mark.parametrize("path, root", list(_runs()))
+def test_gin_file_opens_with_its_command(path, root):
+  head = path.read_text().split("\n\n")[0]
+  assert head.startswith("# ")
+  assert f"phi4 {root.verb} --gin_file=gin_configs/" in path.read_text()
+  assert "Cost:" in path.read_text()
+
+
+@pytest.mark.parametrize("path, root", list(_runs()))
+def test_models_have_the_counted_parameters(path, root):
+  models = set(_models(_load(path, root)))
+  for model in models:
+    shapes = transformer.abstract_params(model)
+    total = sum(leaf.size for leaf in _leaves(shapes))
+    assert total == counting.count_params(model)
+  if root in (PipelineConfig, _ROOTS["pretrain"]):
+    assert models
+
+
+def _leaves(tree):
+  for value in tree.values():
+    yield from _leaves(value) if isinstance(value, dict) else [value]
+
+
+def test_phi4_14b_has_exactly_the_released_number_of_parameters():
+  path = _ROOT / "gin_configs" / "pretrain" / "phi4_14b.gin"
+  config = _load(path, _ROOTS["pretrain"])
+  shapes = transformer.abstract_params(config.model)
+  assert sum(leaf.size for leaf in _leaves(shapes)) == 14_659_507_200
+  assert sum(config.batches.datasets.values()) == pytest.approx(1)
+
+
+def test_every_config_field_is_read_somewhere():
+  """A setting that nothing reads would be a promise that is not kept."""
+  read = set()
+  for room in ("phi4_jax", "experiments", "kernels"):
+    for path in (_ROOT / room).rglob("*.py"):
+      read |= _attributes_read(ast.parse(path.read_text("utf-8")))
+  for cls in CONFIG_CLASSES:
+    for field in dataclasses.fields(cls):
+      assert field.name in read, f"{cls.__name__}.{field.name} is read nowhere"
+
+
+def _attributes_read(tree) -> set[str]:
+  found, pending = set(), [tree]
+  while pending:
+    node = pending.pop()
+    if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+      continue  # checking a value is not using it
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+      found.add(node.attr)
+    pending.extend(ast.iter_child_nodes(node))
+  return found

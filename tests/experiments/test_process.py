@@ -1,0 +1,65 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments import process
+
+
+def test_first_signal_sets_a_flag():
+  with process.StopRequest() as stop:
+    assert not stop
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop and stop.signum == signal.SIGTERM
+    with pytest.raises(process.Interrupted, match="saved") as caught:
+      stop.raise_if_set("saved")
+  assert caught.value.exit_code == 143
+  assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_second_interrupt_stops_at_once():
+  with process.StopRequest() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+  "code, expected",
+  [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137)],
+)
+def test_exit_code_of_a_child(code, expected):
+  assert process.run_child([sys.executable, "-c", code]) == expected
+
+
+_CHILD = """
+import signal, sys, time
+from experiments import process
+process.watch_parent()
+signal.signal(signal.SIGTERM, lambda *_: (print("stopped", flush=True), sys.exit(0)))
+print("ready", flush=True)
+time.sleep(60)
+"""
+_PARENT = """
+import sys
+from experiments import process
+process.run_child([sys.executable, "-c", sys.argv[1]])
+"""
+
+
+def test_child_stops_when_its_parent_is_killed():
+  parent = subprocess.Popen(
+    [sys.executable, "-c", _PARENT, _CHILD], stdout=subprocess.PIPE, text=True
+  )
+  assert parent.stdout is not None
+  assert parent.stdout.readline() == "ready\n"
+  parent.kill()
+  started = time.monotonic()
+  # The child still holds the pipe: its last word, then the end of the file.
+  assert parent.stdout.read() == "stopped\n"
+  assert time.monotonic() - started < 30
+  parent.wait()

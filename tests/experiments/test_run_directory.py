@@ -1,0 +1,109 @@
+import dataclasses
+from typing import ClassVar
+
+import pytest
+
+from experiments import run_directory
+from experiments.run_directory import RunDirectory, check_inputs, load_result
+from phi4_jax.common import io
+from phi4_jax.common.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToyRunConfig:
+  """A toy."""
+
+  verb: ClassVar[str] = "toy"
+  size: int = 1
+  rate: float = 0.5
+
+
+def _finish(path, fingerprint, config=None):
+  with RunDirectory(path, config or ToyRunConfig(), verb="toy") as directory:
+    return directory.finish({"fingerprint": fingerprint})
+
+
+class TestRunDirectory:
+  def test_holds_what_is_needed_to_know_the_run(self, tmp_path):
+    result = _finish(tmp_path / "run", "abc")
+    assert load_result(tmp_path / "run") == result
+    assert result["verb"] == "toy" and result["minutes"] >= 0
+    assert 0.01 < result["peak_memory_gb"] < 1000
+    assert "ToyRunConfig.size = 1" in (tmp_path / "run" / "config.gin").read_text()
+    assert "jax 0." in (tmp_path / "run" / "versions.txt").read_text()
+    assert (tmp_path / "run" / "git.txt").read_text()
+    stored = io.read_json(tmp_path / "run" / "config.json")["config"]
+    assert stored["rate"] == 0.5
+
+  def test_another_config_is_refused_and_the_difference_named(self, tmp_path):
+    _finish(tmp_path, "abc")
+    other = ToyRunConfig(rate=0.25)
+    with (
+      pytest.raises(ConfigError, match=r"rate: 0\.5 -> 0\.25"),
+      RunDirectory(tmp_path, other, verb="toy"),
+    ):
+      pass
+    assert load_result(tmp_path) is not None
+
+  def test_another_config_can_be_asked_for(self, tmp_path):
+    _finish(tmp_path, "abc")
+    other = ToyRunConfig(rate=0.25)
+    with RunDirectory(tmp_path, other, verb="toy", allow_config_change=True) as again:
+      assert again.result is None
+    assert io.read_json(tmp_path / "config.json")["config"]["rate"] == 0.25
+
+  def test_one_process_at_a_time(self, tmp_path):
+    with (
+      RunDirectory(tmp_path, ToyRunConfig(), verb="toy"),
+      pytest.raises(ConfigError, match="Another process is using"),
+      RunDirectory(tmp_path, ToyRunConfig(), verb="toy"),
+    ):
+      pass
+    with RunDirectory(tmp_path, ToyRunConfig(), verb="toy") as free:
+      assert free.result is None
+
+  def test_a_folder_with_other_files_is_left_alone(self, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with (
+      pytest.raises(ConfigError, match=r"not a run directory.*thesis\.txt"),
+      RunDirectory(tmp_path, ToyRunConfig(), verb="toy"),
+    ):
+      pass
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != ".lock") == [
+      "thesis.txt"
+    ]
+
+
+class TestInputs:
+  def test_stage_means_the_folder_beside(self, tmp_path):
+    _finish(tmp_path / "data", "abc")
+    with RunDirectory(tmp_path / "train", ToyRunConfig(), verb="toy") as directory:
+      assert directory.link_inputs({"data": "stage:data"}) == {
+        "data": tmp_path / "data"
+      }
+    lineage = io.read_json(tmp_path / "train" / "lineage.json")
+    assert lineage == {"data": {"path": "stage:data", "fingerprint": "abc"}}
+
+  @pytest.mark.parametrize("made", [True, False])
+  def test_missing_or_unfinished_input_is_refused(self, tmp_path, made):
+    if made:
+      (tmp_path / "data").mkdir()
+    match = "is not complete" if made else "does not exist"
+    with pytest.raises(DataError, match=match):
+      check_inputs(tmp_path / "train", {"data": "stage:data"})
+
+  def test_changed_input_is_refused(self, tmp_path):
+    _finish(tmp_path / "data", "abc")
+    with RunDirectory(tmp_path / "train", ToyRunConfig(), verb="toy") as directory:
+      directory.link_inputs({"data": "stage:data"})
+    result = load_result(tmp_path / "data")
+    io.write_json(tmp_path / "data" / "result.json", result | {"fingerprint": "xyz"})
+    with pytest.raises(DataError, match="has changed since"):
+      check_inputs(tmp_path / "train", {"data": "stage:data"})
+
+
+def test_differences_name_every_leaf():
+  old = {"config": {"a": 1, "b": {"c": [1, 2]}}}
+  new = {"config": {"a": 1, "b": {"c": [1]}, "d": None, "e": 2}}
+  found = list(run_directory._differences(old, new))
+  assert found == ["b.c: [1, 2] -> [1]", "e: None -> 2"]
