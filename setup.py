@@ -20,6 +20,7 @@ CORE = [
   "numpy>=2.0",
   "etils[epath]",
   "jaxtyping>=0.3",
+  "scipy>=1.14",
   "tensorboardX>=2.6",  # writes event files without TensorFlow
   "matplotlib>=3.9",
 ]

@@ -1,16 +1,19 @@
-"""What the contenders are given: model shapes, random ids, and the products to do.
+"""What the contenders are given: the model, and the matrix products of the work.
 
-Contenders of any environment read it as plain numbers, so that all do the same
-work; refuses to know who does it. Floating-point operations (FLOP) are counted here
-and nowhere else.
+Contenders of any environment get it as plain numbers, so that all do the same work.
+Counts floating-point operations (FLOP); refuses to know how anybody does them.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks import harness
+from benchmarks.harness import Contender
+from benchmarks.machine import num_cores
 from experiments import config as config_lib
-from phi4_jax.model import counting
+from experiments.devices import num_host_devices
+from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.model.config import ModelConfig
 
 # One group of a `ceiling`: [rows, in] x [in, out] for each of `weights`
@@ -79,15 +82,64 @@ def group_flops(group: Mapping[str, Any]) -> int:
 def sampling_flops_per_token(config: ModelConfig, prompt: int, new: int) -> float:
   """Returns the operations of a whole completion, divided by its new tokens.
 
-  The prompt is counted, and attention as in `counting.model_flops_per_token`.
+  The prompt is counted, and attention over the positions that may be seen.
   """
-  weights = sum(group_flops(g) for g in sampling_groups(config, 1, prompt, new))
+  products = sum(group_flops(g) for g in sampling_groups(config, 1, prompt, new))
   read = prompt + new - 1
-  # Training takes three times the work of reading.
-  per_token = counting.model_flops_per_token(config, read) / 3
-  without_attention = 2 * sum(
-    i * o * count for i, o, count in layer_weights(config) + head_weights(config)
-  )
-  norms = 2 * (2 * config.num_hidden_layers + 1) * config.hidden_size
-  attention = (per_token - without_attention - norms) * read
-  return (weights + attention) / new
+  # Position t (from 1) sees t keys: a product and a sum of scores, and of values.
+  width = config.num_attention_heads * config.head_width
+  attention = config.num_hidden_layers * 4 * width * read * (read + 1) / 2
+  return (products + attention) / new
+
+
+def ceilings(
+  groups: Sequence[Group], *, steps: int, flops_per_unit: float, devices: int
+) -> list[Contender]:
+  """Returns contenders that do nothing but the products, in JAX and in torch.
+
+  The harness takes the faster of the two. They report as work what the operations
+  they did would be worth in units of the case, so that a share of the ceiling is a
+  ratio of FLOP/s.
+
+  Args:
+    groups: products of one step.
+    steps: repetitions of `groups` in one run.
+    flops_per_unit: operations of the whole model for one unit of the case.
+    devices: host devices that JAX splits the rows over.
+  """
+  done = steps * sum(group_flops(group) for group in groups)
+  options = {"groups": groups, "steps": steps, "work": done / flops_per_unit}
+  return [
+    Contender(
+      name="products, JAX",
+      role="ceiling",
+      command=harness.ours("benchmarks.ours.products"),
+      options={**options, "devices": devices},
+    ),
+    Contender(
+      name="products, torch",
+      role="ceiling",
+      command=harness.peer("benchmarks.peers.products"),
+      options=options,
+    ),
+  ]
+
+
+def device_counts(rows: int) -> list[int]:
+  """Returns the number of host devices that a run would choose, and one."""
+  chosen = num_host_devices(MeshConfig(), rows, num_cores())
+  return list(dict.fromkeys([chosen, 1]))
+
+
+def devices_text(devices: int) -> str:
+  """Names a contender of ours."""
+  return f"ours, {devices} host device{'s' if devices > 1 else ''}"
+
+
+def add_flop_rates(result: dict[str, Any], flops_per_unit: Mapping[str, float]) -> None:
+  """Adds FLOP/s (of the model's own arithmetic) to each contender, and prints them."""
+  for case, per_unit in flops_per_unit.items():
+    for name, record in result["cases"][case]["contenders"].items():
+      rate = record["summary"]["rate"]["median"] * per_unit
+      record["summary"]["flops_per_second"] = rate
+      print(f"  {case}: {name}: {rate / 1e9:.1f} GFLOP/s")

@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 
 from experiments.run_directory import RunDirectory
 from experiments.stage import StageConfig, run_stage
-from experiments.train_tokenizer import document_texts
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.text import format_table
+from phi4_jax.data.documents import document_texts
 from phi4_jax.data.materialize import Manifest, Progress
 from phi4_jax.data.packing import PackingConfig
 from phi4_jax.data.sources import ArithmeticSource, JsonlSource
@@ -109,10 +109,10 @@ def run(config: MaterializeConfig, directory: RunDirectory) -> dict[str, Any]:
         flush=True,
       )
 
+    task = dataset.task
     if dataset.source is not None:
       task = seqio_tasks.make_task(name, dataset.source, vocabulary)
-    else:
-      task = dataset.task
+    assert task is not None, "DatasetConfig has a source or a task"
     manifests[name] = seqio_tasks.materialize_task(
       task,
       directory.path / name,
@@ -153,7 +153,8 @@ def _provide_vocabulary(
       text
       for dataset in config.datasets.values()
       if dataset.source is not None
-      for text in document_texts(dataset.source.documents())
+      for document in dataset.source.documents()
+      for text in document_texts(document)
     )
     return train_vocabulary(texts, config.train_vocabulary, folder)
   given = inputs["vocabulary"] / "vocabulary"

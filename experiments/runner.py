@@ -246,6 +246,7 @@ class _Run:
     self._seconds_before = seconds
     self._began = time.perf_counter()
     self._last: dict[str, float] = {}
+    self._num_nonfinite = 0  # of earlier processes of this run, already reported
 
   @property
   def seconds(self) -> float:
@@ -264,6 +265,7 @@ class _Run:
     tokens_per_step = config.batches.batch_size * self.loader.row_length
     progress = Progress(config.verb, config.num_steps)
     first = int(state.step)
+    self._num_nonfinite = int(state.guard.num_nonfinite)
     with (
       StopRequest() as stop,
       MetricsWriter(self.directory.path, resume_step=first) as writer,
@@ -315,7 +317,7 @@ class _Run:
     finite = np.isfinite(values["loss/total"]) and np.isfinite(
       values["optimizer/grad_norm"]
     )
-    if not finite or values["guard/num_nonfinite"]:
+    if not finite or values["guard/num_nonfinite"] > self._num_nonfinite:
       progress.close()
       self.checkpoints.wait()
       step_saved = self.checkpoints.latest_step()

@@ -3,13 +3,13 @@
 import dataclasses
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from experiments.run_directory import RunDirectory
 from experiments.stage import StageConfig, run_stage
 from phi4_jax.common.errors import ConfigError
-from phi4_jax.data.documents import Document
+from phi4_jax.data.documents import document_texts
 from phi4_jax.data.sources import ArithmeticSource, JsonlSource
 from phi4_jax.data.tokenizer import VocabularyConfig, train_vocabulary
 
@@ -37,23 +37,14 @@ class TrainTokenizerConfig(StageConfig):
       raise ConfigError("TrainTokenizerConfig.max_documents must be 1 or more.")
 
 
-def document_texts(documents: Iterable[Document]) -> Iterator[str]:
-  """Yields the text of each document, or of each of its messages."""
-  for document in documents:
-    if document.text is not None:
-      yield document.text
-    for message in document.messages or ():
-      yield message["content"]
-
-
 def run(config: TrainTokenizerConfig, directory: RunDirectory) -> dict[str, Any]:
-  documents = itertools.chain.from_iterable(
-    itertools.islice(source.documents(), config.max_documents)
+  texts = (
+    text
     for source in config.sources
+    for document in itertools.islice(source.documents(), config.max_documents)
+    for text in document_texts(document)
   )
-  vocabulary = train_vocabulary(
-    document_texts(documents), config.vocabulary, directory.path / "vocabulary"
-  )
+  vocabulary = train_vocabulary(texts, config.vocabulary, directory.path / "vocabulary")
   print(f"vocabulary of {vocabulary.size} tokens", flush=True)
   return {
     "metrics": {"vocabulary_size": vocabulary.size},

@@ -3,14 +3,13 @@
 Knows two arrays; refuses to know which layer they belong to.
 """
 
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(
   x: Float[Array, "*lead I"],
   weight: Float[Array, "I O"],
@@ -31,7 +30,7 @@ def matmul(
     weight: a matrix stored as [in, out].
     out_dtype: dtype of the result; None means `x.dtype`.
   """
-  return _forward(x, weight, out_dtype)
+  return _matmul(x, weight, out_dtype)
 
 
 def _dot(a, b, a_axes, b_axes):
@@ -59,10 +58,10 @@ def _backward_rule(out_dtype, residuals, gradient):
   return dx.astype(x.dtype), dweight.astype(weight.dtype)
 
 
-matmul.defvjp(_forward_rule, _backward_rule)
+_matmul: Any = jax.custom_vjp(_forward, nondiff_argnums=(2,))
+_matmul.defvjp(_forward_rule, _backward_rule)
 
 
-@jax.custom_vjp
 def transpose(weight: Float[Array, "I O"]) -> Float[Array, "O I"]:
   """Transposes a matrix that `matmul` multiplies by (a tied output head).
 
@@ -72,10 +71,11 @@ def transpose(weight: Float[Array, "I O"]) -> Float[Array, "O I"]:
   XLA from folding the transposition into the product before it: on a CPU that
   bfloat16 x bfloat16 -> float32 product compiles and then fails when it runs.
   """
-  return weight.T
+  return _transpose(weight)
 
 
-transpose.defvjp(
+_transpose: Any = jax.custom_vjp(lambda weight: weight.T)
+_transpose.defvjp(
   lambda weight: (weight.T, None),
   lambda _, gradient: (jax.lax.optimization_barrier(gradient).T,),
 )

@@ -5,7 +5,7 @@ recomputes each chunk's probabilities from the saved log-sum-exp. Pure JAX, so i
 runs anywhere and under any sharding of rows and heads.
 """
 
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,11 +59,6 @@ def _scores(q, k, where, kv_positions, kv_segments, problem):
   )
   scores = jnp.einsum("btkgh,bskh->bktgs", q, k, preferred_element_type=jnp.float32)
   return jnp.where(mask[:, None, :, None, :], scores * problem.scale, -jnp.inf)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attention(q, k, v, where, problem, chunk):
-  return _forward(q, k, v, where, problem, chunk)[0]
 
 
 def _forward(q, k, v, where, problem, chunk):
@@ -138,4 +133,8 @@ def _backward_rule(problem, chunk, residuals, gradient):
   return dq, join(dk), join(dv), None
 
 
+# Arguments 4 and 5, the problem and the chunk, are static.
+_attention: Any = jax.custom_vjp(
+  lambda *args: _forward(*args)[0], nondiff_argnums=(4, 5)
+)
 _attention.defvjp(_forward_rule, _backward_rule)

@@ -1,13 +1,14 @@
 """Device meshes: four named axes, always in the same order.
 
-  data     whole replicas; the only axis that crosses slices
-  fsdp     parameters, gradients and optimizer state are split along it
-  context  positions of one sequence
-  tensor   heads, MLP width and vocabulary
+data     whole replicas; the only axis that crosses slices
+fsdp     parameters, gradients and optimizer state are split along it
+context  positions of one sequence
+tensor   heads, MLP width and vocabulary
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -51,10 +52,8 @@ class MeshConfig:
       )
 
 
-def make_mesh(
-  config: MeshConfig, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
-  """Lays the devices out as a (data, fsdp, context, tensor) mesh with Auto axes.
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+  """Lays jax devices out as a (data, fsdp, context, tensor) mesh with Auto axes.
 
   Raises:
     ConfigError: if the axis sizes do not multiply to the number of devices.

@@ -85,6 +85,13 @@ def check_messages(messages: Sequence[Any], *, where: str) -> None:
     _check_text(message["content"], where=f"{where}: message {i}")
 
 
+def document_texts(document: Document) -> tuple[str, ...]:
+  """Returns the texts that a vocabulary is trained on: the text, or each content."""
+  if document.messages is None:
+    return (document.text or "",)
+  return tuple(message["content"] for message in document.messages)
+
+
 def document_to_json(document: Document) -> str:
   """Writes a document as one line of JSON."""
   record: dict[str, Any] = {"id": document.id}

@@ -266,7 +266,7 @@ def _rows(
   source = grain.sources.ArrayRecordDataSource(
     [str(path / shard.file) for shard in manifest.shards]
   )
-  rows = grain.MapDataset.source(source)
+  rows = grain.MapDataset.source(source)  # pyright: ignore
   if not config.shuffle:
     return rows.repeat(config.epochs)
   # A seed of its own for each name: adding a dataset changes no other's order.

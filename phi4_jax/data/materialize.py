@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore
 
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.io import file_sha256, write_json

@@ -30,7 +30,17 @@ def shuffle_epochs(
   if len(rows) >= _SMALL_ROWS:
     return rows.shuffle(seed=seed).repeat(epochs)
   plan = _SmallShuffle(len(rows), seed, epochs)
-  return grain.MapDataset.select_from_datasets([rows], plan)
+  return _select([rows], plan)
+
+
+def _select(
+  datasets: Sequence[grain.MapDataset], plan: "_SmallShuffle | RowPlan"
+) -> grain.MapDataset:
+  # Any object with a length and items will do; Grain's base class is not public.
+  return grain.MapDataset.select_from_datasets(
+    list(datasets),
+    plan,  # pyright: ignore
+  )
 
 
 class _SmallShuffle:
@@ -67,7 +77,7 @@ def mix_rows(
   if len(datasets) == 1:
     return datasets[0]
   plan = RowPlan([len(rows) for rows in datasets], weights)
-  return grain.MapDataset.select_from_datasets(list(datasets), plan)
+  return _select(datasets, plan)
 
 
 class RowPlan:

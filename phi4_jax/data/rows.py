@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore
 
 from phi4_jax.common.errors import DataError
 from phi4_jax.common.io import file_sha256, read_json

@@ -163,7 +163,7 @@ def make_task(name: str, source: Source, vocabulary: Vocabulary) -> seqio.Task:
 
   return seqio.TaskRegistry.add(
     name,
-    source=seqio.FunctionDataSource(dataset_fn, splits=["train"]),
+    source=seqio.FunctionDataSource(dataset_fn, splits=["train"]),  # pyright: ignore
     preprocessors=[_make_tokenizer(vocabulary, relay)],
     output_features={
       "token_ids": seqio.Feature(SeqioVocabulary(vocabulary), add_eos=False),
@@ -197,10 +197,11 @@ def _make_tokenizer(
     )
     for tensor in (ids, tokens, mask, lengths):
       tensor.set_shape([None])
+    split = tf.RaggedTensor.from_row_lengths  # pyright: ignore
     return {
       "id": ids,
-      "token_ids": tf.RaggedTensor.from_row_lengths(tokens, lengths, validate=False),
-      "loss_mask": tf.RaggedTensor.from_row_lengths(mask, lengths, validate=False),
+      "token_ids": split(tokens, lengths, validate=False),
+      "loss_mask": split(mask, lengths, validate=False),
     }
 
   def tokenize_documents(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -250,6 +251,7 @@ def materialize_task(
         shuffle=False,
         num_epochs=1,
         try_in_mem_cache=False,
+        trim_output_features=False,
       )
       number = 0
       for group in dataset.ragged_batch(_GROUP):

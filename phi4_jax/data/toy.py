@@ -45,6 +45,8 @@ NOISY_CLAUSE_WRONG = 0.30
 # in 16 for the final score; the other 14 may be trained on.
 _SPLITS: dict[int, Split] = {0: "selection", 1: "evaluation"}
 _NUM_BUCKETS = 16
+# A split holds at least a sixteenth of a large set of questions.
+_MAX_DRAWS = 5000
 # So many old questions in a row mean that hardly a new one is left.
 _MAX_REPEATS = 300
 
@@ -153,9 +155,13 @@ def check_difficulty(*, min_ops: int, max_ops: int, max_digit: int, where: str) 
 def draw_question(
   rng: random.Random, *, split: Split, min_ops: int, max_ops: int, max_digit: int
 ) -> Question:
-  """Draws one question of a split; the number of operations is uniform."""
+  """Draws one question of a split; the number of operations is uniform.
+
+  Raises:
+    ConfigError: if there are so few questions of this kind that the split has none.
+  """
   draw = rng.random  # the one generator whose sequence Python promises to keep
-  while True:
+  for _ in range(_MAX_DRAWS):
     num_ops = min_ops + int(draw() * (max_ops - min_ops + 1))
     parts = [str(1 + int(draw() * max_digit))]
     for _ in range(num_ops):
@@ -164,6 +170,10 @@ def draw_question(
     expression = "".join(parts)
     if split_of(expression) == split:
       return Question(expression=expression, answer=evaluate_expression(expression))
+  raise ConfigError(
+    f"No question of split {split!r} has {min_ops} to {max_ops} operations and digits "
+    f"up to {max_digit}. Raise max_ops or max_digit."
+  )
 
 
 def questions(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 
 class Interval(NamedTuple):
@@ -46,7 +46,7 @@ def wilson_interval(
     raise ValueError(f"An interval needs at least one trial, got {trials}.")
   if not 0 <= successes <= trials:
     raise ValueError(f"successes ({successes}) must lie between 0 and {trials}.")
-  z = float(stats.norm.ppf((1 + level) / 2))
+  z = float(special.ndtri((1 + level) / 2))
   share = successes / trials
   shrink = 1 + z * z / trials
   centre = (share + z * z / (2 * trials)) / shrink
@@ -160,5 +160,5 @@ def mean_interval(values: Sequence[int | float], level: float = 0.95) -> Interva
     )
   mean = float(array.mean())
   error = float(array.std(ddof=1)) / math.sqrt(array.size)
-  half = float(stats.t.ppf((1 + level) / 2, array.size - 1)) * error
+  half = float(special.stdtrit(array.size - 1, (1 + level) / 2)) * error
   return Interval(mean, mean - half, mean + half)

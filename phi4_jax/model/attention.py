@@ -58,6 +58,7 @@ class SelfAttention(nn.Module):
     k = apply_rope(project("k_proj", kv_heads), inputs.cos, inputs.sin)
     v = project("v_proj", kv_heads)
     if layer_cache is not None:
+      assert inputs.start is not None, "a cached layer needs a slot to write to"
       old_k, old_v = layer_cache
       layer_cache = (
         write_layer(old_k, k, inputs.start),

@@ -4,11 +4,13 @@ One array per layer, so that a decode loop updates each in place and never slice
 a stack of layers. Knows shapes; refuses to know when a row has finished.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.core import Tracer
 
 from phi4_jax.common.axes import Array, Float, Int
 from phi4_jax.common.errors import ConfigError
@@ -89,7 +91,7 @@ def check_room(cache: KVCache, num_new: int) -> None:
   Raises:
     ValueError: if the new tokens exceed the capacity or the slots left.
   """
-  used = 0 if isinstance(cache.length, jax.core.Tracer) else int(cache.length)
+  used = 0 if isinstance(cache.length, Tracer) else int(cache.length)
   if used + num_new > cache.capacity:
     raise ValueError(
       f"{num_new} new tokens after {used} do not fit a cache of {cache.capacity} "
@@ -106,7 +108,8 @@ def write_slots(
   """
   start = (0, cache.length)
   update = jax.lax.dynamic_update_slice
-  return cache.replace(
+  return dataclasses.replace(
+    cache,
     positions=update(cache.positions, positions.astype(jnp.int32), start),
     segment_ids=update(cache.segment_ids, segment_ids.astype(jnp.int32), start),
     length=cache.length + positions.shape[1],

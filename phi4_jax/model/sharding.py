@@ -71,8 +71,8 @@ def param_spec(
   Raises:
     ConfigError: if the path is unknown, or an axis does not divide its dimension.
   """
-  owner = path[-2] if len(path) > 1 else ""
-  if path[-1] != "weight" or owner not in PARAM_SPECS:
+  *_, owner, name = ("", "", *path)
+  if name != "weight" or owner not in PARAM_SPECS:
     raise ConfigError(
       f"No sharding rule for parameter {'.'.join(path)}. Known: "
       f"{', '.join(f'{name}.weight' for name in PARAM_SPECS)}."

@@ -18,6 +18,7 @@ layout of the parameters decides how the forward pass runs: stacked layers are
 scanned, separate ones unrolled. Refuses to know batches, losses and optimizers.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -108,11 +109,12 @@ class Transformer(nn.Module):
         Block, policy=_REMAT_POLICIES[config.remat], prevent_cse=not self.scanned
       )
     if self.scanned:
+      whole: Any = nn.broadcast  # its annotation says int; broadcast is accepted
       layers = nn.scan(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=nn.broadcast,
+        in_axes=whole,
         length=config.num_hidden_layers,
       )
       x, _ = layers(config, name="layers")(x, inputs)
@@ -124,7 +126,7 @@ class Transformer(nn.Module):
       written.append(layer_cache)
     if cache is not None:
       keys, values = zip(*written, strict=True)
-      cache = cache.replace(keys=keys, values=values)
+      cache = dataclasses.replace(cache, keys=keys, values=values)
     return x, cache
 
 
@@ -139,7 +141,7 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
   """
   ids = jnp.zeros((1, 1), jnp.int32)
   model = Transformer(config, scanned=True)
-  params = model.init(key, ids, positions=ids, segment_ids=ids)["params"]
+  params: Any = model.init(key, ids, positions=ids, segment_ids=ids)["params"]
   return params if config.scan_layers else unstack_layers(params, config)
 
 
@@ -195,9 +197,10 @@ def forward(
       )
     check_room(cache, token_ids.shape[1])
   check_mesh(jax.sharding.get_abstract_mesh(), config)
-  return Transformer(config, scanned=scanned).apply(
+  result: Any = Transformer(config, scanned=scanned).apply(
     {"params": params}, token_ids, positions, segment_ids, cache
   )
+  return result
 
 
 def output_head(params: Params, config: ModelConfig) -> Float[Array, "D V"]:

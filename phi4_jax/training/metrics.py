@@ -184,7 +184,7 @@ def known_peak_flops(device_kind: str) -> float | None:
   return _PEAK_BF16_FLOPS[max(fitting, key=len)] if fitting else None
 
 
-def find_peak_flops(devices: Sequence[jax.Device] | None = None) -> PeakFlops:
+def find_peak_flops(devices: Sequence[Any] | None = None) -> PeakFlops:
   """Returns the ceiling for `perf/mfu`: from the table, else measured.
 
   For a kind that is not in the table (any CPU) the ceiling is the best of five
@@ -208,7 +208,7 @@ def find_peak_flops(devices: Sequence[jax.Device] | None = None) -> PeakFlops:
   return peak
 
 
-def _measure_matmul(devices: Sequence[jax.Device]) -> PeakFlops:
+def _measure_matmul(devices: Sequence[Any]) -> PeakFlops:
   """Times square products, one on each local device, all at the same time."""
   on_cpu = devices[0].platform == "cpu"
   size, dtype = (768, jnp.float32) if on_cpu else (8192, jnp.bfloat16)

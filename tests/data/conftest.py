@@ -3,6 +3,7 @@
 import pytest
 
 from phi4_jax.data.chat import encode_documents
+from phi4_jax.data.documents import document_texts
 from phi4_jax.data.materialize import write_dataset
 from phi4_jax.data.packing import PackingConfig
 from phi4_jax.data.sources import ArithmeticSource
@@ -21,10 +22,7 @@ def toy_texts(num_documents: int = 300):
   for form in ("web", "synthetic", "chat"):
     source = ArithmeticSource(form=form, num_documents=num_documents, seed=0)
     for document in source.documents():
-      if document.text is not None:
-        yield document.text
-      else:
-        yield from (message["content"] for message in document.messages)
+      yield from document_texts(document)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from phi4_jax.data.documents import (
   Document,
   check_messages,
   document_from_json,
+  document_texts,
   document_to_json,
 )
 
@@ -53,3 +54,9 @@ def test_bad_messages(messages, why):
 def test_lone_surrogate_is_refused():
   with pytest.raises(DataError, match=r"Document f\.jsonl:7: character 1 is half"):
     Document(id="f.jsonl:7", text="a\udc00")
+
+
+def test_texts_of_either_kind():
+  assert document_texts(Document(id="a", text="x")) == ("x",)
+  answer = {"role": "assistant", "content": "yo"}
+  assert document_texts(Document(id="a", messages=(HI, answer))) == ("hi", "yo")

@@ -217,3 +217,11 @@ def test_too_many_questions_are_refused():
 def test_impossible_difficulty_is_refused(wrong):
   with pytest.raises(ConfigError, match=next(iter(wrong))):
     toy.questions(0, 1, "train", **wrong)
+
+
+def test_a_split_without_questions_is_refused():
+  # 1+1, 1-1 and 1*1 are all there are.
+  splits = {toy.split_of(expression) for expression in ("1+1", "1-1", "1*1")}
+  empty = ({"selection", "evaluation"} - splits).pop()
+  with pytest.raises(ConfigError, match=f"No question of split '{empty}'"):
+    toy.questions(0, 1, empty, min_ops=1, max_ops=1, max_digit=1)

@@ -103,9 +103,11 @@ def test_packed_documents_equal_documents_alone():
   params = random_params(config)
   packed = np.asarray(_hidden(params, config, IDS, PACKED_POSITIONS, SEGMENTS))
   for row, start, end in [(0, 0, 5), (0, 5, 9), (1, 4, 12)]:
-    ids, positions = IDS[row : row + 1, start:end], POSITIONS[:1, : end - start]
-    alone = _hidden(params, config, ids, positions, np.ones_like(ids))
-    np.testing.assert_allclose(packed[row, start:end], alone[0], atol=1e-5)
+    ids, segments = np.zeros_like(IDS), np.zeros_like(IDS)
+    ids[0, : end - start] = IDS[row, start:end]
+    segments[0, : end - start] = 1
+    alone = _hidden(params, config, ids, POSITIONS, segments)[0, : end - start]
+    np.testing.assert_allclose(packed[row, start:end], alone, atol=1e-5)
 
 
 def test_other_documents_and_padding_change_nothing():
@@ -136,14 +138,19 @@ def test_the_same_key_gives_the_same_numbers_in_both_layouts():
 
 
 def test_initial_weights_have_the_range_and_are_float32():
-  config = tiny_config(vocab_size=500, initializer_range=0.03, compute_dtype="bfloat16")
-  params = transformer.init_params(config, jax.random.key(0))
+  config = tiny_config(compute_dtype="bfloat16", initializer_range=0.03)
+  params = transformer.init_params(config, jax.random.key(3))
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
-  for owner in ("embed_tokens", "lm_head"):
-    np.testing.assert_allclose(np.std(params[owner]["weight"]), 0.03, rtol=0.03)
-  gate = params["layers"]["mlp"]["gate_proj"]["weight"]
-  np.testing.assert_allclose(np.std(gate), 0.03, rtol=0.06)
+  for leaf in (
+    params["embed_tokens"]["weight"],
+    params["lm_head"]["weight"],
+    params["layers"]["mlp"]["gate_proj"]["weight"],
+  ):
+    # 1,280 draws or more: their deviation is known to 2%.
+    np.testing.assert_allclose(np.std(leaf), 0.03, rtol=0.08)
+    assert abs(np.mean(leaf)) < 0.003
   np.testing.assert_array_equal(params["norm"]["weight"], 1.0)
+  np.testing.assert_array_equal(params["layers"]["input_layernorm"]["weight"], 1.0)
 
 
 @pytest.mark.parametrize(

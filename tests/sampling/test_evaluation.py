@@ -1,4 +1,4 @@
-"""A real sampler under the evaluation runner: resumed runs are equal bit for bit."""
+"""A bfloat16 model under the evaluation runner: resumed runs are equal bit for bit."""
 
 import jax
 import pytest
@@ -21,6 +21,7 @@ CONFIG = ModelConfig(
   num_attention_heads=2,
   num_key_value_heads=1,
   max_position_embeddings=48,
+  compute_dtype="bfloat16",
 )
 
 
@@ -29,7 +30,15 @@ class _KilledError(Exception):
 
 
 def test_a_resumed_evaluation_of_a_model_is_identical(tmp_path):
-  params = init_params(CONFIG, jax.random.key(0))
+  sampler = JaxSampler(
+    init_params(CONFIG, jax.random.key(0)),
+    CONFIG,
+    SamplingLaw(max_length=48),
+    stop_ids=(VOCABULARY.im_end_id,),
+    batch_size=4,
+    seed=1,
+    prompt_chunk=16,
+  )
 
   def run(out_dir, rows_per_call, stop_after=None):
     calls = []
@@ -39,15 +48,6 @@ def test_a_resumed_evaluation_of_a_model_is_identical(tmp_path):
       if len(calls) == stop_after:
         raise _KilledError
 
-    sampler = JaxSampler(
-      params,
-      CONFIG,
-      SamplingLaw(max_length=48),
-      stop_ids=(VOCABULARY.im_end_id,),
-      batch_size=4,
-      seed=1,
-      prompt_chunk=16,
-    )
     task = ArithmeticTask(ArithmeticTaskConfig())
     return evaluate(
       task,

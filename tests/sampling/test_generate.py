@@ -1,6 +1,5 @@
 """The sampler against the full forward pass, exact enumeration and itself."""
 
-import dataclasses
 import functools
 import itertools
 
@@ -14,7 +13,13 @@ from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.mesh import MeshConfig, make_mesh
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.model.config import ModelConfig
-from phi4_jax.model.transformer import compute_logits, forward, init_params
+from phi4_jax.model.sharding import param_shardings
+from phi4_jax.model.transformer import (
+  compute_logits,
+  forward,
+  init_params,
+  unstack_layers,
+)
 from phi4_jax.sampling.generate import JaxSampler
 
 VOCAB = 11
@@ -139,15 +144,6 @@ def test_one_program_serves_all_lengths_and_counts_its_work(params):
   assert counted.tokens_per_second == counted.sampled_tokens / counted.seconds
 
 
-def test_separate_layers_and_other_batch_sizes_draw_the_same(params, sampler):
-  separate = dict(params)
-  stacked = separate.pop("layers")
-  for i in range(CONFIG.num_hidden_layers):
-    separate[f"layers_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
-  other = _make(separate, batch_size=2, prompt_chunk=32).sample(PREFIXES, PATHS)
-  _assert_same_draws(other, sampler.sample(PREFIXES, PATHS))
-
-
 def _assert_same_draws(first, second):
   """Equal tokens; log-probabilities equal up to the rounding of other shapes."""
   assert [c.token_ids for c in first] == [c.token_ids for c in second]
@@ -156,11 +152,13 @@ def _assert_same_draws(first, second):
     np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
-def test_devices_do_not_change_what_is_drawn(params, sampler, axes):
-  mesh = make_mesh(MeshConfig(**axes))
-  sharded = _make(params, batch_size=8, mesh=mesh)
-  _assert_same_draws(sharded.sample(PREFIXES, PATHS), sampler.sample(PREFIXES, PATHS))
+def test_devices_batches_and_layouts_do_not_change_what_is_drawn(params, sampler):
+  """Eight devices, another batch size, chunk and layout of the parameters at once."""
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+  separate = unstack_layers(params, CONFIG)
+  separate = jax.device_put(separate, param_shardings(mesh, separate))
+  other = _make(separate, batch_size=8, prompt_chunk=32, mesh=mesh)
+  _assert_same_draws(other.sample(PREFIXES, PATHS), sampler.sample(PREFIXES, PATHS))
 
 
 def test_every_completion_is_drawn_as_often_as_it_is_probable():
@@ -276,11 +274,3 @@ def test_progress_is_told_after_each_batch(params):
   sampler = _make(params, progress=lambda done, total: calls.append((done, total)))
   sampler.sample([[1]] * 6 + [[2] * 5], [(i,) for i in range(7)])
   assert calls == [(4, 7), (6, 7), (7, 7)]
-
-
-def test_bfloat16_model_draws_with_a_bfloat16_cache():
-  config = dataclasses.replace(CONFIG, compute_dtype="bfloat16", num_hidden_layers=1)
-  params = init_params(config, jax.random.key(0))
-  completions = _make(params, config=config).sample(PREFIXES, PATHS)
-  assert all(np.isfinite(completion.logprobs).all() for completion in completions)
-  assert all(completion.token_ids for completion in completions)

@@ -9,6 +9,11 @@ from jax.sharding import PartitionSpec as P
 from phi4_jax.common.mesh import MeshConfig, make_mesh
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.transformer import abstract_params
+from phi4_jax.training.guard import GuardConfig
+from phi4_jax.training.losses import make_language_model_loss
+from phi4_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from phi4_jax.training.state import abstract_state, create_state
+from phi4_jax.training.step import make_train_step
 
 TINY_MODEL = ModelConfig(
   vocab_size=32,
@@ -28,6 +33,29 @@ def tiny_params():
     lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(np.float32),
     abstract_params(TINY_MODEL),
   )
+
+
+def tiny_model_run(mesh, num_microbatches, num_steps=7):
+  """Returns (step, abstract state, function that makes the first state).
+
+  One place, so that the tests which train the model compile one program.
+  """
+  optimizer = OptimizerConfig(peak_lr=0.01, warmup_steps=2)
+  guard = GuardConfig(window=4, num_std=3.0)
+  tx = make_optimizer(optimizer, num_steps)
+  options = {"tx": tx, "guard": guard, "mesh": mesh}
+  params = tiny_params()
+  wanted = abstract_state(lambda p: p, params, **options)
+  step = make_train_step(
+    make_language_model_loss(TINY_MODEL, num_loss_chunks=1),
+    tx,
+    mesh=mesh,
+    state_shardings=jax.tree.map(lambda x: x.sharding, wanted),
+    num_microbatches=num_microbatches,
+    guard=guard,
+    schedule=make_schedule(optimizer, num_steps),
+  )
+  return step, wanted, lambda: create_state(lambda p: p, params, **options)
 
 
 def mesh_of(data=1, fsdp=1):

@@ -2,29 +2,18 @@
 
 import json
 
-import jax
-
 from phi4_jax.training.checkpoint import CheckpointConfig, Checkpoints
-from phi4_jax.training.guard import GuardConfig
 from phi4_jax.training.loop import train
-from phi4_jax.training.losses import make_language_model_loss
 from phi4_jax.training.metrics import MetricsWriter
-from phi4_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from phi4_jax.training.state import abstract_state, create_state
-from phi4_jax.training.step import make_train_step
 from tests.training.problems import (
-  TINY_MODEL,
   assert_trees_equal,
   mesh_of,
-  tiny_params,
+  tiny_model_run,
   token_batch,
 )
 
-PARAMS = tiny_params()
 NUM_STEPS = 7
 STOP = 4
-OPTIMIZER = OptimizerConfig(peak_lr=0.01, warmup_steps=2)
-GUARD = GuardConfig(window=4, num_std=3.0)
 
 
 class Batches:
@@ -43,27 +32,17 @@ class Batches:
 
 def run(directory, until_step):
   """One process of a run, all objects new: restore, train, save, log."""
-  mesh = mesh_of(2, 4)
-  tx = make_optimizer(OPTIMIZER, NUM_STEPS)
-  options = {"tx": tx, "guard": GUARD, "mesh": mesh}
-  wanted = abstract_state(lambda p: p, PARAMS, **options)
+  step, wanted, first_state = tiny_model_run(
+    mesh_of(2, 4), num_microbatches=2, num_steps=NUM_STEPS
+  )
   batches = Batches()
   with Checkpoints(directory, CheckpointConfig(every_steps=STOP)) as checkpoints:
     restored = checkpoints.restore(wanted)
     if restored is None:
-      state, first = create_state(lambda p: p, PARAMS, **options), 0
+      state, first = first_state(), 0
     else:
       state, first = restored.state, restored.step
       batches.position = restored.data_state["position"]
-    step = make_train_step(
-      make_language_model_loss(TINY_MODEL, num_loss_chunks=1),
-      tx,
-      mesh=mesh,
-      state_shardings=jax.tree.map(lambda x: x.sharding, wanted),
-      num_microbatches=2,
-      guard=GUARD,
-      schedule=make_schedule(OPTIMIZER, NUM_STEPS),
-    )
     with MetricsWriter(directory / "metrics", resume_step=first) as writer:
       for record in train(state, batches, step, until_step=until_step):
         writer.write(record.step, record.metrics)

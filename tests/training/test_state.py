@@ -8,7 +8,13 @@ from phi4_jax.model.transformer import init_params
 from phi4_jax.training.guard import GuardConfig
 from phi4_jax.training.optimizer import OptimizerConfig, make_optimizer
 from phi4_jax.training.state import abstract_state, create_state, init_state
-from tests.training.problems import TINY_MODEL, assert_trees_equal, mesh_of
+from tests.training.problems import (
+  TINY_MODEL,
+  assert_trees_equal,
+  linear_shardings,
+  mesh_of,
+  tiny_params,
+)
 
 GUARD = GuardConfig(window=4)
 TX = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=1), 10)
@@ -23,7 +29,7 @@ def moments(opt_state):
 
 def test_moments_are_sharded_like_their_parameters():
   mesh = mesh_of(data=2, fsdp=4)
-  state = create_state(MAKE, jax.random.key(0), tx=TX, guard=GUARD, mesh=mesh)
+  state = create_state(lambda p: p, tiny_params(), tx=TX, guard=GUARD, mesh=mesh)
   split = 0
   for tree in (state.params, *moments(state.opt_state)):
     for param, leaf in zip(
@@ -53,16 +59,28 @@ def test_counters_are_replicated():
 
 
 def test_sharded_birth_draws_the_same_numbers():
-  plain = init_state(MAKE(jax.random.key(3)), TX, GUARD)
+  def make(key):
+    return {
+      "linear": {"weight": jax.random.normal(key, (8, 4))},
+      "norm": {"weight": jax.random.uniform(key, (4,))},
+    }
+
+  mesh = mesh_of(data=2, fsdp=4)
+  plain = init_state(make(jax.random.key(3)), TX, GUARD)
   born = create_state(
-    MAKE, jax.random.key(3), tx=TX, guard=GUARD, mesh=mesh_of(data=2, fsdp=4)
+    make,
+    jax.random.key(3),
+    tx=TX,
+    guard=GUARD,
+    mesh=mesh,
+    param_shardings=linear_shardings(mesh),
   )
   assert_trees_equal(plain, born)
   assert int(born.step) == 0
 
 
 def test_from_existing_parameters():
-  params = MAKE(jax.random.key(1))
+  params = tiny_params()
   state = create_state(lambda p: p, params, tx=TX, guard=GUARD, mesh=mesh_of(fsdp=8))
   assert_trees_equal(state.params, params)
   assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(state.opt_state))

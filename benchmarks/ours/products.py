@@ -1,0 +1,82 @@
+"""A ceiling: the matrix products of the work alone, in JAX."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from benchmarks.contender import Prepared, serve
+from experiments.devices import start_jax
+from phi4_jax.common.mesh import BATCH_AXES, MeshConfig, batch_sharding, make_mesh
+
+
+def make_products(group: dict[str, Any], mesh: jax.sharding.Mesh, key: jax.Array):
+  """Returns a function that starts a group's products and returns what to wait for.
+
+  Each device multiplies its share of the rows by all weights; nothing is exchanged.
+  """
+  split = PartitionSpec(BATCH_AXES)
+  weights = [
+    jax.random.normal(jax.random.fold_in(key, 1000 * number + copy), (i, o))
+    for number, (i, o, count) in enumerate(group["weights"])
+    for copy in range(count)
+  ]
+  widths = {weight.shape[0] for weight in weights}
+  inputs = {
+    width: jax.device_put(
+      jax.random.normal(jax.random.fold_in(key, width), (group["rows"], width)),
+      batch_sharding(mesh),
+    )
+    for width in widths
+  }
+
+  def multiply(inputs, weights):
+    # One number of each result is kept, or XLA would leave the product out. The
+    # greatest: a sum could be taken before the product.
+    kept = []
+    for weight in weights:
+      x = inputs[weight.shape[0]]
+      y = x @ weight
+      kept.append(y.max())
+      if group["backward"]:
+        kept += [(y @ weight.T).max(), (x.T @ y).max()]
+    return jnp.stack(kept)[None]
+
+  multiply = jax.jit(
+    jax.shard_map(
+      multiply, mesh=mesh, in_specs=(split, PartitionSpec()), out_specs=split
+    )
+  )
+  return lambda: [multiply(inputs, weights) for _ in range(group["times"])]
+
+
+def make_prepared(options: dict[str, Any], devices: list[jax.Device]) -> Prepared:
+  """Returns the contender on the given devices."""
+  mesh = make_mesh(MeshConfig(), devices)
+  key = jax.random.key(options["seed"])
+  groups = [make_products(group, mesh, key) for group in options["groups"]]
+
+  def run() -> dict[str, float]:
+    for _ in range(options["steps"]):
+      jax.block_until_ready([group() for group in groups])
+    return {"work": options["work"]}
+
+  return Prepared(
+    run=run,
+    settings={
+      "device": "cpu",
+      "precision": "float32",
+      "threads": "XLA's choice",
+      "host devices": len(devices),
+    },
+  )
+
+
+def prepare(options: dict[str, Any]) -> Prepared:
+  start_jax(MeshConfig(cpu_devices=options["devices"]), rows=options["devices"])
+  return make_prepared(options, jax.devices())
+
+
+if __name__ == "__main__":
+  serve(prepare, packages=["jax", "jaxlib"])
