@@ -18,7 +18,6 @@ CORE = [
   "sentencepiece==0.2.2",  # 0.2.3 needs a protobuf that Beam and seqio refuse
   "gin-config==0.5.0",
   "numpy>=2.0",
-  "etils[epath]",
   "jaxtyping>=0.3",
   "scipy>=1.14",
   "tensorboardX>=2.6",  # writes event files without TensorFlow

@@ -5,12 +5,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import jax
+
 from experiments.devices import start_jax
+from experiments.parents import load_parent
 from experiments.process import StopRequest
 from experiments.run_directory import RunDirectory
 from experiments.stage import StageConfig, run_stage
 from phi4_jax.common import io
-from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.mesh import MeshConfig, make_mesh
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.data.tokenizer import load_vocabulary
@@ -19,8 +21,9 @@ from phi4_jax.eval.tasks.arithmetic import ArithmeticTask, ArithmeticTaskConfig
 from phi4_jax.eval.tasks.gsm8k import Gsm8kConfig, Gsm8kTask
 from phi4_jax.model import transformer
 from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.sharding import param_shardings
 from phi4_jax.sampling.generate import JaxSampler
-from phi4_jax.training.checkpoint import load_params
+from phi4_jax.training.digest import params_digest
 from phi4_jax.training.progress import Progress
 
 
@@ -51,13 +54,6 @@ class EvaluateConfig(StageConfig):
   batch_size: int
   seed: int = 0
 
-  def __post_init__(self):
-    if self.law.max_length > self.model.max_position_embeddings:
-      raise ConfigError(
-        f"SamplingLaw.max_length ({self.law.max_length}) must be at most "
-        f"ModelConfig.max_position_embeddings ({self.model.max_position_embeddings})."
-      )
-
   def inputs(self) -> dict[str, str]:
     return {"parent": self.parent, "vocabulary": self.vocabulary}
 
@@ -74,10 +70,22 @@ def run(config: EvaluateConfig, directory: RunDirectory) -> dict[str, Any]:
   inputs = directory.link_inputs(config.inputs())
   mesh = make_mesh(config.mesh)
   vocabulary = load_vocabulary(inputs["vocabulary"] / "vocabulary")
-  abstract = transformer.abstract_params(config.model)
-  loaded = load_params(inputs["parent"] / "checkpoints", abstract)
+  shapes = transformer.abstract_params(config.model)
+  abstract = jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    shapes,
+    param_shardings(mesh, shapes, config.model),
+  )
+  params = load_parent(
+    inputs["parent"],
+    config.model,
+    abstract,
+    vocabulary_fingerprint=vocabulary.fingerprint,
+  )
   sampler = JaxSampler(
-    loaded.params,
+    params,
     config.model,
     config.law,
     stop_ids=(vocabulary.im_end_id, vocabulary.eos_id),
@@ -100,7 +108,7 @@ def run(config: EvaluateConfig, directory: RunDirectory) -> dict[str, Any]:
       vocabulary,
       num_examples=config.num_examples,
       samples_per_example=config.samples_per_example,
-      sampler_id=f"{loaded.fingerprint} seed {config.seed}",
+      sampler_id=f"{params_digest(params)} seed {config.seed}",
       rows_per_call=config.batch_size,
       out_dir=directory.path / "answers",
       progress=report,

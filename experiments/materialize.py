@@ -10,6 +10,7 @@ Grain alone:
 
 import dataclasses
 import importlib
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -40,13 +41,13 @@ class DatasetConfig:
   Attributes:
     source: documents made or read by phi4_jax; or
     task: the name of a registered SeqIO task (see MaterializeConfig.modules).
-    split: of the SeqIO task.
+    split: of the SeqIO task; None means "train".
     packing: how documents are laid into rows.
   """
 
   source: ArithmeticSource | JsonlSource | None = None
   task: str | None = None
-  split: str = "train"
+  split: str | None = None
   packing: PackingConfig
 
   def __post_init__(self):
@@ -54,6 +55,10 @@ class DatasetConfig:
       raise ConfigError(
         "DatasetConfig needs either a source or the name of a SeqIO task, got "
         f"source={self.source!r} and task={self.task!r}."
+      )
+    if self.source is not None and self.split is not None:
+      raise ConfigError(
+        f"DatasetConfig.split ({self.split!r}) has no effect with a source. Remove it."
       )
 
 
@@ -84,6 +89,12 @@ class MaterializeConfig(StageConfig):
         "MaterializeConfig needs either vocabulary (a folder) or train_vocabulary "
         "(settings), and not both."
       )
+    tasks = [name for name, d in self.datasets.items() if d.source is None]
+    if self.train_vocabulary is not None and tasks:
+      raise ConfigError(
+        f"MaterializeConfig.train_vocabulary reads sources only, but {tasks} are SeqIO "
+        "tasks. Train the vocabulary first (phi4 train_tokenizer) and name its folder."
+      )
     if "vocabulary" in self.datasets:
       raise ConfigError("MaterializeConfig.datasets: 'vocabulary' is a taken name.")
 
@@ -95,6 +106,7 @@ def run(config: MaterializeConfig, directory: RunDirectory) -> dict[str, Any]:
   inputs = directory.link_inputs(config.inputs())
   vocabulary = _provide_vocabulary(config, directory, inputs)
   print("importing SeqIO and TensorFlow ...", flush=True)
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it looks for a GPU, loudly
   from phi4_jax.data import seqio_tasks
 
   for module in config.modules:
@@ -118,7 +130,7 @@ def run(config: MaterializeConfig, directory: RunDirectory) -> dict[str, Any]:
       directory.path / name,
       vocabulary=vocabulary,
       packing=dataset.packing,
-      split=dataset.split,
+      split=dataset.split or "train",
       on_progress=report,
     )
   rows = [

@@ -18,6 +18,7 @@ from experiments.run_directory import (
   STAGE_PREFIX,
   RunDirectory,
   check_inputs,
+  is_current,
   load_result,
 )
 from experiments.stage import StageConfig, run_stage
@@ -67,11 +68,13 @@ def run(config: PipelineConfig, directory: RunDirectory) -> dict[str, Any]:
     heading = f"[{number}/{len(config.stages)}] {name}"
     folder = directory.path / name
     result = load_result(folder)
-    current = _is_current(folder, stage)
+    current = is_current(folder, stage.verb, stage)
     if result is None or not current:
       gin_file = directory.path / "stages" / f"{name}.gin"
       io.write_atomic(gin_file, config_lib.to_gin(stage))
       arguments = [f"--gin_file={gin_file}", f"--workdir={folder}"]
+      if directory.allow_config_change:
+        arguments.append("--allow_config_change")
       print(f"{heading}: phi4 {stage.verb} {' '.join(arguments)}", flush=True)
       try:
         code = process.run_verb_child(stage.verb, arguments)
@@ -100,15 +103,6 @@ def run(config: PipelineConfig, directory: RunDirectory) -> dict[str, Any]:
     ),
     "seconds": minutes * 60,
   }
-
-
-def _is_current(folder: Path, stage: StageConfig) -> bool:
-  """Whether a stage's folder was made from this very configuration."""
-  file = folder / "config.json"
-  if not file.exists():
-    return False
-  recorded = io.read_json(file)
-  return recorded == {"verb": stage.verb, "config": config_lib.to_json(stage)}
 
 
 class StageFailed(RuntimeError):

@@ -14,9 +14,18 @@ class PretrainConfig(TrainConfig):
   """Pretraining: every token of every document counts in the loss.
 
   Source: arXiv:2412.08905 section 3.
+
+  Attributes:
+    seed: of the random initial weights, when there is no parent.
   """
 
   verb: ClassVar[str] = "pretrain"
+
+  seed: int = 0
+
+  @property
+  def initial_seed(self) -> int:
+    return self.seed
 
 
 def main(argv: Sequence[str] | None = None) -> int:

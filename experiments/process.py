@@ -90,23 +90,23 @@ def run_verb_child(verb: str, arguments: Sequence[str]) -> int:
 def run_child(command: Sequence[str]) -> int:
   """Runs a command to its end and returns its exit code (128 + n for signal n).
 
-  SIGINT and SIGTERM are passed on, and the child is waited for, so that it can
-  save its work.
+  The child has a process group of its own. SIGINT and SIGTERM are passed on, and
+  the child is waited for, so that it can save its work.
   """
   read_fd, write_fd = os.pipe()
   try:
     child = subprocess.Popen(
       list(command),
       pass_fds=(read_fd,),
+      # Ctrl-C then reaches this process only, which passes it on exactly once.
+      process_group=0,
       env={**os.environ, _PARENT_FD: str(read_fd)},
     )
     os.close(read_fd)
 
     def forward(signum: int, frame: FrameType | None) -> None:
       del frame
-      # A terminal sends SIGINT to the whole group, so the child has it already.
-      if signum == signal.SIGTERM:
-        child.terminate()
+      child.send_signal(signum)
       forwarded.append(signum)
 
     forwarded: list[int] = []

@@ -8,10 +8,10 @@ from experiments.evaluate import EvaluateConfig
 from experiments.materialize import DatasetConfig, MaterializeConfig
 from experiments.pipeline import PipelineConfig
 from experiments.pretrain import PretrainConfig
-from experiments.runner import ValidationConfig
 from experiments.sft import SftConfig
 from experiments.sweep import SweepConfig
 from experiments.train_tokenizer import TrainTokenizerConfig
+from experiments.training_run import ValidationConfig
 from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.data.loader import DataConfig

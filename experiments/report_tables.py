@@ -55,8 +55,6 @@ def pipeline_summary(config: Any, results: dict[str, dict[str, Any]]) -> str:
 def lookup(result: dict[str, Any], path: str) -> float:
   """Returns the number at a dotted path of a result.
 
-  Keys may themselves hold dots or slashes; the longest match is taken.
-
   Raises:
     ConfigError: if there is none; lists what there is.
   """

@@ -83,6 +83,13 @@ def check_inputs(workdir: Path, inputs: dict[str, str]) -> dict[str, Any]:
   return lineage
 
 
+def is_current(path: Path, verb: str, config: Any) -> bool:
+  """Whether a folder's run was made from this very configuration."""
+  file = path / "config.json"
+  new = {"verb": verb, "config": config_lib.to_json(config)}
+  return file.exists() and io.read_json(file) == new
+
+
 class RunDirectory:
   """Opens (makes, or continues) the folder of one run. A context manager.
 
@@ -102,7 +109,7 @@ class RunDirectory:
     self.path = Path(path)
     self._config = config
     self._verb = verb
-    self._allow_config_change = allow_config_change
+    self.allow_config_change = allow_config_change
     self._started = time.monotonic()
     self.result: dict[str, Any] | None = None
 
@@ -134,7 +141,7 @@ class RunDirectory:
     if file.exists():
       old = io.read_json(file)
       changes = list(_differences(old, new))
-      if changes and not self._allow_config_change:
+      if changes and not self.allow_config_change:
         raise ConfigError(
           f"{self.path} belongs to a run with another configuration:\n  "
           + "\n  ".join(changes)
@@ -142,18 +149,39 @@ class RunDirectory:
           "that run with the new settings."
         )
       if not changes:
+        self._write_provenance()
         return
       (self.path / "result.json").unlink(missing_ok=True)
-    elif any(p.name != ".lock" for p in self.path.iterdir()):
-      found = sorted(p.name for p in self.path.iterdir() if p.name != ".lock")
-      raise ConfigError(
-        f"{self.path} is not a run directory: it has no config.json but holds "
-        f"{', '.join(found[:5])}. Choose an empty or new folder as --workdir."
-      )
-    io.write_atomic(self.path / "git.txt", describe_code())
-    io.write_atomic(self.path / "versions.txt", describe_versions())
+    else:
+      self._refuse_foreign_files()
+    self._write_provenance()
     io.write_atomic(self.path / "config.gin", config_lib.to_gin(self._config))
     io.write_json(file, new)
+
+  def _refuse_foreign_files(self) -> None:
+    # Hidden files and these three may be left by a process that was killed while
+    # it opened the folder.
+    ours = {"git.txt", "versions.txt", "config.gin"}
+    names = sorted(path.name for path in self.path.iterdir())
+    foreign = [n for n in names if not n.startswith(".") and n not in ours]
+    if foreign:
+      raise ConfigError(
+        f"{self.path} is not a run directory: it has no config.json but holds "
+        f"{', '.join(foreign[:5])}. Choose an empty or new folder as --workdir."
+      )
+
+  def _write_provenance(self) -> None:
+    """Records code and libraries, again when a run goes on with others."""
+    for name, text in (
+      ("git.txt", describe_code()),
+      ("versions.txt", describe_versions()),
+    ):
+      file = self.path / name
+      before = file.read_text("utf-8") if file.exists() else ""
+      if not before.endswith(text):
+        when = time.strftime("%Y-%m-%d %H:%M:%S")
+        joint = f"\n--- continued {when} ---\n" if before else ""
+        io.write_atomic(file, before + joint + text)
 
   def link_inputs(self, inputs: dict[str, str]) -> dict[str, Path]:
     """Resolves the inputs, checks them (`check_inputs`), and records them."""

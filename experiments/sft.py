@@ -13,9 +13,10 @@ from experiments.stage import run_stage
 class SftConfig(TrainConfig):
   """Supervised fine-tuning: the loss mask comes with the rows (chat datasets).
 
-  Source: arXiv:2412.08905 section 4.1.
+  Source: arXiv:2412.08905 section 4.1 (learning rate 1e-6, about 8B tokens).
   Differs: the paper does not say whether prompts count in the loss; here they do
-    not, and number of epochs, batch and schedule are settings.
+    not, and number of epochs, batch and schedule are settings. The learning rates
+    of the gin files are chosen for small models, not the paper's.
 
   Attributes:
     parent: folder of the run whose last checkpoint is fine-tuned.

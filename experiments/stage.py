@@ -7,6 +7,8 @@ ones continue, and the same command does both.
 
 import argparse
 import dataclasses
+import logging
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,6 +39,15 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def show_log_messages() -> None:
+  """Lets the library's log messages appear as plain lines, and no other's."""
+  logger = logging.getLogger("phi4_jax")
+  if not logger.handlers:
+    logger.addHandler(logging.StreamHandler(sys.stdout))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
 def run_stage(
   root: type[StageConfig], run: Run, argv: Sequence[str] | None, description: str
 ) -> int:
@@ -44,6 +55,7 @@ def run_stage(
 
   def body() -> int:
     process.watch_parent()
+    show_log_messages()
     arguments = cli.parse_verb_args(
       root.verb, root, argv, description, add_flags=add_run_flags
     )

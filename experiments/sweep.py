@@ -10,10 +10,12 @@ import itertools
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from experiments import plots, process, report_tables
-from experiments.run_directory import RunDirectory, load_result
+from experiments import cli, plots, process, report_tables
+from experiments import config as config_lib
+from experiments.run_directory import RunDirectory, is_current, load_result
 from experiments.stage import StageConfig, run_stage
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError
@@ -48,8 +50,11 @@ class SweepConfig(StageConfig):
   goal: Literal["min", "max"]
 
   def __post_init__(self):
-    if self.run in ("sweep", ""):
-      raise ConfigError("SweepConfig.run must name another verb than sweep.")
+    known = [verb for verb in cli.VERBS if verb != self.verb]
+    if self.run not in known:
+      raise ConfigError(
+        f"SweepConfig.run ({self.run!r}) must be one of {', '.join(known)}."
+      )
     if not self.metrics:
       raise ConfigError("SweepConfig.metrics is empty: name what the table shows.")
     for path, values in self.axes.items():
@@ -84,8 +89,8 @@ def make_points(config: SweepConfig) -> list[Point]:
   points = [Point(cell=cell, seed=seed) for seed in config.seeds for cell in cells]
   if len({point.name for point in points}) != len(points):
     raise ConfigError(
-      "SweepConfig.axes: two paths end in the same word and take the same values, so "
-      "that their runs would share a folder. Vary one of them only."
+      "SweepConfig.axes: two points would share a folder, because their settings are "
+      "written alike. Give each value of an axis once."
     )
   return points
 
@@ -98,7 +103,11 @@ def run(config: SweepConfig, directory: RunDirectory) -> dict[str, Any]:
   spent: list[float] = []
   for number, point in enumerate(points, start=1):
     folder = directory.path / "runs" / point.name
+    settings = [(config.seed_binding, point.seed), *point.cell]
+    bindings = [*config.bindings, *(f"{path}={value!r}" for path, value in settings)]
     result = load_result(folder)
+    if result is not None:
+      _check_current(config, bindings, folder)
     left = ""
     if spent:
       mean = sum(spent) / len(spent)
@@ -107,12 +116,10 @@ def run(config: SweepConfig, directory: RunDirectory) -> dict[str, Any]:
     if result is None:
       began = time.monotonic()
       ledger.append({"point": point.name, "event": "started"})
-      settings = [(config.seed_binding, point.seed), *point.cell]
       arguments = [
         f"--gin_file={config.gin_file}",
         f"--workdir={folder}",
-        *(f"--gin.{binding}" for binding in config.bindings),
-        *(f"--gin.{path}={value!r}" for path, value in settings),
+        *(f"--gin.{binding}" for binding in bindings),
       ]
       try:
         code = process.run_verb_child(config.run, arguments)
@@ -149,6 +156,24 @@ def run(config: SweepConfig, directory: RunDirectory) -> dict[str, Any]:
       "\n".join(f"{point.name} {result['fingerprint']}" for point, result in done)
     ),
   }
+
+
+def _check_current(config: SweepConfig, bindings: Sequence[str], folder: Path) -> None:
+  """Refuses a finished point that was made from other settings than these."""
+  root = next(c for c in registered_stages() if c.verb == config.run)
+  wanted = config_lib.load(root, [config.gin_file], bindings)
+  if not is_current(folder, config.run, wanted):
+    raise ConfigError(
+      f"{folder} was made with other settings than {config.gin_file} and this sweep "
+      "give now. Remove it to run it again, or choose another --workdir."
+    )
+
+
+def registered_stages() -> list[type[StageConfig]]:
+  """Returns the root classes of all verbs."""
+  config_lib.ensure_registered(SweepConfig)
+  classes = config_lib.registered().values()
+  return [cls for cls in classes if issubclass(cls, StageConfig) and cls.verb]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,5 +17,5 @@ class CheckpointError(ValueError):
   """A checkpoint is missing, incomplete or does not fit what it is loaded into."""
 
 
-class OutOfData(RuntimeError):
+class OutOfData(DataError):
   """The training data ended before the run did."""

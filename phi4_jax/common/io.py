@@ -134,6 +134,10 @@ class JsonlLog:
     self._file.write(line.encode("utf-8") + b"\n")
     self._file.flush()
 
+  def sync(self) -> None:
+    """Returns when all records are on the disk itself."""
+    os.fsync(self._file.fileno())
+
   def records(self) -> list[dict[str, Any]]:
     """Returns all whole records, oldest first."""
     with open(self.path, encoding="utf-8") as file:

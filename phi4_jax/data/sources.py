@@ -74,7 +74,9 @@ class ArithmeticSource:
 
   @property
   def _min_ops(self) -> int:
-    return self.min_ops or (4 if self.form == "chat" else 2)
+    if self.min_ops is not None:
+      return self.min_ops
+    return 4 if self.form == "chat" else 2
 
   def documents(self) -> Iterator[Document]:
     # An integer seed for each (seed, form): the three forms share no questions'

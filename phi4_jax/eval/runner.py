@@ -57,7 +57,7 @@ def evaluate(
   Raises:
     ConfigError: if `out_dir` holds a run with other settings, or a number is not
       positive.
-    ValueError: if a prompt leaves no room for a response.
+    ConfigError: if a prompt leaves no room for a response.
   """
   for name, value in (
     ("num_examples", num_examples),
@@ -112,7 +112,7 @@ def _encode_prompts(
   for example in examples:
     prompt = list(encode_prompt(example.messages, vocabulary))
     if len(prompt) >= max_length:
-      raise ValueError(
+      raise ConfigError(
         f"The prompt of example {example.id!r} of task {task.name!r} has "
         f"{len(prompt)} tokens, which leaves no room for a response under "
         f"SamplingLaw.max_length ({max_length}; prompt and response together). "

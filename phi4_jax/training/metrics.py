@@ -74,6 +74,12 @@ class MetricsWriter:
         self._tensorboard.add_scalar(name, value, step)
     return values
 
+  def sync(self) -> None:
+    """Puts everything on disk: a checkpoint must not be newer than the records."""
+    if self._records is not None:
+      self._records.sync()
+      self._tensorboard.flush()
+
   def close(self) -> None:
     """Flushes and closes both files."""
     if self._records is not None:

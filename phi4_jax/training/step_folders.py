@@ -100,5 +100,5 @@ class StepFolders:
   def remove_leftovers(self) -> None:
     """Deletes all leftovers; only safe while no save is under way."""
     for path in self.leftovers():
-      _log.info("Removing %s.", path)
+      _log.debug("Removing %s.", path)
       shutil.rmtree(path, ignore_errors=True)

@@ -197,10 +197,10 @@ class TestRefusals:
       "pretrain",
       f"--gin_file={workdir / 'pretrain' / 'config.gin'}",
       f"--workdir={workdir / 'narrow'}",
-      "--gin.ModelConfig.vocab_size=300",
+      "--gin.ModelConfig.vocab_size=100",
     )
     assert code == 2
-    assert "ModelConfig.vocab_size is 300" in output and "Traceback" not in output
+    assert "ModelConfig.vocab_size is 100" in output and "Traceback" not in output
 
   def test_missing_input_names_the_command(self, tmp_path):
     code, output = _run(

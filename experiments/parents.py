@@ -1,0 +1,72 @@
+"""The final weights of an earlier run: exactly those, and only if they fit."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from experiments.run_directory import load_result
+from phi4_jax.common import io
+from phi4_jax.common.axes import Params
+from phi4_jax.common.errors import CheckpointError, DataError
+from phi4_jax.model.config import ModelConfig
+from phi4_jax.training.checkpoint import load_params
+from phi4_jax.training.digest import params_digest
+
+# Settings that change how a model is computed or made, not what it is.
+_FREE = frozenset(
+  {"compute_dtype", "scan_layers", "remat", "attention", "initializer_range"}
+)
+# A training stage may change these at its beginning (longer context).
+STAGE_BOUNDARY = frozenset({"rope_theta", "max_position_embeddings"})
+
+
+def load_parent(
+  path: Path,
+  model: ModelConfig,
+  abstract_params: Any,
+  *,
+  vocabulary_fingerprint: str,
+  may_differ: frozenset[str] = frozenset(),
+) -> Params:
+  """Loads the final parameters of the complete training run in `path`.
+
+  Args:
+    path: the run's folder.
+    model: what the parameters are to be used as.
+    abstract_params: shapes, dtypes and shardings to load them with.
+    vocabulary_fingerprint: of the vocabulary that will be used with them.
+    may_differ: fields of ModelConfig that may have changed.
+
+  Raises:
+    DataError: if the vocabulary is another one than the parent was trained with, or
+      the model's settings differ.
+    CheckpointError: if the final checkpoint is missing, damaged or does not fit.
+  """
+  result = load_result(path)
+  assert result is not None, "link_inputs has checked that the parent is complete"
+  if result.get("vocabulary") != vocabulary_fingerprint:
+    raise DataError(
+      f"{path} was trained with another vocabulary than the one given (fingerprints "
+      f"{result.get('vocabulary')} and {vocabulary_fingerprint}). Use the data and "
+      "vocabulary of one run throughout a chain."
+    )
+  trained = io.read_json(path / "config.json")["config"]["model"]
+  differing = [
+    f"{field.name}: {trained[field.name]!r} there, {getattr(model, field.name)!r} here"
+    for field in dataclasses.fields(model)
+    if field.name not in _FREE | may_differ
+    and trained[field.name] != getattr(model, field.name)
+  ]
+  if differing:
+    raise DataError(
+      f"ModelConfig differs from the one that {path} was trained with "
+      f"({'; '.join(differing)})."
+    )
+  folder = path / "checkpoints" / result["checkpoint"]
+  loaded = load_params(folder, abstract_params)
+  if params_digest(loaded.params) != result["fingerprint"]:
+    raise CheckpointError(
+      f"{folder} does not hold the parameters that {path / 'result.json'} names. "
+      "Remove result.json and run that stage again."
+    )
+  return loaded.params

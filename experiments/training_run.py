@@ -1,0 +1,280 @@
+"""Consumes a training loop's records: log, save, validate, stop.
+
+The order matters: what is logged is on disk before the checkpoint that covers it,
+and a checkpoint is written before anything long (validation) begins.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import config as config_lib
+from experiments.process import StopRequest
+from experiments.run_directory import RunDirectory
+from phi4_jax.common import io
+from phi4_jax.common.errors import CheckpointError, ConfigError, DataError, OutOfData
+from phi4_jax.data.loader import DataConfig, Loader, make_loader
+from phi4_jax.model import counting
+from phi4_jax.training import loop
+from phi4_jax.training.checkpoint import Checkpoints
+from phi4_jax.training.digest import params_digest
+from phi4_jax.training.metrics import MetricsWriter, Throughput, find_peak_flops
+from phi4_jax.training.progress import Progress
+from phi4_jax.training.step import TrainStep
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+  """Loss on held-out rows while training.
+
+  Attributes:
+    dataset: name of a materialized dataset.
+    every_steps: how often.
+    max_batches: at most so many batches, always the same ones.
+  """
+
+  dataset: str
+  every_steps: int
+  max_batches: int = 50
+
+  def __post_init__(self):
+    for name in ("every_steps", "max_batches"):
+      if getattr(self, name) < 1:
+        raise ConfigError(
+          f"ValidationConfig.{name} ({getattr(self, name)}) must be 1 or more."
+        )
+
+
+class NonFiniteLoss(CheckpointError):
+  """The loss or its gradient stopped being finite."""
+
+
+Validate = Callable[[Any], dict[str, float]]
+
+
+def make_validation(
+  config: ValidationConfig,
+  batches: DataConfig,
+  data: Path,
+  loss_fn: Any,
+  step_fn: TrainStep,
+  *,
+  row_length: int,
+) -> Validate:
+  """Returns a function from parameters to the mean loss on the held-out rows.
+
+  Raises:
+    DataError: if the rows do not fill a batch or have another length.
+  """
+  held_out = dataclasses.replace(
+    batches, datasets={config.dataset: 1.0}, shuffle=False, epochs=1
+  )
+  loader = make_loader(
+    data, held_out, host_index=jax.process_index(), host_count=jax.process_count()
+  )
+  if loader.row_length != row_length:
+    raise DataError(
+      f"ValidationConfig.dataset {config.dataset!r} has rows of {loader.row_length} "
+      f"tokens, the training data has {row_length}."
+    )
+  rows = []
+  with contextlib.suppress(OutOfData):
+    while len(rows) < config.max_batches:
+      rows.append(next(loader))
+  sums = jax.jit(loss_fn)
+
+  def validate(params) -> dict[str, float]:
+    losses_and_weights = []
+    with jax.set_mesh(step_fn.mesh):
+      for batch in rows:
+        loss_sum, weight_sum, _ = sums(params, step_fn.put_batch(batch))
+        losses_and_weights.append((loss_sum, weight_sum))
+    total = np.sum(jax.device_get(losses_and_weights), axis=0)
+    return {"validation/loss": float(total[0] / max(total[1], 1.0))}
+
+  return validate
+
+
+class TrainingRun:
+  """One process's part of a run: from a state to the end, or to a signal."""
+
+  def __init__(
+    self,
+    config: Any,
+    directory: RunDirectory,
+    loader: Loader,
+    checkpoints: Checkpoints,
+    step_fn: TrainStep,
+    validate: Validate | None,
+    *,
+    seconds_before: float,
+  ):
+    """`config` is a `runner.TrainConfig`; `seconds_before` were spent earlier."""
+    self._config = config
+    self._directory = directory
+    self._loader = loader
+    self._checkpoints = checkpoints
+    self._step_fn = step_fn
+    self._validate = validate
+    self._seconds_before = seconds_before
+    self._began = time.perf_counter()
+    self._last: dict[str, Any] = {}
+    weights = config.batches.datasets
+    # Padding is no token: rates and totals count the filled share of the rows.
+    self._fill = sum(w * loader.manifests[n].fill for n, w in weights.items())
+    self._fill /= sum(weights.values())
+    self._slots = config.batches.batch_size * loader.row_length
+
+  def train(self, state) -> dict[str, Any]:
+    """Trains, and returns the run's result.
+
+    Raises:
+      Interrupted: after a signal; the state has been saved.
+      NonFiniteLoss: names the last good checkpoint; nothing after it was saved.
+    """
+    config = self._config
+    peak = find_peak_flops()
+    io.write_json(self._directory.path / "peak_flops.json", peak._asdict())
+    throughput = Throughput(
+      flops_per_token=counting.model_flops_per_token(
+        config.model, self._loader.row_length
+      ),
+      peak_flops=peak.flops,
+    )
+    first = int(state.step)
+    # What an earlier process of this run has reported is not reported again.
+    known_bad = int(state.guard.num_nonfinite)
+    progress = Progress(config.verb, config.num_steps)
+    with (
+      StopRequest() as stop,
+      MetricsWriter(self._directory.path, resume_step=first) as writer,
+    ):
+      self._recall()
+      if self._is_validation_due(first) and "validation/loss" not in self._at(first):
+        self._write_validation(writer, first, state)
+      records = loop.train(
+        state, self._loader, self._step_fn, until_step=config.num_steps
+      )
+      for step, state, metrics in records:
+        throughput.count(round(self._slots * self._fill), metrics)
+        stopping, last = bool(stop), step == config.num_steps
+        validates = self._is_validation_due(step)
+        saves = last or stopping or validates or self._checkpoints.is_due(step)
+        logs = last or step % config.log_every_steps == 0
+        if saves or logs:
+          self._check_finite(step, metrics, known_bad, progress)
+        if logs:
+          values = writer.write(step, {**metrics, **throughput.read()})
+          self._last |= values
+          rate = values.get("perf/tokens_per_second")
+          progress.update(step, loss=values["loss/total"], rate=rate)
+        if saves:
+          with throughput.excluded():
+            writer.sync()
+            self._save(step, state)
+            if validates and not stopping:
+              self._write_validation(writer, step, state)
+        if stopping and not last:
+          self._checkpoints.wait()
+          progress.close()
+          stop.raise_if_set(f"stopped and saved at step {step} of {config.num_steps}")
+      progress.close()
+      self._checkpoints.wait()
+    return self._result(state)
+
+  def _is_validation_due(self, step: int) -> bool:
+    validation = self._config.validation
+    if validation is None or step == 0:
+      return False
+    return step == self._config.num_steps or step % validation.every_steps == 0
+
+  def _write_validation(self, writer: MetricsWriter, step: int, state) -> None:
+    assert self._validate is not None
+    self._last |= writer.write(step, self._validate(state.params))
+
+  def _records(self) -> list[dict[str, Any]]:
+    lines = (self._directory.path / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+  def _recall(self) -> None:
+    """Takes up the latest value of each metric from before this process."""
+    for record in self._records():
+      self._last |= record
+
+  def _at(self, step: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for record in self._records():
+      if record["step"] == step:
+        found |= record
+    return found
+
+  def _save(self, step: int, state) -> None:
+    lineage = self._directory.path / "lineage.json"
+    self._checkpoints.save(
+      step,
+      state,
+      {"loader": self._loader.get_state(), "seconds": self._seconds},
+      config_lib.to_json(self._config),
+      {
+        "inputs": io.read_json(lineage) if lineage.exists() else {},
+        "mesh": dict(self._step_fn.mesh.shape),
+      },
+    )
+
+  @property
+  def _seconds(self) -> float:
+    return self._seconds_before + time.perf_counter() - self._began
+
+  def _check_finite(self, step: int, metrics, known_bad: int, progress) -> None:
+    names = ("loss/total", "optimizer/grad_norm", "guard/num_nonfinite")
+    loss, norm, bad = (float(metrics[name]) for name in names)
+    if math.isfinite(loss) and math.isfinite(norm) and bad <= known_bad:
+      return
+    progress.close()
+    self._checkpoints.wait()
+    saved = self._checkpoints.latest_step()
+    good = (
+      f"The last good checkpoint is {self._checkpoints.path(saved)}"
+      if saved is not None
+      else "No checkpoint had been written yet"
+    )
+    applied = "not applied" if self._config.guard.enabled else "applied"
+    raise NonFiniteLoss(
+      f"The loss or its gradient was not finite at or before step {step} (the update "
+      f"was {applied}). {good}. Lower OptimizerConfig.peak_lr or look at the batch, "
+      "then continue with --allow_config_change, or in a new --workdir."
+    )
+
+  def _result(self, state) -> dict[str, Any]:
+    names = {
+      "loss/total": "loss",
+      "validation/loss": "validation_loss",
+      "train/accuracy": "token_accuracy",
+      "guard/num_spikes": "spikes",
+    }
+    steps = self._config.num_steps
+    return {
+      "metrics": {
+        short: self._last[name] for name, short in names.items() if name in self._last
+      },
+      "perf": {
+        name.partition("/")[2]: value
+        for name, value in self._last.items()
+        if name.startswith("perf/")
+      },
+      "steps": steps,
+      "tokens": round(steps * self._slots * self._fill),
+      "parameters": counting.count_params(self._config.model),
+      "vocabulary": self._loader.vocabulary_fingerprint,
+      "checkpoint": self._checkpoints.path(steps).name,
+      "fingerprint": params_digest(state.params),
+      "seconds": self._seconds,
+    }
