@@ -17,8 +17,8 @@ from benchmarks.harness import Benchmark, Case, Contender
 from phi4_jax.model.counting import model_flops_per_token
 
 # name of the model: rows, length, steps in one run
-SIZES = {"tiny": (24, 64, 40), "small": (8, 512, 2)}
-QUICK_SIZES = {"tiny": (24, 64, 10)}
+SIZES = {"tiny": (24, 64, 20), "small": (8, 512, 2)}
+QUICK_SIZES = {"tiny": (24, 64, 4)}
 OPTIMIZER = {
   "peak_lr": 1e-3,
   "warmup_steps": 0,

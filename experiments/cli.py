@@ -217,7 +217,9 @@ def _explain_unknown(argument: str, parser: argparse.ArgumentParser) -> str:
 
 
 def _example(verb: str, root: type) -> str:
-  files = sorted((_REPOSITORY / "gin_configs" / verb).glob("*.gin"))
+  # The smallest file is the one that a newcomer can run.
+  folder = _REPOSITORY / "gin_configs" / verb
+  files = sorted(folder.glob("*.gin"), key=lambda path: path.stem != "tiny")
   gin_file = f"gin_configs/{verb}/{files[0].name}" if files else "FILE.gin"
   return f"phi4 {verb} --gin_file {gin_file} --workdir runs/{verb}"
 

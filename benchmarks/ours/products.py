@@ -4,31 +4,37 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from benchmarks.contender import Prepared, serve
 from experiments.devices import start_jax
-from phi4_jax.common.mesh import BATCH_AXES, MeshConfig, batch_sharding, make_mesh
+from phi4_jax.common.mesh import (
+  BATCH_AXES,
+  MeshConfig,
+  batch_sharding,
+  make_mesh,
+  replicated,
+)
 
 
-def make_products(group: dict[str, Any], mesh: jax.sharding.Mesh, key: jax.Array):
+def make_products(group: dict[str, Any], mesh: jax.sharding.Mesh, seed: int):
   """Returns a function that starts a group's products and returns what to wait for.
 
   Each device multiplies its share of the rows by all weights; nothing is exchanged.
   """
   split = PartitionSpec(BATCH_AXES)
-  weights = [
-    jax.random.normal(jax.random.fold_in(key, 1000 * number + copy), (i, o))
-    for number, (i, o, count) in enumerate(group["weights"])
-    for copy in range(count)
-  ]
-  widths = {weight.shape[0] for weight in weights}
+  def draw(*shape: int) -> np.ndarray:
+    return random.standard_normal(shape, np.float32)
+
+  random = np.random.default_rng(seed)
+  weights = jax.device_put(
+    [draw(i, o) for i, o, count in group["weights"] for _ in range(count)],
+    replicated(mesh),
+  )
   inputs = {
-    width: jax.device_put(
-      jax.random.normal(jax.random.fold_in(key, width), (group["rows"], width)),
-      batch_sharding(mesh),
-    )
-    for width in widths
+    width: jax.device_put(draw(group["rows"], width), batch_sharding(mesh))
+    for width in {i for i, _, _ in group["weights"]}
   }
 
   def multiply(inputs, weights):
@@ -54,8 +60,7 @@ def make_products(group: dict[str, Any], mesh: jax.sharding.Mesh, key: jax.Array
 def make_prepared(options: dict[str, Any], devices: list[jax.Device]) -> Prepared:
   """Returns the contender on the given devices."""
   mesh = make_mesh(MeshConfig(), devices)
-  key = jax.random.key(options["seed"])
-  groups = [make_products(group, mesh, key) for group in options["groups"]]
+  groups = [make_products(group, mesh, options["seed"]) for group in options["groups"]]
 
   def run() -> dict[str, float]:
     for _ in range(options["steps"]):
