@@ -24,6 +24,7 @@ def make_products(group: dict[str, Any], mesh: jax.sharding.Mesh, seed: int):
   Each device multiplies its share of the rows by all weights; nothing is exchanged.
   """
   split = PartitionSpec(BATCH_AXES)
+
   def draw(*shape: int) -> np.ndarray:
     return random.standard_normal(shape, np.float32)
 
