@@ -58,7 +58,7 @@ def make_products(group: dict[str, Any], mesh: jax.sharding.Mesh, seed: int):
   return lambda: [multiply(inputs, weights) for _ in range(group["times"])]
 
 
-def make_prepared(options: dict[str, Any], devices: list[jax.Device]) -> Prepared:
+def make_prepared(options: dict[str, Any], devices: list[Any]) -> Prepared:
   """Returns the contender on the given devices."""
   mesh = make_mesh(MeshConfig(), devices)
   groups = [make_products(group, mesh, options["seed"]) for group in options["groups"]]

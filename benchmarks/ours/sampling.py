@@ -15,7 +15,7 @@ from phi4_jax.model.counting import count_params
 from phi4_jax.sampling.generate import JaxSampler
 
 
-def make_prepared(options: dict[str, Any], devices: list[jax.Device]) -> Prepared:
+def make_prepared(options: dict[str, Any], devices: list[Any]) -> Prepared:
   """Returns the contender on the given devices."""
   model = ModelConfig(**options["model"])
   rows, prompt, new = options["rows"], options["prompt"], options["new"]

@@ -32,7 +32,7 @@ def random_batches(
   return [make_batch(batch) for batch in np.stack([ids, ones, ones], axis=2)]
 
 
-def make_prepared(options: dict[str, Any], devices: list[jax.Device]) -> Prepared:
+def make_prepared(options: dict[str, Any], devices: list[Any]) -> Prepared:
   """Returns the contender on the given devices."""
   model = ModelConfig(**options["model"])
   optimizer = OptimizerConfig(**options["optimizer"])
