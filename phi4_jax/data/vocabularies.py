@@ -263,23 +263,6 @@ def _fingerprint(model: bytes) -> str:
   return hashlib.sha256(model).hexdigest()
 
 
-def _write_description(
-  out_dir: str | Path,
-  *,
-  kind: str,
-  vocabulary: SentencePieceVocabulary | ByteVocabulary,
-) -> None:
-  write_json(
-    Path(out_dir) / "vocabulary.json",
-    {
-      "kind": kind,
-      "size": vocabulary.size,
-      "fingerprint": vocabulary.fingerprint,
-      "specials": vocabulary.specials,
-    },
-  )
-
-
 def read_description(path: str | Path) -> dict:
   """Reads a folder's vocabulary.json (kind, size, fingerprint, specials).
 

@@ -189,8 +189,63 @@ class TestContinuing:
     assert code == 0, output
     self._assert_same(workdir, "stopped")
 
+  def test_killed_between_last_checkpoint_and_result(self, chain):
+    workdir, _ = chain
+    shutil.copytree(workdir / "pretrain", workdir / "late")
+    (workdir / "late" / "result.json").unlink()
+    code, output = _run("pretrain", *self._arguments(workdir, "late"))
+    assert code == 0, output
+    self._assert_same(workdir, "late")
+
+  def test_validation_that_a_kill_cut_off_is_made_up_for(self, chain):
+    workdir, _ = chain
+    flags = [
+      "--gin.PretrainConfig.validation=@ValidationConfig()",
+      "--gin.ValidationConfig.dataset=chat",
+      "--gin.ValidationConfig.every_steps=16",
+      "--gin.PretrainConfig.num_steps=16",
+    ]
+    code, output = _run("pretrain", *self._arguments(workdir, "validated"), *flags)
+    assert code == 0, output
+    records = _metrics(workdir / "validated")
+    assert [r["step"] for r in records if "validation/loss" in r] == [16]
+    straight = run_directory.load_result(workdir / "validated")
+    # As if killed after the checkpoint, before the validation was written.
+    log = workdir / "validated" / "metrics.jsonl"
+    kept = [line for line in log.open() if "validation/loss" not in line]
+    log.write_text("".join(kept))
+    (workdir / "validated" / "result.json").unlink()
+    code, output = _run("pretrain", *self._arguments(workdir, "validated"), *flags)
+    assert code == 0, output
+    assert _metrics(workdir / "validated") == records
+    again = run_directory.load_result(workdir / "validated")
+    assert again["metrics"] == straight["metrics"]
+
 
 class TestRefusals:
+  def test_loss_that_is_not_finite_stops_the_run(self, chain):
+    workdir, _ = chain
+    code, output = _run(
+      "pretrain",
+      f"--gin_file={workdir / 'pretrain' / 'config.gin'}",
+      f"--workdir={workdir / 'exploding'}",
+      "--gin.OptimizerConfig.peak_lr=1e38",
+    )
+    assert code == 2
+    assert "not finite at or before step" in output and "Traceback" not in output
+    assert not (workdir / "exploding" / "result.json").exists()
+
+  def test_model_that_differs_from_its_parent_is_refused(self, chain):
+    workdir, _ = chain
+    code, output = _run(
+      "evaluate",
+      f"--gin_file={workdir / 'evaluate' / 'config.gin'}",
+      f"--workdir={workdir / 'other'}",
+      "--gin.ModelConfig.rope_theta=500.0",
+    )
+    assert code == 2
+    assert "rope_theta: 10000.0 there, 500.0 here" in output
+
   def test_vocabulary_that_exceeds_the_model(self, chain):
     workdir, _ = chain
     code, output = _run(
