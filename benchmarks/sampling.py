@@ -46,6 +46,7 @@ def make_case(name: str, rows: int, prompt: int, new: int) -> Case:
       role="peer",
       command=harness.peer("benchmarks.peers.sampling"),
       options=work,
+      env=workload.PEER_ENV,
     )
   )
   contenders += workload.ceilings(
@@ -81,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       "FLOP are the model's own: two for each multiplied parameter and token read, "
       "prompts included, plus causal attention",
       "the ceiling is the rate of float32 products with the weight matrices alone",
+      workload.PEER_ENV_ASSUMPTION,
     ],
   )
   result = harness.measure(benchmark, arguments)

@@ -60,6 +60,7 @@ def make_case(name: str, rows: int, length: int, steps: int, *, quick: bool) -> 
         role="peer",
         command=harness.peer("benchmarks.peers.train_step"),
         options={**work, "compiled": compiled},
+        env=workload.PEER_ENV,
       )
     )
   contenders += workload.ceilings(
@@ -95,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       "FLOP are the model's own: 6 for each multiplied parameter and token, plus "
       "causal attention; what anybody computes twice or in vain does not count",
       "the ceiling is the rate of float32 products with the weight matrices alone",
+      workload.PEER_ENV_ASSUMPTION,
     ],
   )
   result = harness.measure(benchmark, arguments)
