@@ -161,7 +161,9 @@ def run(config: SweepConfig, directory: RunDirectory) -> dict[str, Any]:
 def _check_current(config: SweepConfig, bindings: Sequence[str], folder: Path) -> None:
   """Refuses a finished point that was made from other settings than these."""
   root = next(c for c in registered_stages() if c.verb == config.run)
-  wanted = config_lib.load(root, [config.gin_file], bindings)
+  # As the command line reads them: text needs no quotes.
+  texts = [config_lib.binding_text(*b.split("=", maxsplit=1)) for b in bindings]
+  wanted = config_lib.load(root, [config.gin_file], texts)
   if not is_current(folder, config.run, wanted):
     raise ConfigError(
       f"{folder} was made with other settings than {config.gin_file} and this sweep "
