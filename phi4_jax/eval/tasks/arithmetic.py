@@ -10,23 +10,24 @@ from phi4_jax.common.errors import ConfigError
 from phi4_jax.data import toy
 from phi4_jax.eval.types import Example, Verdict
 
-_SPLITS = ("selection", "evaluation")
+_SPLITS = ("train", "selection", "evaluation")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArithmeticTaskConfig:
-  """Which questions are asked; none of them is ever in training data.
+  """Which questions are asked.
 
   Attributes:
     split: "selection" for choosing settings and checkpoints, "evaluation" for the
-      score that is reported. They share no question.
+      score that is reported, "train" for questions to learn from (pivotal tokens).
+      They share no question, and only those of "train" occur in training data.
     seed: of the questions.
     min_ops: fewest operations in a question.
     max_ops: most operations.
     max_digit: digits are 1 to this; as in the training data.
   """
 
-  split: Literal["selection", "evaluation"] = "evaluation"
+  split: Literal["train", "selection", "evaluation"] = "evaluation"
   seed: int = 0
   min_ops: int = 4
   max_ops: int = 6

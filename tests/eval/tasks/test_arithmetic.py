@@ -46,9 +46,9 @@ def test_examples_are_a_stable_growing_list():
 def test_splits_share_no_question():
   ids = [
     {e.id for e in ArithmeticTask(ArithmeticTaskConfig(split=split)).examples(200)}
-    for split in ("selection", "evaluation")
+    for split in ("train", "selection", "evaluation")
   ]
-  assert not ids[0] & ids[1]
+  assert not ids[0] & ids[1] and not ids[0] & ids[2] and not ids[1] & ids[2]
 
 
 def test_difficulty_reaches_the_questions():
@@ -71,9 +71,9 @@ def test_impossible_settings_are_refused(settings, message):
     ArithmeticTaskConfig(**settings)
 
 
-def test_training_questions_may_not_be_asked():
+def test_an_unknown_split_is_refused():
   config = ArithmeticTaskConfig()
   # Past the type check that only tests have.
-  object.__setattr__(config, "split", "train")
-  with pytest.raises(ConfigError, match=r"split \('train'\) must be one of selection"):
+  object.__setattr__(config, "split", "test")
+  with pytest.raises(ConfigError, match=r"split \('test'\) must be one of train"):
     config.__post_init__()
