@@ -5,6 +5,7 @@ Which query may see which key is decided by positions and segments alone
 """
 
 import flax.linen as nn
+import jax.numpy as jnp
 from flax import struct
 
 from kernels.attention import attention
@@ -14,8 +15,8 @@ from phi4_jax.model.kv_cache import write_layer
 from phi4_jax.model.layers import Projection
 from phi4_jax.model.rope import apply_rope
 
-# One layer's cached keys and values, each [B, S, K, H].
-LayerCache = tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]
+# One layer's cached keys and values, each [B, K, S, H].
+LayerCache = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]
 
 
 @struct.dataclass
@@ -64,7 +65,8 @@ class SelfAttention(nn.Module):
         write_layer(old_k, k, inputs.start),
         write_layer(old_v, v, inputs.start),
       )
-      k, v = (slots.astype(q.dtype) for slots in layer_cache)
+      # [B, S, K, H] again, but only by name: XLA folds this into the products.
+      k, v = (jnp.swapaxes(slots, 1, 2).astype(q.dtype) for slots in layer_cache)
     y = attention(
       q,
       k,

@@ -28,8 +28,10 @@ class KVCache:
       segment_ids  [[1, 1, 1, 1, 0], [1, 0, 0, 1, 0]]   length 4
 
   Attributes (fields are `Any` so that the tree may also hold shardings):
-    keys: one [B, S, K, H] array per layer, already rotated.
-    values: one [B, S, K, H] array per layer.
+    keys: one [B, K, S, H] array per layer, already rotated. Heads come before slots
+      because the products of attention read them so: with slots first XLA would
+      turn round the whole cache at every step.
+    values: one [B, K, S, H] array per layer.
     positions: [B, S] int32.
     segment_ids: [B, S] int32; 0 = empty slot or padding.
     length: int32 scalar, the next slot to be written.
@@ -66,7 +68,7 @@ def init_cache(
       f"A cache of {capacity} slots does not fit ModelConfig.max_position_embeddings "
       f"({config.max_position_embeddings}). Shorten the prompt plus completion."
     )
-  shape = (batch, capacity, config.num_key_value_heads, config.head_width)
+  shape = (batch, config.num_key_value_heads, capacity, config.head_width)
   dtype = dtype or config.dtype
 
   def zeros() -> tuple[jax.Array, ...]:
@@ -117,9 +119,10 @@ def write_slots(
 
 
 def write_layer(
-  slots: Float[Array, "B S K H"],
+  slots: Float[Array, "B K S H"],
   new: Float[Array, "B T K H"],
   start: Int[Array, ""],
-) -> Float[Array, "B S K H"]:
+) -> Float[Array, "B K S H"]:
   """Writes one layer's new keys or values at slots start..start+T of all rows."""
-  return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), (0, start, 0, 0))
+  new = jnp.swapaxes(new, 1, 2).astype(slots.dtype)  # [B, K, T, H]
+  return jax.lax.dynamic_update_slice(slots, new, (0, 0, start, 0))

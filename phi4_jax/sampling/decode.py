@@ -20,7 +20,7 @@ from phi4_jax.sampling.logits import draw_tokens, filter_logits
 
 def _split_cache(cache: KVCache) -> KVCache:
   """Splits the cache's rows (and key-value heads) over the mesh."""
-  heads = PartitionSpec(BATCH_AXES, None, "tensor", None)
+  heads = PartitionSpec(BATCH_AXES, "tensor", None, None)
   rows = PartitionSpec(BATCH_AXES, None)
   split = jax.lax.with_sharding_constraint
   return dataclasses.replace(

@@ -91,7 +91,7 @@ def test_slots_record_positions_and_segments():
   np.testing.assert_array_equal(
     cache.positions[1], [0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 0, 0, 0]
   )
-  np.testing.assert_array_equal(cache.keys[0][:, 10:], 0.0)
+  np.testing.assert_array_equal(cache.keys[0][:, :, 10:], 0.0)
   assert len(cache.keys) == len(cache.values) == config.num_hidden_layers
 
 
