@@ -16,7 +16,7 @@ from phi4_jax.model.config import ModelConfig
 _ROOT = Path(__file__).resolve().parents[2]
 _ROOTS = {cls.verb: cls for cls in CONFIG_CLASSES if issubclass(cls, StageConfig)}
 # Folders whose files are included by others and are no run by themselves.
-_FRAGMENTS = {"model", "mesh"}
+_FRAGMENTS = {"model", "mesh", "stages"}
 # Macros that a gin file leaves to the command line.
 _MACROS = {"gsm8k_chain.gin": ["TRAIN = 'train.jsonl'", "TEST = 'test.jsonl'"]}
 _FOLDERS = {"tokenizer": "train_tokenizer", "sweeps": "sweep", "": "pipeline"}
