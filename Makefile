@@ -51,8 +51,9 @@ $(READY): requirements.lock requirements-uv.lock setup.py .ci/make_venv
 	  .ci/make_venv $(VENV) requirements.lock --no-deps --no-build-isolation -e .
 
 .PHONY: demo
-demo: $(READY)  ## train, tune and evaluate a tiny model from data to report
-	$(VENV)/bin/phi4 pipeline --gin_file=gin_configs/tiny_chain.gin --workdir=runs/demo
+demo: $(READY)  ## from a corpus to a model improved by pivotal tokens, with a report
+	$(VENV)/bin/phi4 pipeline --gin_file=gin_configs/demo.gin --workdir=runs/demo
+	$(VENV)/bin/phi4 report runs/demo
 
 .PHONY: test
 test: $(READY)  ## run the default tests (ARGS="-k name" is passed on)

@@ -26,9 +26,20 @@ VERBS: dict[str, tuple[str, str]] = {
   ),
   "pretrain": ("experiments.pretrain", "train a model on packed rows"),
   "sft": ("experiments.sft", "fine-tune a pretrained model on chats"),
+  "dpo": ("experiments.dpo", "train on preference pairs of a pivotal token search"),
+  "rejection_sampling": (
+    "experiments.rejection_sampling",
+    "fine-tune on sampled responses that are right",
+  ),
   "evaluate": ("experiments.evaluate", "score a model on a benchmark"),
+  "find_pivotal_tokens": (
+    "experiments.find_pivotal_tokens",
+    "find the tokens that decide answers, and make preference pairs of them",
+  ),
+  "compare": ("experiments.compare", "ask several trained runs the same questions"),
   "pipeline": ("experiments.pipeline", "run several stages in a row"),
   "sweep": ("experiments.sweep", "run one verb over a grid of settings and seeds"),
+  "report": ("experiments.report", "turn a finished run into one page and one table"),
 }
 
 _USAGE = """usage: phi4 VERB [flags]
@@ -216,11 +227,16 @@ def _explain_unknown(argument: str, parser: argparse.ArgumentParser) -> str:
   return f"unknown flag {name}.{did_you_mean(name, known)}"
 
 
+# Verbs whose gin files are not in the folder of their own name.
+_FOLDERS = {"find_pivotal_tokens": "pts", "pipeline": "", "sweep": "sweeps"}
+
+
 def _example(verb: str, root: type) -> str:
   # The smallest file is the one that a newcomer can run.
-  folder = _REPOSITORY / "gin_configs" / verb
-  files = sorted(folder.glob("*.gin"), key=lambda path: path.stem != "tiny")
-  gin_file = f"gin_configs/{verb}/{files[0].name}" if files else "FILE.gin"
+  folder = Path("gin_configs") / _FOLDERS.get(verb, verb)
+  files = (_REPOSITORY / folder).glob("*.gin")
+  names = sorted((path.name for path in files), key=lambda name: "tiny" not in name)
+  gin_file = folder / names[0] if names else "FILE.gin"
   return f"phi4 {verb} --gin_file {gin_file} --workdir runs/{verb}"
 
 

@@ -5,25 +5,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import jax
-
 from experiments.devices import start_jax
-from experiments.parents import load_parent
 from experiments.process import StopRequest
 from experiments.run_directory import RunDirectory
+from experiments.samplers import make_parent_sampler
 from experiments.stage import StageConfig, run_stage
 from phi4_jax.common import io
-from phi4_jax.common.mesh import MeshConfig, make_mesh
+from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.data.tokenizer import load_vocabulary
 from phi4_jax.eval import runner
 from phi4_jax.eval.tasks.arithmetic import ArithmeticTask, ArithmeticTaskConfig
 from phi4_jax.eval.tasks.gsm8k import Gsm8kConfig, Gsm8kTask
-from phi4_jax.model import transformer
 from phi4_jax.model.config import ModelConfig
-from phi4_jax.model.sharding import param_shardings
-from phi4_jax.sampling.generate import JaxSampler
-from phi4_jax.training.digest import params_digest
 from phi4_jax.training.progress import Progress
 
 
@@ -68,30 +62,15 @@ def make_task(config: ArithmeticTaskConfig | Gsm8kConfig) -> ArithmeticTask | Gs
 def run(config: EvaluateConfig, directory: RunDirectory) -> dict[str, Any]:
   start_jax(config.mesh, rows=config.batch_size)
   inputs = directory.link_inputs(config.inputs())
-  mesh = make_mesh(config.mesh)
   vocabulary = load_vocabulary(inputs["vocabulary"] / "vocabulary")
-  shapes = transformer.abstract_params(config.model)
-  abstract = jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    shapes,
-    param_shardings(mesh, shapes, config.model),
-  )
-  params = load_parent(
+  sampler, digest = make_parent_sampler(
+    config.model,
+    config.mesh,
     inputs["parent"],
-    config.model,
-    abstract,
-    vocabulary_fingerprint=vocabulary.fingerprint,
-  )
-  sampler = JaxSampler(
-    params,
-    config.model,
-    config.law,
-    stop_ids=(vocabulary.im_end_id, vocabulary.eos_id),
+    vocabulary,
+    law=config.law,
     batch_size=config.batch_size,
     seed=config.seed,
-    mesh=mesh,
   )
   num_rows = config.num_examples * config.samples_per_example
   progress = Progress("evaluate", num_rows)
@@ -108,7 +87,7 @@ def run(config: EvaluateConfig, directory: RunDirectory) -> dict[str, Any]:
       vocabulary,
       num_examples=config.num_examples,
       samples_per_example=config.samples_per_example,
-      sampler_id=f"{params_digest(params)} seed {config.seed}",
+      sampler_id=f"{digest} seed {config.seed}",
       rows_per_call=config.batch_size,
       out_dir=directory.path / "answers",
       progress=report,

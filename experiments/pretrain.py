@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from typing import ClassVar
 
-from experiments.runner import TrainConfig, run_training
+from experiments.packed_training import PackedTrainConfig, run_packed_training
 from experiments.stage import run_stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainConfig(TrainConfig):
+class PretrainConfig(PackedTrainConfig):
   """Pretraining: every token of every document counts in the loss.
 
   Source: arXiv:2412.08905 section 3.
@@ -31,7 +31,7 @@ class PretrainConfig(TrainConfig):
 def main(argv: Sequence[str] | None = None) -> int:
   return run_stage(
     PretrainConfig,
-    run_training,
+    run_packed_training,
     argv,
     description="Trains on materialized rows; the same command continues a run.",
   )

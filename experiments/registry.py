@@ -4,23 +4,29 @@ A class that is missing here does not exist for gin. Verbs' roots come first, th
 the rooms of the library in the order of CONTRIBUTING.md.
 """
 
+from experiments.compare import CompareConfig
+from experiments.dpo import DpoConfig
 from experiments.evaluate import EvaluateConfig
+from experiments.find_pivotal_tokens import FindPivotalTokensConfig
 from experiments.materialize import DatasetConfig, MaterializeConfig
+from experiments.packed_training import ValidationConfig
 from experiments.pipeline import PipelineConfig
 from experiments.pretrain import PretrainConfig
+from experiments.rejection_sampling import RejectionSamplingConfig
 from experiments.sft import SftConfig
 from experiments.sweep import SweepConfig
 from experiments.train_tokenizer import TrainTokenizerConfig
-from experiments.training_run import ValidationConfig
 from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.data.loader import DataConfig
 from phi4_jax.data.packing import PackingConfig
+from phi4_jax.data.preferences import PreferenceConfig
 from phi4_jax.data.sources import ArithmeticSource, JsonlSource
 from phi4_jax.data.tokenizer import VocabularyConfig
 from phi4_jax.eval.tasks.arithmetic import ArithmeticTaskConfig
 from phi4_jax.eval.tasks.gsm8k import Gsm8kConfig
 from phi4_jax.model.config import ModelConfig
+from phi4_jax.pts.search import SearchConfig
 from phi4_jax.training.checkpoint import CheckpointConfig
 from phi4_jax.training.guard import GuardConfig
 from phi4_jax.training.optimizer import OptimizerConfig
@@ -30,13 +36,18 @@ CONFIG_CLASSES = (
   MaterializeConfig,
   PretrainConfig,
   SftConfig,
+  DpoConfig,
+  RejectionSamplingConfig,
   EvaluateConfig,
+  FindPivotalTokensConfig,
+  CompareConfig,
   PipelineConfig,
   SweepConfig,
   ValidationConfig,
   MeshConfig,
   SamplingLaw,
   DataConfig,
+  PreferenceConfig,
   DatasetConfig,
   PackingConfig,
   ArithmeticSource,
@@ -45,6 +56,7 @@ CONFIG_CLASSES = (
   ArithmeticTaskConfig,
   Gsm8kConfig,
   ModelConfig,
+  SearchConfig,
   CheckpointConfig,
   GuardConfig,
   OptimizerConfig,

@@ -14,6 +14,9 @@ def stage_headline(result: dict[str, Any]) -> str:
   if "accuracy" in metrics:
     low, high = metrics["interval"]
     return f"accuracy {metrics['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+  if "arms" in metrics:
+    arms = metrics["arms"].items()
+    return ", ".join(f"{name} {arm['accuracy']:.3f}" for name, arm in arms)
   parts = [
     f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
     for name, value in metrics.items()

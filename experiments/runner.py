@@ -1,26 +1,29 @@
 """What every training stage shares: the same loop with another loss and data.
 
-Read `run_training` from top to bottom: it is the whole life of a training run. The
-steps themselves are consumed in training_run.py.
+Read `run_training` from top to bottom: it is the whole life of a training run. What
+differs between stages comes as an `Objective` (objective.py); the steps themselves
+are consumed in training_run.py.
 """
 
+import abc
 import dataclasses
 import functools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from experiments.devices import start_jax
+from experiments.objective import BatchLoader, Objective
 from experiments.parents import STAGE_BOUNDARY, load_parent
 from experiments.run_directory import RunDirectory
 from experiments.stage import StageConfig
-from experiments.training_run import TrainingRun, ValidationConfig, make_validation
+from experiments.training_run import TrainingRun
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.mesh import MeshConfig, make_mesh
-from phi4_jax.data.loader import DataConfig, Loader, make_loader
 from phi4_jax.model import transformer
 from phi4_jax.model.config import ModelConfig
-from phi4_jax.training import losses
 from phi4_jax.training import state as state_lib
 from phi4_jax.training.checkpoint import CheckpointConfig, Checkpoints
 from phi4_jax.training.guard import GuardConfig
@@ -29,33 +32,29 @@ from phi4_jax.training.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig(StageConfig):
-  """Settings of a training stage.
+class TrainConfig(StageConfig, abc.ABC):
+  """Settings that all training stages have.
 
   Attributes:
-    data: folder made by `phi4 materialize`.
+    data: folder of the run that made the training data.
     parent: folder of the run whose last checkpoint gives the initial weights;
       None starts from random ones.
     num_steps: optimizer steps.
     num_microbatches: each batch is accumulated in so many parts.
     num_loss_chunks: the loss is computed in so many parts along the sequence.
-    z_loss: weight of the squared log-normaliser. Differs: the paper mentions none.
     log_every_steps: steps between two records of metrics.
   """
 
   model: ModelConfig
   mesh: MeshConfig
   data: str
-  batches: DataConfig
   optimizer: OptimizerConfig
   guard: GuardConfig = GuardConfig()
   checkpoint: CheckpointConfig
-  validation: ValidationConfig | None = None
   parent: str | None = None
   num_steps: int
   num_microbatches: int = 1
   num_loss_chunks: int = 8
-  z_loss: float = 0.0
   log_every_steps: int = 10
 
   def __post_init__(self):
@@ -68,11 +67,16 @@ class TrainConfig(StageConfig):
     ):
       if getattr(self, field) < 1:
         raise ConfigError(f"{name}.{field} ({getattr(self, field)}) must be 1 or more.")
-    if self.batches.batch_size % self.num_microbatches:
+    if self.batch_size % self.num_microbatches:
       raise ConfigError(
-        f"DataConfig.batch_size ({self.batches.batch_size}) must be a multiple of "
+        f"The batch_size ({self.batch_size}) must be a multiple of "
         f"{name}.num_microbatches ({self.num_microbatches})."
       )
+
+  @property
+  @abc.abstractmethod
+  def batch_size(self) -> int:
+    """Rows of the global batch, all hosts together."""
 
   @property
   def initial_seed(self) -> int:
@@ -86,8 +90,17 @@ class TrainConfig(StageConfig):
     return inputs
 
 
-def run_training(config: TrainConfig, directory: RunDirectory) -> dict[str, Any]:
+def run_training(
+  config: TrainConfig,
+  directory: RunDirectory,
+  make_objective: Callable[[Any, RunDirectory, dict[str, Path]], Objective],
+) -> dict[str, Any]:
   """Trains to `config.num_steps`, from wherever the folder's checkpoints end.
+
+  Args:
+    config: of a subclass that `make_objective` knows.
+    directory: the run's folder.
+    make_objective: opens the data, given config, folder and the inputs' folders.
 
   Raises:
     Interrupted: after SIGINT or SIGTERM; the state has been saved.
@@ -95,25 +108,17 @@ def run_training(config: TrainConfig, directory: RunDirectory) -> dict[str, Any]
       the first step.
     NonFiniteLoss: names the last good checkpoint.
   """
-  start_jax(config.mesh, rows=config.batches.batch_size // config.num_microbatches)
+  start_jax(config.mesh, rows=config.batch_size // config.num_microbatches)
   inputs = directory.link_inputs(config.inputs())
   mesh = make_mesh(config.mesh)
-  loader = make_loader(
-    inputs["data"],
-    config.batches,
-    host_index=jax.process_index(),
-    host_count=jax.process_count(),
-  )
-  check_fits(config, loader)
+  objective = make_objective(config, directory, inputs)
+  check_fits(config, objective.loader)
   tx = make_optimizer(config.optimizer, config.num_steps)
-  loss_fn = losses.make_language_model_loss(
-    config.model, num_loss_chunks=config.num_loss_chunks, z_loss=config.z_loss
-  )
   checkpoints = Checkpoints(directory.path / "checkpoints", config.checkpoint)
   with checkpoints:
-    state, seconds = _find_state(config, mesh, tx, checkpoints, loader, inputs)
+    state, seconds = _find_state(config, mesh, tx, checkpoints, objective, inputs)
     step_fn = make_train_step(
-      loss_fn,
+      objective.loss_fn,
       tx,
       mesh=mesh,
       state_shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
@@ -121,71 +126,63 @@ def run_training(config: TrainConfig, directory: RunDirectory) -> dict[str, Any]
       guard=config.guard,
       schedule=make_schedule(config.optimizer, config.num_steps),
     )
-    validate = None
-    if config.validation is not None:
-      validate = make_validation(
-        config.validation,
-        config.batches,
-        inputs["data"],
-        loss_fn,
-        step_fn,
-        row_length=loader.row_length,
-      )
     run = TrainingRun(
       config,
       directory,
-      loader,
+      objective,
       checkpoints,
       step_fn,
-      validate,
       seconds_before=seconds,
     )
     return run.train(state)
 
 
-def check_fits(config: TrainConfig, loader: Loader) -> None:
+def check_fits(config: TrainConfig, loader: BatchLoader) -> None:
   """Refuses data that the model cannot read.
 
   Raises:
-    ConfigError: if ids or rows exceed the model, or chunks do not divide a row.
+    ConfigError: if ids or rows exceed the model.
   """
-  model, name = config.model, type(config).__name__
+  model = config.model
   if loader.vocabulary_size > model.vocab_size:
     raise ConfigError(
       f"The data was made with a vocabulary of {loader.vocabulary_size} ids, but "
-      f"ModelConfig.vocab_size is {model.vocab_size}. Raise it, or materialize with "
-      "a smaller vocabulary."
+      f"ModelConfig.vocab_size is {model.vocab_size}. Raise it, or make the data "
+      "with a smaller vocabulary."
     )
   if loader.row_length > model.max_position_embeddings:
     raise ConfigError(
       f"The data has rows of {loader.row_length} tokens, but "
       f"ModelConfig.max_position_embeddings is {model.max_position_embeddings}."
     )
-  if loader.row_length % config.num_loss_chunks:
-    raise ConfigError(
-      f"{name}.num_loss_chunks ({config.num_loss_chunks}) must divide the row length "
-      f"of the data ({loader.row_length})."
-    )
-  if loader.num_batches is not None and loader.num_batches < config.num_steps:
-    raise ConfigError(
-      f"DataConfig.epochs ({config.batches.epochs}) gives {loader.num_batches} "
-      f"batches, fewer than {name}.num_steps ({config.num_steps}). Raise epochs (None "
-      "repeats for ever), or lower num_steps."
-    )
 
 
-def _find_state(config, mesh, tx, checkpoints, loader, inputs):
+def _find_state(config, mesh, tx, checkpoints, objective, inputs):
   """Returns the state to continue from and the seconds already spent.
 
   Initial weights are looked for in this order:
     1. the newest whole checkpoint of this run (also sets the data position);
     2. the final parameters of `parent`, with a fresh optimizer;
     3. random ones.
+  The objective is prepared with the weights that the run began with.
   """
   make_random = functools.partial(transformer.init_params, config.model)
   key = jax.random.key(config.initial_seed)
   setting = {"tx": tx, "guard": config.guard, "mesh": mesh}
   wanted = state_lib.abstract_state(make_random, key, **setting)
+  loader = objective.loader
+
+  def load_initial():
+    if config.parent is None:
+      return make_random(key)
+    return load_parent(
+      inputs["parent"],
+      config.model,
+      wanted.params,
+      vocabulary_fingerprint=loader.vocabulary_fingerprint,
+      may_differ=STAGE_BOUNDARY,
+    )
+
   restored = checkpoints.restore(wanted)
   if restored is not None:
     if restored.step > config.num_steps:
@@ -204,15 +201,12 @@ def _find_state(config, mesh, tx, checkpoints, loader, inputs):
         "(MeshConfig.cpu_devices sets the number of devices on a CPU)",
         flush=True,
       )
+    objective.prepare(mesh, load_initial)
     return restored.state, restored.data_state["seconds"]
   if config.parent is not None:
-    params = load_parent(
-      inputs["parent"],
-      config.model,
-      wanted.params,
-      vocabulary_fingerprint=loader.vocabulary_fingerprint,
-      may_differ=STAGE_BOUNDARY,
-    )
+    params = load_initial()
     print(f"starts from {inputs['parent']}", flush=True)
+    objective.prepare(mesh, lambda: params)
     return state_lib.create_state(lambda p: p, params, **setting), 0.0
+  objective.prepare(mesh, load_initial)
   return state_lib.create_state(make_random, key, **setting), 0.0

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from typing import ClassVar
 
-from experiments.runner import TrainConfig, run_training
+from experiments.packed_training import PackedTrainConfig, run_packed_training
 from experiments.stage import run_stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SftConfig(TrainConfig):
+class SftConfig(PackedTrainConfig):
   """Supervised fine-tuning: the loss mask comes with the rows (chat datasets).
 
   Source: arXiv:2412.08905 section 4.1 (learning rate 1e-6, about 8B tokens).
@@ -31,7 +31,7 @@ class SftConfig(TrainConfig):
 def main(argv: Sequence[str] | None = None) -> int:
   return run_stage(
     SftConfig,
-    run_training,
+    run_packed_training,
     argv,
     description="Fine-tunes a parent run on chat rows; continues when called again.",
   )

@@ -50,7 +50,8 @@ class SweepConfig(StageConfig):
   goal: Literal["min", "max"]
 
   def __post_init__(self):
-    known = [verb for verb in cli.VERBS if verb != self.verb]
+    # A report is no run: it has no gin file and no result of its own.
+    known = [verb for verb in cli.VERBS if verb not in (self.verb, "report")]
     if self.run not in known:
       raise ConfigError(
         f"SweepConfig.run ({self.run!r}) must be one of {', '.join(known)}."

@@ -4,24 +4,17 @@ The order matters: what is logged is on disk before the checkpoint that covers i
 and a checkpoint is written before anything long (validation) begins.
 """
 
-import contextlib
-import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from experiments import config as config_lib
+from experiments.objective import Objective
 from experiments.process import StopRequest
 from experiments.run_directory import RunDirectory
 from phi4_jax.common import io
-from phi4_jax.common.errors import CheckpointError, ConfigError, DataError, OutOfData
-from phi4_jax.data.loader import DataConfig, Loader, make_loader
+from phi4_jax.common.errors import CheckpointError
 from phi4_jax.model import counting
 from phi4_jax.training import loop
 from phi4_jax.training.checkpoint import Checkpoints
@@ -31,76 +24,8 @@ from phi4_jax.training.progress import Progress
 from phi4_jax.training.step import TrainStep
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ValidationConfig:
-  """Loss on held-out rows while training.
-
-  Attributes:
-    dataset: name of a materialized dataset.
-    every_steps: how often.
-    max_batches: at most so many batches, always the same ones.
-  """
-
-  dataset: str
-  every_steps: int
-  max_batches: int = 50
-
-  def __post_init__(self):
-    for name in ("every_steps", "max_batches"):
-      if getattr(self, name) < 1:
-        raise ConfigError(
-          f"ValidationConfig.{name} ({getattr(self, name)}) must be 1 or more."
-        )
-
-
 class NonFiniteLoss(CheckpointError):
   """The loss or its gradient stopped being finite."""
-
-
-Validate = Callable[[Any], dict[str, float]]
-
-
-def make_validation(
-  config: ValidationConfig,
-  batches: DataConfig,
-  data: Path,
-  loss_fn: Any,
-  step_fn: TrainStep,
-  *,
-  row_length: int,
-) -> Validate:
-  """Returns a function from parameters to the mean loss on the held-out rows.
-
-  Raises:
-    DataError: if the rows do not fill a batch or have another length.
-  """
-  held_out = dataclasses.replace(
-    batches, datasets={config.dataset: 1.0}, shuffle=False, epochs=1
-  )
-  loader = make_loader(
-    data, held_out, host_index=jax.process_index(), host_count=jax.process_count()
-  )
-  if loader.row_length != row_length:
-    raise DataError(
-      f"ValidationConfig.dataset {config.dataset!r} has rows of {loader.row_length} "
-      f"tokens, the training data has {row_length}."
-    )
-  rows = []
-  with contextlib.suppress(OutOfData):
-    while len(rows) < config.max_batches:
-      rows.append(next(loader))
-  sums = jax.jit(loss_fn)
-
-  def validate(params) -> dict[str, float]:
-    losses_and_weights = []
-    with jax.set_mesh(step_fn.mesh):
-      for batch in rows:
-        loss_sum, weight_sum, _ = sums(params, step_fn.put_batch(batch))
-        losses_and_weights.append((loss_sum, weight_sum))
-    total = np.sum(jax.device_get(losses_and_weights), axis=0)
-    return {"validation/loss": float(total[0] / max(total[1], 1.0))}
-
-  return validate
 
 
 class TrainingRun:
@@ -110,28 +35,23 @@ class TrainingRun:
     self,
     config: Any,
     directory: RunDirectory,
-    loader: Loader,
+    objective: Objective,
     checkpoints: Checkpoints,
     step_fn: TrainStep,
-    validate: Validate | None,
     *,
     seconds_before: float,
   ):
     """`config` is a `runner.TrainConfig`; `seconds_before` were spent earlier."""
     self._config = config
     self._directory = directory
-    self._loader = loader
+    self._objective = objective
+    self._loader = objective.loader
     self._checkpoints = checkpoints
     self._step_fn = step_fn
-    self._validate = validate
+    self._validation = objective.make_validation(step_fn)
     self._seconds_before = seconds_before
     self._began = time.perf_counter()
     self._last: dict[str, Any] = {}
-    weights = config.batches.datasets
-    # Padding is no token: rates and totals count the filled share of the rows.
-    self._fill = sum(w * loader.manifests[n].fill for n, w in weights.items())
-    self._fill /= sum(weights.values())
-    self._slots = config.batches.batch_size * loader.row_length
 
   def train(self, state) -> dict[str, Any]:
     """Trains, and returns the run's result.
@@ -164,7 +84,7 @@ class TrainingRun:
         state, self._loader, self._step_fn, until_step=config.num_steps
       )
       for step, state, metrics in records:
-        throughput.count(round(self._slots * self._fill), metrics)
+        throughput.count(self._count_tokens(1), metrics)
         stopping, last = bool(stop), step == config.num_steps
         validates = self._is_validation_due(step)
         saves = last or stopping or validates or self._checkpoints.is_due(step)
@@ -191,14 +111,18 @@ class TrainingRun:
     return self._result(state)
 
   def _is_validation_due(self, step: int) -> bool:
-    validation = self._config.validation
-    if validation is None or step == 0:
+    if self._validation is None or step == 0:
       return False
-    return step == self._config.num_steps or step % validation.every_steps == 0
+    every_steps = self._validation.every_steps
+    return step == self._config.num_steps or step % every_steps == 0
 
   def _write_validation(self, writer: MetricsWriter, step: int, state) -> None:
-    assert self._validate is not None
-    self._last |= writer.write(step, self._validate(state.params))
+    assert self._validation is not None
+    self._last |= writer.write(step, self._validation.measure(state.params))
+
+  def _count_tokens(self, steps: int) -> int:
+    # Padding is no token: rates and totals count the filled share of the rows.
+    return round(steps * self._loader.slots_per_batch * self._loader.fill)
 
   def _records(self) -> list[dict[str, Any]]:
     lines = (self._directory.path / "metrics.jsonl").read_text("utf-8").splitlines()
@@ -256,22 +180,22 @@ class TrainingRun:
   def _result(self, state) -> dict[str, Any]:
     names = {
       "loss/total": "loss",
-      "validation/loss": "validation_loss",
-      "train/accuracy": "token_accuracy",
+      **self._objective.result_metrics,
       "guard/num_spikes": "spikes",
     }
     steps = self._config.num_steps
     return {
       "metrics": {
         short: self._last[name] for name, short in names.items() if name in self._last
-      },
+      }
+      | dict(self._objective.summary),
       "perf": {
         name.partition("/")[2]: value
         for name, value in self._last.items()
         if name.startswith("perf/")
       },
       "steps": steps,
-      "tokens": round(steps * self._slots * self._fill),
+      "tokens": self._count_tokens(steps),
       "parameters": counting.count_params(self._config.model),
       "vocabulary": self._loader.vocabulary_fingerprint,
       "checkpoint": self._checkpoints.path(steps).name,

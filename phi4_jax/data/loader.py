@@ -86,6 +86,8 @@ class Loader:
   Attributes:
     manifests: of each dataset, by name.
     row_length: T of every batch.
+    slots_per_batch: token slots of a global batch, padding included.
+    fill: share of the slots that hold a token, over the whole mixture.
     vocabulary_fingerprint: of the vocabulary that made all datasets.
     vocabulary_size: ids lie in [0, vocabulary_size).
     num_batches: how many there are; None if they never end.
@@ -103,6 +105,10 @@ class Loader:
     first = next(iter(manifests.values()))
     self.manifests = manifests
     self.row_length = first.row_length
+    self.slots_per_batch = config.batch_size * first.row_length
+    weights = config.datasets
+    self.fill = sum(w * manifests[name].fill for name, w in weights.items())
+    self.fill /= sum(weights.values())
     self.vocabulary_fingerprint = first.vocabulary_fingerprint
     self.vocabulary_size = first.vocabulary_size
     self.num_batches = None if num_rows is None else num_rows // config.batch_size

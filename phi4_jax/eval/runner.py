@@ -10,17 +10,21 @@ missing, and since a response depends on nothing but its prefix and its key path
 """
 
 import dataclasses
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from phi4_jax.common.errors import ConfigError, DataError
-from phi4_jax.common.io import JsonlLog, read_json, text_sha256, write_json
+from phi4_jax.common.errors import ConfigError
+from phi4_jax.common.io import JsonlLog
 from phi4_jax.common.sampler import Completion, Sampler
-from phi4_jax.data.chat import encode_prompt
 from phi4_jax.data.tokenizer import Vocabulary
+from phi4_jax.eval.exchange import (
+  check_settings,
+  decode_response,
+  encode_prompts,
+  fingerprint_examples,
+)
 from phi4_jax.eval.report import Evaluation, summarize, write_report
 from phi4_jax.eval.types import Example, Task
 
@@ -68,18 +72,20 @@ def evaluate(
       raise ConfigError(f"{name} ({value}) must be 1 or more.")
   out_dir = Path(out_dir)
   examples = task.examples(num_examples)
-  prompts = _encode_prompts(task, examples, vocabulary, sampler.law.max_length)
-  _check_settings(
+  prompts = encode_prompts(task, examples, vocabulary, sampler.law.max_length)
+  check_settings(
     out_dir,
     {
       "task": task.name,
       "num_examples": num_examples,
       "samples_per_example": samples_per_example,
-      "examples_sha256": _fingerprint(examples),
+      "examples_sha256": fingerprint_examples(examples),
       "vocabulary": vocabulary.fingerprint,
       "sampler_id": sampler_id,
       "law": dataclasses.asdict(sampler.law),
     },
+    what="an evaluation",
+    log="samples.jsonl",
   )
 
   log = JsonlLog(out_dir / "samples.jsonl")
@@ -105,68 +111,6 @@ def evaluate(
   return evaluation
 
 
-def _encode_prompts(
-  task: Task, examples: Sequence[Example], vocabulary: Vocabulary, max_length: int
-) -> list[list[int]]:
-  prompts = []
-  for example in examples:
-    prompt = list(encode_prompt(example.messages, vocabulary))
-    if len(prompt) >= max_length:
-      raise ConfigError(
-        f"The prompt of example {example.id!r} of task {task.name!r} has "
-        f"{len(prompt)} tokens, which leaves no room for a response under "
-        f"SamplingLaw.max_length ({max_length}; prompt and response together). "
-        "Raise it."
-      )
-    prompts.append(prompt)
-  return prompts
-
-
-def _fingerprint(examples: Sequence[Example]) -> str:
-  content = [[e.id, [dict(m) for m in e.messages], e.reference] for e in examples]
-  return text_sha256(json.dumps(content, ensure_ascii=False))
-
-
-def _check_settings(out_dir: Path, settings: Mapping[str, Any]) -> None:
-  """Writes what this run is, or compares it with what was started there."""
-  path = out_dir / "settings.json"
-  if path.exists():
-    started = read_json(path)
-    differing = [
-      f"{name}: {started.get(name)!r} there, {value!r} now"
-      for name, value in settings.items()
-      if started.get(name) != value
-    ]
-    if differing:
-      raise ConfigError(
-        f"{out_dir} holds an evaluation with other settings ("
-        + "; ".join(differing)
-        + "). Choose another directory, or delete this one."
-      )
-  elif (out_dir / "samples.jsonl").exists():
-    raise DataError(
-      f"{out_dir} holds samples.jsonl without settings.json, so it is unknown what "
-      "they answer. Choose another directory, or delete this one."
-    )
-  else:
-    write_json(path, settings)
-
-
-def _decode(ids: Sequence[int], vocabulary: Vocabulary) -> str:
-  """Decodes ids; one that the vocabulary lacks becomes U+FFFD.
-
-  A model's embedding may be padded beyond its vocabulary, and nothing keeps a badly
-  trained one from drawing such an id.
-  """
-  parts: list[list[int]] = [[]]
-  for token_id in ids:
-    if token_id < vocabulary.size:
-      parts[-1].append(token_id)
-    else:
-      parts.append([])
-  return "\ufffd".join(vocabulary.decode(part) for part in parts)
-
-
 def _grade(
   task: Task,
   example: Example,
@@ -175,9 +119,7 @@ def _grade(
   vocabulary: Vocabulary,
 ) -> dict[str, Any]:
   """Returns the line of samples.jsonl for one response."""
-  stopped = completion.finish == "stop"
-  ids = completion.token_ids[:-1] if stopped else completion.token_ids
-  response = _decode(ids, vocabulary)
+  response = decode_response(completion.token_ids, completion.finish, vocabulary)
   verdict = task.grade(example, response)
   return {
     "example": path[0],

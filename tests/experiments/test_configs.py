@@ -18,8 +18,16 @@ _ROOTS = {cls.verb: cls for cls in CONFIG_CLASSES if issubclass(cls, StageConfig
 # Folders whose files are included by others and are no run by themselves.
 _FRAGMENTS = {"model", "mesh", "stages"}
 # Macros that a gin file leaves to the command line.
-_MACROS = {"gsm8k_chain.gin": ["TRAIN = 'train.jsonl'", "TEST = 'test.jsonl'"]}
-_FOLDERS = {"tokenizer": "train_tokenizer", "sweeps": "sweep", "": "pipeline"}
+_MACROS = {
+  "gin_configs/gsm8k_chain.gin": ["TRAIN = 'train.jsonl'", "TEST = 'test.jsonl'"],
+  "gin_configs/arm_rates.gin": ["PEAK_LR = 1e-4"],
+}
+_FOLDERS = {
+  "tokenizer": "train_tokenizer",
+  "pts": "find_pivotal_tokens",
+  "sweeps": "sweep",
+  "": "pipeline",
+}
 
 
 def _runs():
@@ -30,7 +38,7 @@ def _runs():
 
 
 def _load(path, root):
-  return config_lib.load(root, [path], _MACROS.get(path.name, []))
+  return config_lib.load(root, [path], _MACROS.get(str(path.relative_to(_ROOT)), []))
 
 
 def _models(value):

@@ -1,0 +1,164 @@
+"""Training on packed rows: what pretraining and supervised fine-tuning share.
+
+Knows rows of materialized datasets, the next-token loss and held-out rows; the life
+of the run itself is in runner.py.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.objective import Validation
+from experiments.run_directory import RunDirectory
+from experiments.runner import TrainConfig, run_training
+from phi4_jax.common.axes import Params
+from phi4_jax.common.errors import ConfigError, DataError, OutOfData
+from phi4_jax.data.loader import DataConfig, make_loader
+from phi4_jax.training import losses
+from phi4_jax.training.step import TrainStep
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+  """Loss on held-out rows while training.
+
+  Attributes:
+    dataset: name of a materialized dataset.
+    every_steps: how often.
+    max_batches: at most so many batches, always the same ones.
+  """
+
+  dataset: str
+  every_steps: int
+  max_batches: int = 50
+
+  def __post_init__(self):
+    for name in ("every_steps", "max_batches"):
+      if getattr(self, name) < 1:
+        raise ConfigError(
+          f"ValidationConfig.{name} ({getattr(self, name)}) must be 1 or more."
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackedTrainConfig(TrainConfig):
+  """Settings of a stage that trains on packed rows.
+
+  Attributes:
+    data: folder made by `phi4 materialize`.
+    z_loss: weight of the squared log-normaliser. Differs: the paper mentions none.
+  """
+
+  batches: DataConfig
+  validation: ValidationConfig | None = None
+  z_loss: float = 0.0
+
+  @property
+  def batch_size(self) -> int:
+    return self.batches.batch_size
+
+
+class PackedRows:
+  """The objective of pretraining and fine-tuning: the next token of packed rows."""
+
+  result_metrics = {
+    "validation/loss": "validation_loss",
+    "train/accuracy": "token_accuracy",
+  }
+  summary: dict[str, int | float] = {}
+
+  def __init__(
+    self, config: PackedTrainConfig, directory: RunDirectory, inputs: dict[str, Path]
+  ):
+    """Opens the data.
+
+    Raises:
+      ConfigError: if rows or batches do not fit the settings.
+      DataError: if the data are damaged.
+    """
+    del directory
+    self._config = config
+    self._data = inputs["data"]
+    self.loader = make_loader(
+      self._data,
+      config.batches,
+      host_index=jax.process_index(),
+      host_count=jax.process_count(),
+    )
+    self._check_fits()
+    self.loss_fn = losses.make_language_model_loss(
+      config.model, num_loss_chunks=config.num_loss_chunks, z_loss=config.z_loss
+    )
+
+  def _check_fits(self) -> None:
+    config, loader, name = self._config, self.loader, type(self._config).__name__
+    if loader.row_length % config.num_loss_chunks:
+      raise ConfigError(
+        f"{name}.num_loss_chunks ({config.num_loss_chunks}) must divide the row length "
+        f"of the data ({loader.row_length})."
+      )
+    if loader.num_batches is not None and loader.num_batches < config.num_steps:
+      raise ConfigError(
+        f"DataConfig.epochs ({config.batches.epochs}) gives {loader.num_batches} "
+        f"batches, fewer than {name}.num_steps ({config.num_steps}). Raise epochs "
+        "(None repeats for ever), or lower num_steps."
+      )
+
+  def prepare(self, mesh: Any, load_initial: Callable[[], Params]) -> None:
+    """Does nothing: packed rows need nothing of the initial parameters."""
+    del mesh, load_initial
+
+  def make_validation(self, step_fn: TrainStep) -> Validation | None:
+    """Returns the mean loss on the held-out rows, if a dataset of them is named.
+
+    Raises:
+      DataError: if the rows do not fill a batch or have another length.
+    """
+    validation = self._config.validation
+    if validation is None:
+      return None
+    held_out = dataclasses.replace(
+      self._config.batches,
+      datasets={validation.dataset: 1.0},
+      shuffle=False,
+      epochs=1,
+    )
+    loader = make_loader(
+      self._data,
+      held_out,
+      host_index=jax.process_index(),
+      host_count=jax.process_count(),
+    )
+    if loader.row_length != self.loader.row_length:
+      raise DataError(
+        f"ValidationConfig.dataset {validation.dataset!r} has rows of "
+        f"{loader.row_length} tokens, the training data has {self.loader.row_length}."
+      )
+    rows = []
+    with contextlib.suppress(OutOfData):
+      while len(rows) < validation.max_batches:
+        rows.append(next(loader))
+    sums = jax.jit(self.loss_fn)
+
+    def measure(params: Params) -> dict[str, float]:
+      losses_and_weights = []
+      with jax.set_mesh(step_fn.mesh):
+        for batch in rows:
+          loss_sum, weight_sum, _ = sums(params, step_fn.put_batch(batch))
+          losses_and_weights.append((loss_sum, weight_sum))
+      total = np.sum(jax.device_get(losses_and_weights), axis=0)
+      return {"validation/loss": float(total[0] / max(total[1], 1.0))}
+
+    return Validation(validation.every_steps, measure)
+
+
+def run_packed_training(
+  config: PackedTrainConfig, directory: RunDirectory
+) -> dict[str, Any]:
+  """Trains on packed rows; see `runner.run_training`."""
+  return run_training(config, directory, PackedRows)

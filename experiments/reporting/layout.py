@@ -1,0 +1,141 @@
+"""The parts that every page is made of: head, sections, tables, figures.
+
+Knows HTML; refuses to know runs.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments.reporting.markup import Markup, join, tag
+from experiments.reporting.style import page_css
+
+
+class Section(NamedTuple):
+  """A part of a page under a heading; `name` is its anchor."""
+
+  name: str
+  title: str
+  content: Markup
+
+
+def page(
+  title: str, kicker: str, head: Markup, sections: Iterable[Section], footer: Markup
+) -> str:
+  """A whole HTML document; it asks for nothing outside itself."""
+  sections = list(sections)
+  links = [tag("li", tag("a", s.title, href=f"#{s.name}")) for s in sections]
+  body = join(
+    tag(
+      "header",
+      tag("p", kicker, class_="kicker"),
+      tag("h1", title),
+      head,
+      tag("nav", tag("ul", links), aria_label="Sections of this page"),
+    ),
+    tag(
+      "main",
+      [
+        tag("section", tag("h2", s.title, id=f"{s.name}-title"), s.content, id=s.name)
+        for s in sections
+      ],
+    ),
+    tag("footer", footer),
+  )
+  policy = "default-src 'none'; style-src 'unsafe-inline'"
+  head_tags = join(
+    tag("meta", charset="utf-8"),
+    tag("meta", http_equiv="Content-Security-Policy", content=policy),
+    tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+    tag("title", title),
+    tag("style", Markup(page_css())),
+  )
+  document = tag("html", tag("head", head_tags), tag("body", body), lang="en")
+  return f"<!doctype html>\n{document}\n"
+
+
+def paragraph(*content: Any, class_: str | None = None) -> Markup:
+  return tag("p", *content, class_=class_)
+
+
+def note(*content: Any) -> Markup:
+  """A paragraph in smaller, paler letters."""
+  return tag("p", *content, class_="note")
+
+
+def figure(picture: Markup, *caption: Any) -> Markup:
+  return tag("figure", picture, tag("figcaption", *caption) if caption else None)
+
+
+def facts(values: Mapping[str, Any]) -> Markup:
+  """A few figures with their names, side by side."""
+  return tag(
+    "dl",
+    [tag("div", tag("dt", name), tag("dd", value)) for name, value in values.items()],
+    class_="figures",
+  )
+
+
+class Cell(NamedTuple):
+  """A table cell with a class of its own, for example "up"."""
+
+  content: Any
+  class_: str
+
+
+def table(
+  header: Sequence[str],
+  rows: Iterable[Sequence[Any]],
+  *,
+  caption: str,
+  numbers: Iterable[int] = (),
+) -> Markup:
+  """A table that scrolls sideways where it is too wide; `numbers` stand right."""
+  right = frozenset(numbers)
+
+  def cell(column: int, value: Any) -> Markup:
+    content, extra = (
+      (value.content, value.class_) if isinstance(value, Cell) else (value, "")
+    )
+    classes = " ".join(filter(None, ["number" if column in right else "", extra]))
+    return tag("td", content, class_=classes or None)
+
+  head = [
+    tag("th", name, scope="col", class_="number" if i in right else None)
+    for i, name in enumerate(header)
+  ]
+  body = [tag("tr", [cell(i, value) for i, value in enumerate(row)]) for row in rows]
+  whole = tag(
+    "table", tag("caption", caption), tag("thead", tag("tr", head)), tag("tbody", body)
+  )
+  # A region that scrolls must be reachable with the keyboard.
+  return tag(
+    "div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption
+  )
+
+
+def details(summary: Any, *content: Any, **attributes: Any) -> Markup:
+  """Content that opens on a click."""
+  return tag("details", tag("summary", summary), *content, **attributes)
+
+
+def code(text: str) -> Markup:
+  return tag("code", text)
+
+
+def token(text: str) -> Markup:
+  """A token of a response, its blanks kept."""
+  return tag("code", text, class_="token")
+
+
+def listing(text: str) -> Markup:
+  """Lines of a file, as they are."""
+  return tag("pre", tag("code", text), tabindex="0")
+
+
+def legend(marks: Iterable[tuple[Markup, str]]) -> Markup:
+  """Signs (each 28 by 16) with their meanings."""
+  items = [
+    tag("li", tag("svg", mark, viewBox="0 0 28 16", aria_hidden="true"), words)
+    for mark, words in marks
+  ]
+  return tag("ul", items, class_="legend")

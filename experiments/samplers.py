@@ -1,0 +1,90 @@
+"""Samplers that draw from the final weights of earlier runs.
+
+Knows runs, weights and the sampling engine; refuses to know tasks and answers.
+`experiments.devices.start_jax` must have run before.
+"""
+
+from pathlib import Path
+
+import jax
+
+from experiments.parents import load_parent
+from phi4_jax.common.axes import Params
+from phi4_jax.common.mesh import MeshConfig, make_mesh
+from phi4_jax.common.sampler import SamplingLaw
+from phi4_jax.data.tokenizer import Vocabulary
+from phi4_jax.model import transformer
+from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.sharding import param_shardings
+from phi4_jax.sampling.generate import JaxSampler
+from phi4_jax.training.digest import params_digest
+
+
+def load_parent_params(
+  model: ModelConfig, mesh: MeshConfig, parent: Path, vocabulary: Vocabulary
+) -> tuple[Params, str]:
+  """Loads the final weights of a complete training run, split over the mesh.
+
+  They may go to `sampler.set_params` of a sampler made with the same model and mesh;
+  nothing is compiled anew.
+
+  Returns:
+    The weights, and their digest (`training/digest.py`), which names them.
+
+  Raises:
+    DataError: if the run was trained with another vocabulary or model.
+    CheckpointError: if its final checkpoint is missing, damaged or does not fit.
+  """
+  shapes = transformer.abstract_params(model)
+  abstract = jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    shapes,
+    param_shardings(make_mesh(mesh), shapes, model),
+  )
+  params = load_parent(
+    parent, model, abstract, vocabulary_fingerprint=vocabulary.fingerprint
+  )
+  return params, params_digest(params)
+
+
+def make_parent_sampler(
+  model: ModelConfig,
+  mesh: MeshConfig,
+  parent: Path,
+  vocabulary: Vocabulary,
+  *,
+  law: SamplingLaw,
+  batch_size: int,
+  seed: int,
+) -> tuple[JaxSampler, str]:
+  """Returns a sampler of a parent's final weights, and the weights' digest.
+
+  Completions end at `<|im_end|>` and at the end of the document.
+
+  Args:
+    model: what the weights are used as.
+    mesh: where to run.
+    parent: folder of the complete training run.
+    vocabulary: must be the one that the parent was trained with.
+    law: the distribution to draw from.
+    batch_size: rows that are sampled at once.
+    seed: root of all keys.
+
+  Raises:
+    DataError: as `load_parent_params`.
+    CheckpointError: as `load_parent_params`.
+    ConfigError: if sizes do not fit each other.
+  """
+  params, digest = load_parent_params(model, mesh, parent, vocabulary)
+  sampler = JaxSampler(
+    params,
+    model,
+    law,
+    stop_ids=(vocabulary.im_end_id, vocabulary.eos_id),
+    batch_size=batch_size,
+    seed=seed,
+    mesh=make_mesh(mesh),
+  )
+  return sampler, digest

@@ -1,0 +1,1 @@
+"""What comes after supervised fine-tuning: preference losses and their reference."""

@@ -1,0 +1,1 @@
+"""Pivotal token search: which single tokens decide whether a response succeeds."""

@@ -1,0 +1,209 @@
+"""The files of a finished search: written whole, and read back.
+
+Refuses to know how anything in them was found.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from phi4_jax.common.io import read_jsonl, write_atomic
+from phi4_jax.pts.counts import Value
+from phi4_jax.pts.estimates import PHASES
+from phi4_jax.pts.oracle import Oracle, Question
+from phi4_jax.pts.pairs import Candidate, Pair
+from phi4_jax.pts.responses import Point, Response, Responses
+
+
+def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+  """Writes JSON objects, one a line, atomically."""
+  lines = (json.dumps(r, ensure_ascii=False, allow_nan=False) for r in records)
+  write_atomic(path, "".join(f"{line}\n" for line in lines))
+
+
+def write_questions(
+  out_dir: Path, oracle: Oracle, roots: Sequence[Value], kept: Sequence[bool]
+) -> None:
+  """Writes questions.jsonl."""
+  write_jsonl(
+    out_dir / "questions.jsonl",
+    (
+      {
+        "question": number,
+        "id": question.id,
+        "prompt": question.prompt,
+        "reference": question.reference,
+        "prompt_ids": list(question.prompt_ids),
+        "successes": root.successes,
+        "rollouts": root.rollouts,
+        "kept": keep,
+      }
+      for number, (question, root, keep) in enumerate(
+        zip(oracle.questions, roots, kept, strict=True)
+      )
+    ),
+  )
+
+
+def write_pivots(
+  out_dir: Path,
+  oracle: Oracle,
+  responses: Responses,
+  pivots: Iterable[Candidate],
+  *,
+  law: Mapping[str, Any],
+  seed: int,
+) -> None:
+  """Writes pivotal_tokens.jsonl: what it takes to draw the same rollouts again."""
+
+  def record(pivot: Candidate) -> dict[str, Any]:
+    point = pivot.point
+    before, after = pivot.confirmed
+    interval = pivot.interval
+    return {
+      "question": point.question,
+      "id": oracle.questions[point.question].id,
+      "response": point.response,
+      "position": point.position,
+      "prefix_ids": list(responses.prefix_ids(point)),
+      "token_id": pivot.token_id,
+      "token": oracle.token_text(pivot.token_id),
+      "prob": pivot.prob,
+      "sign": pivot.sign,
+      "before": before.to_json(),
+      "after": after.to_json(),
+      "delta": pivot.delta,
+      "interval": [interval.low, interval.high],
+      "search": {
+        "before": pivot.searched[0].counts(),
+        "after": pivot.searched[1].counts(),
+      },
+      "alternatives": [
+        {
+          "token_id": token_id,
+          "token": oracle.token_text(token_id),
+          "rollouts": value.rollouts,
+          "successes": value.successes,
+        }
+        for token_id, value in pivot.alternatives
+      ],
+      "law": dict(law),
+      "seed": seed,
+      "key_paths": _key_paths(responses, point),
+    }
+
+  write_jsonl(out_dir / "pivotal_tokens.jsonl", map(record, pivots))
+
+
+def _key_paths(responses: Responses, point: Point) -> dict[str, Any]:
+  """Key paths of the base response, and of rollouts without their last part.
+
+  Rollout k of a side was drawn with the path that is named, followed by k.
+  """
+
+  def side(point: Point) -> dict[str, list[int] | None]:
+    if responses.is_end(point):
+      return {"search": None, "confirm": None}
+    name = responses.canonical(point)
+    at_question = [PHASES["filter"], point.question, 0, 0]
+    return {
+      "search": [PHASES["search"], *name] if point.position else at_question,
+      "confirm": [PHASES["confirm"], *name],
+    }
+
+  return {
+    "response": [PHASES["filter"], point.question, 0, 0, point.response],
+    "before": side(point),
+    "after": side(point._replace(position=point.position + 1)),
+  }
+
+
+def write_pairs(
+  out_dir: Path, oracle: Oracle, responses: Responses, pairs: Iterable[Pair]
+) -> None:
+  """Writes pairs.jsonl; the loss position predicts response_ids[position]."""
+
+  def record(pair: Pair) -> dict[str, Any]:
+    response = responses.of(pair.point)
+    return {
+      "question": pair.point.question,
+      "id": oracle.questions[pair.point.question].id,
+      "response": pair.point.response,
+      "position": pair.point.position,
+      "prompt_ids": list(response.prompt_ids),
+      "response_ids": list(response.token_ids),
+      "accepted_id": pair.accepted_id,
+      "rejected_id": pair.rejected_id,
+      "accepted": oracle.token_text(pair.accepted_id),
+      "rejected": oracle.token_text(pair.rejected_id),
+      "accepted_counts": pair.accepted.counts(),
+      "rejected_counts": pair.rejected.counts(),
+      "sign": pair.sign,
+    }
+
+  write_jsonl(out_dir / "pairs.jsonl", map(record, pairs))
+
+
+def write_traces(
+  out_dir: Path, oracle: Oracle, traces: Iterable[tuple[Response, list[Value]]]
+) -> None:
+  """Writes traces.jsonl: one value before each token and one behind the last."""
+
+  def record(response: Response, values: list[Value]) -> dict[str, Any]:
+    question = oracle.questions[response.question]
+    return {
+      "question": response.question,
+      "id": question.id,
+      "prompt": question.prompt,
+      "response": response.index,
+      "correct": response.correct,
+      "token_ids": list(response.token_ids),
+      "tokens": [oracle.token_text(token_id) for token_id in response.token_ids],
+      "probs": list(response.probs),
+      "values": [value.to_json() for value in values],
+    }
+
+  write_jsonl(out_dir / "traces.jsonl", (record(*trace) for trace in traces))
+
+
+def load_rollouts(folder: str | os.PathLike) -> dict[int, list[Response]]:
+  """Reads the rollouts of the questions that were searched, by question.
+
+  Raises:
+    DataError: if a file is missing, empty or damaged.
+  """
+  folder = Path(folder)
+  kept = {
+    record["question"]: Question(
+      id=record["id"],
+      prompt=record["prompt"],
+      reference=record["reference"],
+      prompt_ids=tuple(record["prompt_ids"]),
+    )
+    for _, record in read_jsonl(folder / "questions.jsonl")
+    if record["kept"]
+  }
+  rollouts: dict[int, list[Response]] = {question: [] for question in kept}
+  for _, record in read_jsonl(folder / "rollouts.jsonl"):
+    if record["question"] in kept:
+      rollouts[record["question"]].append(
+        make_response(kept[record["question"]], record)
+      )
+  for members in rollouts.values():
+    members.sort(key=lambda response: response.index)
+  return rollouts
+
+
+def make_response(question: Question, record: Mapping[str, Any]) -> Response:
+  """Makes a response of a question and a record of rollouts.jsonl."""
+  return Response(
+    question=record["question"],
+    index=record["rollout"],
+    prompt_ids=tuple(question.prompt_ids),
+    token_ids=tuple(record["token_ids"]),
+    logprobs=tuple(record["logprobs"]),
+    finish=record["finish"],
+    correct=record["correct"],
+  )

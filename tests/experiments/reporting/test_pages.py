@@ -1,0 +1,240 @@
+"""Whole pages: well formed, self-contained, escaped, with the numbers on disk."""
+
+import html.parser
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments.reporting import pages
+from experiments.reporting.reading import open_chain, open_run, read_curves
+from phi4_jax.common.errors import DataError
+from phi4_jax.eval import comparison
+from phi4_jax.eval.statistics import crossed_interval
+from tests.experiments.made_up_runs import (
+  COMMIT,
+  write_answers,
+  write_chain,
+  write_jsonl,
+  write_run,
+  write_sweep,
+)
+
+_VOID = {"meta", "br", "hr", "img"}
+
+
+class _Reader(html.parser.HTMLParser):
+  """Checks that tags close in order; collects ids, links and text."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.ids, self.links, self.tags, self.words = [], [], [], [], []
+    self.unnamed = 0
+    self.feed(text)
+    self.close()
+    assert not self.open
+
+  def handle_starttag(self, tag, attrs):
+    found = dict(attrs)
+    self.tags.append(tag)
+    self.ids += [found["id"]] if "id" in found else []
+    self.links += [found[name] for name in ("href", "src") if name in found]
+    if tag == "svg" and not found.get("aria-label") and not found.get("aria-hidden"):
+      self.unnamed += 1
+    if tag not in _VOID:
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.words.append(data)
+
+  @property
+  def text(self):
+    return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+  return write_chain(tmp_path_factory.mktemp("runs") / "demo")
+
+
+@pytest.fixture(scope="module")
+def report(chain):
+  return pages.report_chain(open_run(chain))
+
+
+class TestChain:
+  def test_page_is_well_formed_and_self_contained(self, report):
+    page = _Reader(report.html)
+    assert len(page.ids) == len(set(page.ids))
+    assert page.links and all(link.startswith("#") for link in page.links)
+    assert {link[1:] for link in page.links} <= set(page.ids)
+    assert "script" not in page.tags and "link" not in page.tags
+    assert page.unnamed == 0
+    outside = re.findall(r"(?:https?:)?//[\w.]+", report.html)
+    assert set(outside) <= {"http://www.w3.org"}  # the name of SVG, not fetched
+    assert "url(" not in report.html and "@import" not in report.html
+
+  def test_every_part_is_there(self, report):
+    page = _Reader(report.html)
+    parts = ("ladder", "traces", "pivots", "pairs", "curves", "stages", "again")
+    assert [name for name in page.ids if name in parts] == list(parts)
+    for words in (
+      "trained with 3 seeds each",
+      "The highest accuracy is",
+      "share of pairs ranked right",
+      "phi4 find_pivotal_tokens --gin_file=",
+      "# <all> settings of pts_dpo_1",
+      "jax 0.10.2",
+      COMMIT,
+      "Toy-Linux",
+    ):
+      assert words in page.text, words
+    assert report.picture is not None and report.picture.startswith("<svg ")
+
+  def test_results_are_those_of_the_comparison(self, chain, report):
+    compared = json.loads((chain / "compare" / "result.json").read_text())["metrics"]
+    found = report.results
+    assert found["arms"] == compared["arms"]
+    assert found["comparisons"] == compared["comparisons"]
+    assert found["questions"] == 60 and found["commit"] == COMMIT
+    assert found["minutes"] == pytest.approx(0.5 * 14)
+    assert found["peak_memory_gb"] == 0.7
+    search = json.loads((chain / "pts" / "result.json").read_text())["metrics"]
+    assert found["pivotal_tokens"] == search["pivotal_tokens"] > 0
+    assert found["pairs"] == search["pairs"] > 0
+    json.dumps(found, allow_nan=False)
+    for arm, entry in found["arms"].items():
+      assert f"{entry['accuracy']:.3f}" in report.html, arm
+      assert f"| {arm} " in report.table
+
+  def test_text_from_runs_is_escaped(self, chain, tmp_path):
+    folder = tmp_path / "demo"
+    shutil.copytree(chain, folder)
+    path = folder / "pts" / "traces.jsonl"
+    traces = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in traces:
+      record["prompt"] = "<script>alert('1')</script>"
+      record["tokens"][0] = '</svg>"&'
+    write_jsonl(path, traces)
+    found = pages.report_chain(open_run(folder))
+    page = _Reader(found.html)
+    assert "script" not in page.tags
+    assert "<script>alert('1')</script>" in page.text
+    assert found.picture is not None and "&lt;/svg&gt;" in found.picture
+
+  def test_without_a_search_or_curves(self, tmp_path):
+    folder = write_chain(tmp_path / "demo", search=False, num_runs=1)
+    for path in folder.glob("*/metrics.jsonl"):
+      path.unlink()
+    found = pages.report_chain(open_run(folder))
+    page = _Reader(found.html)
+    assert found.picture is None and "pivotal_tokens" not in found.results
+    assert not {"traces", "pivots", "pairs", "curves"} & set(page.ids)
+    assert "another seed may come out otherwise" in page.text
+
+  def test_a_search_that_found_nothing(self, chain, tmp_path):
+    folder = tmp_path / "demo"
+    shutil.copytree(chain, folder)
+    for name in ("pivotal_tokens", "pairs", "traces"):
+      (folder / "pts" / f"{name}.jsonl").write_text("")
+    found = pages.report_chain(open_run(folder))
+    page = _Reader(found.html)
+    assert found.picture is None
+    assert "No candidate held" in page.text and "No pivot gave a pair" in page.text
+
+
+class TestSweep:
+  def test_chains_are_the_repetitions(self, tmp_path):
+    folder = write_sweep(tmp_path / "ladder", seeds=(4, 5, 6), num_questions=40)
+    found = pages.report_sweep(open_run(folder))
+    results = found.results
+
+    def shares(arm):
+      chains = [open_chain(open_run(folder / "runs" / f"seed={s}")) for s in (4, 5, 6)]
+      return np.stack([chain.answers[arm][0].correct.mean(0) for chain in chains])
+
+    mean, low, high = crossed_interval(shares("pts_dpo") - shares("sft"))
+    entry = results["comparisons"]["pts_dpo_minus_sft"]
+    assert entry["mean"] == pytest.approx(mean)
+    assert entry["interval"] == pytest.approx([low, high])
+    assert (entry["runs"], entry["over"]) == (3, "chains and questions")
+    assert results["arms"]["sft"]["seeds"] == [4, 5, 6]
+    assert results["arms"]["sft"]["accuracy"] == pytest.approx(shares("sft").mean())
+    assert [chain["seed"] for chain in results["chains"]] == [4, 5, 6]
+    assert results["minutes"] == pytest.approx(3 * 0.5 * 8)
+    pivots = [chain["pivotal_tokens"] for chain in results["chains"]]
+    assert results["pivotal_tokens"] == sum(pivots)
+    page = _Reader(found.html)
+    assert "The whole chain ran 3 times, with the seeds 4, 5, 6" in page.text
+    assert "Of the first chain (seed 4)." in page.text
+    assert len(page.ids) == len(set(page.ids))
+
+  def test_a_grid_is_refused(self, tmp_path):
+    axes = {"OptimizerConfig.peak_lr": [1, 2]}
+    folder = write_sweep(tmp_path / "s", seeds=(1,), axes=axes, search=False)
+    with pytest.raises(DataError, match=r"varies more than the seed.*peak_lr"):
+      pages.report_sweep(open_run(folder))
+
+  def test_a_sweep_of_another_verb_is_refused(self, tmp_path):
+    config = {"run": "pretrain", "axes": {}, "seeds": [0]}
+    folder = write_run(tmp_path / "s", "sweep", config, points={})
+    with pytest.raises(DataError, match="runs 'pretrain'"):
+      pages.report_sweep(open_run(folder))
+
+  def test_chains_that_were_asked_other_questions_are_refused(self, tmp_path):
+    folder = write_sweep(tmp_path / "s", seeds=(1, 2), search=False)
+    answers = folder / "runs" / "seed=2" / "compare" / "answers" / "sft" / "0"
+    shutil.rmtree(answers)
+    write_answers(answers, np.zeros((1, 60), bool), examples_sha256="others")
+    with pytest.raises(DataError, match="differ in examples_sha256"):
+      pages.report_sweep(open_run(folder))
+
+
+def test_search_alone(chain):
+  found = pages.report_search(open_run(chain / "pts"))
+  page = _Reader(found.html)
+  count = found.results["pivotal_tokens"]
+  assert f"{count} pivotal tokens in" in page.text
+  assert found.results["perf"]["sampled_tokens"] == 987654
+  assert f"| pivotal_tokens | {count:5} |" in found.table
+  pivot = json.loads((chain / "pts" / "pivotal_tokens.jsonl").open().readline())
+  counts = f"({pivot['before']['successes']}/{pivot['before']['rollouts']})"
+  assert counts in page.text
+
+
+def test_pipeline_without_a_comparison_is_refused(tmp_path):
+  write_run(tmp_path / "p" / "sft", "sft", {})
+  folder = write_run(tmp_path / "p", "pipeline", {"stages": {"sft": {}}})
+  with pytest.raises(DataError, match="no stage of the verb compare"):
+    pages.report_chain(open_run(folder))
+
+
+def test_long_curves_are_thinned_and_keep_their_end(tmp_path):
+  run = write_run(tmp_path / "sft", "sft", {})
+  lines = [{"step": i, "loss/total": float(i)} for i in range(1, 1001)]
+  write_jsonl(run / "metrics.jsonl", [*lines, {"step": 1001, "loss/total": "nan"}])
+  curve = read_curves(open_run(run), max_points=100)["loss/total"]
+  assert len(curve.steps) <= 100 and curve.steps[-1] == 1001
+  assert np.isnan(curve.values[-1])
+  assert curve.values[:-1] == [float(step) for step in curve.steps[:-1]]
+
+
+def test_the_last_code_of_a_continued_run_is_named(tmp_path):
+  folder = write_run(tmp_path / "sft", "sft", {})
+  (folder / "git.txt").write_text(
+    f"commit {COMMIT}\nclean\n\n--- continued ---\n"
+    "commit abc\nuncommitted changes:\n M x\n"
+  )
+  assert open_run(folder).commit == "abc with uncommitted changes"
+  (folder / "git.txt").write_text("not a git checkout\n")
+  assert open_run(folder).commit == ""
+
+
+def test_made_up_answers_compare_as_written(chain):
+  answers = open_chain(open_run(chain)).answers
+  assert comparison.score_runs(answers["sft"]).samples == 3
