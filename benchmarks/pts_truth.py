@@ -26,10 +26,10 @@ from benchmarks import machine
 from benchmarks.arms import ROOT
 from experiments import config as config_lib
 from experiments.devices import start_jax
-from experiments.evaluate import make_task
 from experiments.find_pivotal_tokens import FindPivotalTokensConfig
 from experiments.run_directory import load_result, resolve_input
 from experiments.samplers import make_parent_sampler
+from experiments.tasks import make_task
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.text import format_table

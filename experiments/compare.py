@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments.devices import start_jax
-from experiments.evaluate import make_task
 from experiments.process import StopRequest
 from experiments.run_directory import RunDirectory
 from experiments.samplers import load_parent_params, make_parent_sampler
 from experiments.stage import StageConfig, run_stage
+from experiments.tasks import TaskConfig, make_task
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import Completion, Sampler, SamplingLaw
 from phi4_jax.data.tokenizer import load_vocabulary
 from phi4_jax.eval import comparison, runner
-from phi4_jax.eval.tasks.arithmetic import ArithmeticTaskConfig
-from phi4_jax.eval.tasks.gsm8k import Gsm8kConfig
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.training.progress import Progress
 
@@ -50,7 +48,7 @@ class CompareConfig(StageConfig):
   model: ModelConfig
   mesh: MeshConfig
   vocabulary: str
-  task: ArithmeticTaskConfig | Gsm8kConfig
+  task: TaskConfig
   law: SamplingLaw
   num_examples: int
   batch_size: int

@@ -10,13 +10,12 @@ from experiments.process import StopRequest
 from experiments.run_directory import RunDirectory
 from experiments.samplers import make_parent_sampler
 from experiments.stage import StageConfig, run_stage
+from experiments.tasks import TaskConfig, make_task
 from phi4_jax.common import io
 from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.data.tokenizer import load_vocabulary
 from phi4_jax.eval import runner
-from phi4_jax.eval.tasks.arithmetic import ArithmeticTask, ArithmeticTaskConfig
-from phi4_jax.eval.tasks.gsm8k import Gsm8kConfig, Gsm8kTask
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.training.progress import Progress
 
@@ -41,7 +40,7 @@ class EvaluateConfig(StageConfig):
   mesh: MeshConfig
   parent: str
   vocabulary: str
-  task: ArithmeticTaskConfig | Gsm8kConfig
+  task: TaskConfig
   law: SamplingLaw
   num_examples: int
   samples_per_example: int = 1
@@ -50,13 +49,6 @@ class EvaluateConfig(StageConfig):
 
   def inputs(self) -> dict[str, str]:
     return {"parent": self.parent, "vocabulary": self.vocabulary}
-
-
-def make_task(config: ArithmeticTaskConfig | Gsm8kConfig) -> ArithmeticTask | Gsm8kTask:
-  """Returns the task that a configuration names."""
-  if isinstance(config, ArithmeticTaskConfig):
-    return ArithmeticTask(config)
-  return Gsm8kTask(config)
 
 
 def run(config: EvaluateConfig, directory: RunDirectory) -> dict[str, Any]:

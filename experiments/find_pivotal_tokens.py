@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments.devices import start_jax
-from experiments.evaluate import make_task
 from experiments.process import StopRequest
 from experiments.run_directory import RunDirectory
 from experiments.samplers import make_parent_sampler
 from experiments.stage import StageConfig, run_stage
+from experiments.tasks import TaskConfig, make_task
 from phi4_jax.common import io
 from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.common.text import format_table
 from phi4_jax.data.tokenizer import load_vocabulary
-from phi4_jax.eval.tasks.arithmetic import ArithmeticTaskConfig
-from phi4_jax.eval.tasks.gsm8k import Gsm8kConfig
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.pts.find import find_pivotal_tokens
 from phi4_jax.pts.oracle import TaskOracle
@@ -51,7 +49,7 @@ class FindPivotalTokensConfig(StageConfig):
   mesh: MeshConfig
   parent: str
   vocabulary: str
-  task: ArithmeticTaskConfig | Gsm8kConfig
+  task: TaskConfig
   law: SamplingLaw
   search: SearchConfig
   num_questions: int
