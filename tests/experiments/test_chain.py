@@ -45,7 +45,7 @@ def _start(verb, *arguments):
 
 def _run(verb, *arguments) -> tuple[int, str]:
   process = _start(verb, *arguments)
-  output, _ = process.communicate(timeout=400)
+  output, _ = process.communicate(timeout=1500)
   return process.returncode, output
 
 
