@@ -105,7 +105,12 @@ def make_rows(
   else:
     chosen, repeated = _choose(
       [
-        [(r,) for r in _shuffled([r for r in groups[q] if r.correct], seed, q)]
+        [
+          (r,)
+          for r in _shuffled(
+            [r for r in groups[q] if r.correct], seed, _WITHIN_QUESTION, q
+          )
+        ]
         for q in sorted(groups)
       ],
       wanted,
@@ -127,6 +132,10 @@ def make_rows(
   )
 
 
+# What a generator is for: each purpose has a stream of its own (preferences.py: 3).
+_WITHIN_QUESTION, _AMONG_QUESTIONS = 1, 2
+
+
 def _rng(*path: int) -> np.random.Generator:
   return np.random.default_rng(np.random.SeedSequence(path))
 
@@ -138,8 +147,8 @@ def _shuffled(items: Sequence[_Item], *path: int) -> list[_Item]:
 def _mixed_pairs(
   rollouts: Sequence[Rollout], seed: int, question: int
 ) -> list[tuple[Rollout, Rollout]]:
-  """All (right, wrong) pairs; the first ones have no response in common."""
-  mixed = _shuffled(rollouts, seed, question)
+  """All (right, wrong) pairs; the first min(right, wrong) have none in common."""
+  mixed = _shuffled(rollouts, seed, _WITHIN_QUESTION, question)
   right = [r for r in mixed if r.correct]
   wrong = [r for r in mixed if not r.correct]
   return [
@@ -162,7 +171,7 @@ def _choose(
   Raises:
     ConfigError: if there are fewer.
   """
-  groups = _shuffled(groups, seed)
+  groups = _shuffled(groups, seed, _AMONG_QUESTIONS)
   new: list[list[_Item]] = []
   repeated: list[list[_Item]] = []
   for group in groups:
@@ -221,7 +230,7 @@ def _make_pivotal(folder: Path, num_pairs: int | None, seed: int) -> PreferenceR
     questions = sorted({pair.question for pair in pairs})
     chosen, _ = _choose(
       [
-        _shuffled([pair for pair in pairs if pair.question == q], seed, q)
+        _shuffled([p for p in pairs if p.question == q], seed, _WITHIN_QUESTION, q)
         for q in questions
       ],
       num_pairs,

@@ -22,6 +22,9 @@ from phi4_jax.data.preference_rows import Kind, PreferenceRows, make_rows
 
 _log = logging.getLogger(__name__)
 
+# Keeps the order of rows apart from the choice of pairs (preference_rows.py: 1, 2).
+_ROW_ORDER = 3
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreferenceConfig:
@@ -119,7 +122,7 @@ class PreferenceLoader:
     """The row that stands at a place of the endless order."""
     epoch, index = divmod(place, self.num_rows)
     if self._order[0] != epoch:
-      seeds = np.random.SeedSequence([self._config.seed, epoch])
+      seeds = np.random.SeedSequence([self._config.seed, _ROW_ORDER, epoch])
       order = np.random.default_rng(seeds).permutation(self.num_rows)
       self._order = (epoch, order)
     return int(self._order[1][index])

@@ -92,7 +92,11 @@ def evaluate(
   try:
     records = {(r["example"], r["sample"]): r for r in log.records()}
     wanted = [(e, s) for e in range(num_examples) for s in range(samples_per_example)]
-    missing = [path for path in wanted if path not in records]
+    # Prompts of like length go together: a sampler reads them in as many pieces.
+    missing = sorted(
+      (path for path in wanted if path not in records),
+      key=lambda path: (len(prompts[path[0]]), path),
+    )
     for start in range(0, len(missing), rows_per_call):
       paths = missing[start : start + rows_per_call]
       completions = sampler.sample([prompts[e] for e, _ in paths], paths)

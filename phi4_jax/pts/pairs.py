@@ -8,7 +8,9 @@ Differs: the paper does not say which of these tokens are taken. Here the token 
 base response is one side, and the other is the alternative with the lowest (for a
 pivot that raises p) or highest (that lowers it) share of successes, shrunk to
 (k + 1) / (n + 2) because the best of many small samples is a lucky one. The shrunk
-shares must differ by the gap.
+shares must differ by the gap. The alternative's counts were looked at to choose it, so
+the two sides of a pair stand too far apart on average; they order the pair and are no
+estimate of the difference.
 """
 
 import dataclasses
@@ -79,9 +81,8 @@ class Candidate:
 
   @property
   def own_value(self) -> Value:
-    """All rollouts that went through the token."""
-    drawn_again = self.first_tokens.get(self.token_id, Value(0, 0))
-    return self.searched[1] + self.confirmed[1] + drawn_again
+    """Fresh rollouts that went through the token: what it was chosen by is left out."""
+    return self.confirmed[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
