@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 _PARENT_FD = "PHI4_PARENT_FD"
@@ -66,6 +68,16 @@ class StopRequest:
     """Raises `Interrupted` if a signal has arrived."""
     if self.signum is not None:
       raise Interrupted(self.signum, message)
+
+
+def age_seconds() -> float:
+  """How long this process has run, imports included; 0 where nothing tells."""
+  stat = Path("/proc/self/stat")
+  if not stat.exists():
+    return 0.0
+  # The name in parentheses may hold anything; start time is field 22, in ticks.
+  ticks = int(stat.read_text().rpartition(")")[2].split()[19])
+  return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def watch_parent() -> None:

@@ -4,6 +4,7 @@
   git.txt  versions.txt     the code and the libraries
   lineage.json              the inputs (other runs), with their fingerprints
   metrics.jsonl  tensorboard/  checkpoints/    written by the stage
+  clock.json                seconds that earlier processes of this run took
   result.json               written last: the run is complete
 
 A run directory belongs to one configuration and to one process at a time.
@@ -105,12 +106,15 @@ class RunDirectory:
     *,
     verb: str,
     allow_config_change: bool = False,
+    seconds_before: float = 0.0,
   ):
+    """`seconds_before`: how long this process has worked for the run already."""
     self.path = Path(path)
     self._config = config
     self._verb = verb
     self.allow_config_change = allow_config_change
-    self._started = time.monotonic()
+    self._started = time.monotonic() - seconds_before
+    self._seconds_of_others = 0.0
     self.result: dict[str, Any] | None = None
 
   def __enter__(self) -> "RunDirectory":
@@ -130,10 +134,19 @@ class RunDirectory:
       self._lock.close()
       raise
     self.result = load_result(self.path)
+    clock = self.path / "clock.json"
+    self._seconds_of_others = io.read_json(clock)["seconds"] if clock.exists() else 0.0
     return self
 
   def __exit__(self, *unused) -> None:
+    if self.result is None:
+      io.write_json(self.path / "clock.json", {"seconds": self._seconds})
     self._lock.close()
+
+  @property
+  def _seconds(self) -> float:
+    """Wall time of this run so far; of killed processes nothing is known."""
+    return self._seconds_of_others + time.monotonic() - self._started
 
   def _write_config(self) -> None:
     new = {"verb": self._verb, "config": config_lib.to_json(self._config)}
@@ -194,9 +207,11 @@ class RunDirectory:
   def finish(self, result: dict[str, Any]) -> dict[str, Any]:
     """Writes result.json, which marks the run as complete, and returns it.
 
-    `result` must hold `fingerprint`: a digest of what the run produced.
+    `result` must hold `fingerprint`, a digest of what the run produced. It may hold
+    `seconds`, wall time that the stage itself has kept through kills; the larger of
+    this and the folder's own clock is reported as `minutes`.
     """
-    seconds = result.pop("seconds", None) or time.monotonic() - self._started
+    seconds = max(self._seconds, result.pop("seconds", 0.0))
     self.result = {
       "verb": self._verb,
       **result,

@@ -66,6 +66,7 @@ def run_stage(
       config,
       verb=root.verb,
       allow_config_change=arguments.allow_config_change,
+      seconds_before=process.age_seconds(),
     )
     with directory:
       if directory.result is not None:

@@ -73,6 +73,21 @@ class TestRunDirectory:
       "thesis.txt"
     ]
 
+  def test_minutes_count_what_earlier_processes_took(self, tmp_path):
+    config = ToyRunConfig()
+    with RunDirectory(tmp_path, config, verb="toy", seconds_before=90.0):
+      pass  # stopped by a signal
+    with RunDirectory(tmp_path, config, verb="toy", seconds_before=60.0) as directory:
+      result = directory.finish({"fingerprint": "abc", "seconds": 10.0})
+    assert 2.5 <= result["minutes"] < 3.0
+    with RunDirectory(tmp_path, config, verb="toy", seconds_before=60.0) as directory:
+      assert directory.result == result
+
+  def test_a_stage_that_kept_time_through_kills_is_believed(self, tmp_path):
+    with RunDirectory(tmp_path, ToyRunConfig(), verb="toy") as directory:
+      result = directory.finish({"fingerprint": "abc", "seconds": 120.0})
+    assert result["minutes"] == 2.0 and "seconds" not in result
+
 
 class TestInputs:
   def test_stage_means_the_folder_beside(self, tmp_path):
