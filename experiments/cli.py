@@ -229,13 +229,18 @@ def _explain_unknown(argument: str, parser: argparse.ArgumentParser) -> str:
 
 # Verbs whose gin files are not in the folder of their own name.
 _FOLDERS = {"find_pivotal_tokens": "pts", "pipeline": "", "sweep": "sweeps"}
+# The best first example, where several are as small.
+_FIRST = ("demo", "lr_seeds", "pivotal_tiny")
 
 
 def _example(verb: str, root: type) -> str:
   # The smallest file is the one that a newcomer can run.
+  def rank(path: Path) -> tuple[bool, bool, str]:
+    return path.stem not in _FIRST, "tiny" not in path.stem, path.name
+
   folder = Path("gin_configs") / _FOLDERS.get(verb, verb)
   files = (_REPOSITORY / folder).glob("*.gin")
-  names = sorted((path.name for path in files), key=lambda name: "tiny" not in name)
+  names = [path.name for path in sorted(files, key=rank)]
   gin_file = folder / names[0] if names else "FILE.gin"
   return f"phi4 {verb} --gin_file {gin_file} --workdir runs/{verb}"
 

@@ -20,7 +20,7 @@ _FRAGMENTS = {"model", "mesh", "stages"}
 # Macros that a gin file leaves to the command line.
 _MACROS = {
   "gin_configs/gsm8k_chain.gin": ["TRAIN = 'train.jsonl'", "TEST = 'test.jsonl'"],
-  "gin_configs/arm_rates.gin": ["PEAK_LR = 1e-4"],
+  "gin_configs/arm_rates.gin": ["PEAK_LR = 1e-4", "STEPS = 40"],
 }
 _FOLDERS = {
   "tokenizer": "train_tokenizer",
@@ -113,3 +113,22 @@ def _attributes_read(tree) -> set[str]:
       found.add(node.attr)
     pending.extend(ast.iter_child_nodes(node))
   return found
+
+
+@pytest.mark.parametrize(
+  "path, stage",
+  [
+    ("dpo/pivotal_tiny.gin", "pts_dpo"),
+    ("dpo/full_tiny.gin", "full_dpo"),
+    ("rejection_sampling/tiny.gin", "rejection_sampling"),
+    ("pts/tiny.gin", "pts"),
+  ],
+)
+def test_a_stage_by_itself_is_the_stage_of_the_chain(path, stage):
+  """But for the folders that it reads."""
+  folder = _ROOT / "gin_configs"
+  chain = config_lib.load(PipelineConfig, [folder / "posttrain_chain.gin"], [])
+  wanted = chain.stages[stage]
+  alone = config_lib.load(type(wanted), [folder / path], [])
+  folders = [name for name in ("data", "vocabulary", "parent") if hasattr(alone, name)]
+  assert dataclasses.replace(wanted, **{n: getattr(alone, n) for n in folders}) == alone
