@@ -35,16 +35,16 @@ def kill_inside(
   """Starts a pipeline and kills it while stage `name` is at work; returns when.
 
   The moment is random within `seconds`, the time that the stage took before. A stage
-  that was faster this time is removed and tried again, so that none goes unhurt.
+  that was faster this time is removed and tried again, sooner, so that none goes unhurt.
   """
-  for _ in range(5):
+  for attempt in range(5):
     process = _start("pipeline", *arguments)
     assert process.stdout is not None
     begun = workdir / name / "config.json"
     while not begun.exists() and process.poll() is None:
       time.sleep(0.01)
     assert begun.exists(), process.stdout.read()
-    delay = rng.uniform(0, seconds)
+    delay = rng.uniform(0, seconds) / 2**attempt
     time.sleep(delay)
     kill_family(process)
     process.stdout.close()

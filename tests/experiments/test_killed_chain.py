@@ -31,17 +31,18 @@ def _results(workdir, stages):
   return found
 
 
-def _minutes(workdir, name):
-  result = run_directory.load_result(workdir / name)
-  assert result is not None
-  return result["minutes"]
+def _seconds(workdir, name):
+  """From a stage's first sign of life to its end."""
+  files = (workdir / name / file for file in ("config.json", "result.json"))
+  begun, ended = (file.stat().st_mtime for file in files)
+  return ended - begun
 
 
 def _kill_all(stages, arguments, straight, killed, seed):
   """Kills the chain inside each of the stages in turn, then lets it end."""
   rng = random.Random(seed)
   for name in stages:
-    seconds = 60 * _minutes(straight, name)
+    seconds = _seconds(straight, name)
     delay = kill_inside(name, stages, arguments, killed, seconds, rng)
     print(f"killed {name} after {delay:.1f} of {seconds:.1f} s")
   code, output = _run("pipeline", *arguments)
