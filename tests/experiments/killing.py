@@ -35,7 +35,7 @@ def kill_inside(
   """Starts a pipeline and kills it while stage `name` is at work; returns when.
 
   The moment is random within `seconds`, the time that the stage took before. A stage
-  that was faster this time is removed and tried again, sooner, so that none goes unhurt.
+  that was faster this time is removed and tried again, sooner: none goes unhurt.
   """
   for attempt in range(5):
     process = _start("pipeline", *arguments)
