@@ -1,7 +1,8 @@
 """Does the pivotal token search agree with brute force?
 
-  python -m benchmarks.pts_truth --run=runs/demo/pts
-  python -m benchmarks.pts_truth --run=runs/demo/pts --quick   # 4 responses
+  python -m benchmarks.pts_truth                # the search of `make demo`
+  python -m benchmarks.pts_truth --run=runs/pts
+  python -m benchmarks.pts_truth --quick        # 4 responses
 
 Takes a finished run of `phi4 find_pivotal_tokens`, draws 20 of the responses that it
 searched, and estimates p(success) on both sides of every token that can be pivotal
@@ -25,6 +26,7 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.arms import ROOT
 from experiments import config as config_lib
+from experiments.cli import run_verb
 from experiments.devices import start_jax
 from experiments.find_pivotal_tokens import FindPivotalTokensConfig
 from experiments.run_directory import load_result, resolve_input
@@ -44,6 +46,7 @@ from phi4_jax.pts.search import can_be_pivotal
 from phi4_jax.sampling.generate import JaxSampler
 from phi4_jax.training.progress import Progress
 
+DEFAULT_RUN = ROOT / "runs" / "demo" / "pts"
 RESPONSES, ROLLOUTS = 20, 1000
 QUICK_RESPONSES, QUICK_ROLLOUTS = 4, 100
 
@@ -53,7 +56,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument(
-    "--run", type=Path, required=True, help="folder of a finished search"
+    "--run", type=Path, help="folder of a finished search (of `make demo`)"
   )
   parser.add_argument(
     "--quick",
@@ -269,6 +272,25 @@ def format_result(result: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
   arguments = parse_arguments(argv)
+  if arguments.run is None:
+    arguments.run = DEFAULT_RUN
+    if load_result(DEFAULT_RUN) is None:
+      # Not an error: `make bench` runs every benchmark that can be run here.
+      print(
+        f"nothing compared: there is no finished search in {DEFAULT_RUN}. Run `make "
+        "demo` first, or name another search with --run."
+      )
+      return 0
+  return run_verb(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Compares, writes and prints.
+
+  Raises:
+    ConfigError: if `arguments.run` holds no finished search, or too small a one.
+    DataError: if its files are damaged.
+  """
   folder = arguments.run
   config, run_result = load_run(folder)
   count = QUICK_RESPONSES if arguments.quick else RESPONSES
@@ -323,7 +345,6 @@ def main(argv: Sequence[str] | None = None) -> int:
   path = arguments.output or ROOT / parent / "pts_truth.json"
   io.write_json(path, result)
   print(f"{format_result(result)}\n\nwritten to {path}")
-  return 0
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 from experiments.devices import start_jax
 from experiments.process import StopRequest
 from experiments.run_directory import RunDirectory
-from experiments.samplers import load_parent_params, make_parent_sampler
+from experiments.samplers import load_parent_params, make_sampler
 from experiments.stage import StageConfig, run_stage
 from experiments.tasks import TaskConfig, make_task
 from phi4_jax.common import io
+from phi4_jax.common.axes import Params
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import Completion, Sampler, SamplingLaw
@@ -126,10 +127,15 @@ def run(config: CompareConfig, directory: RunDirectory) -> dict[str, Any]:
   task = make_task(config.task)
   places = [(a, i) for a, runs in config.arms.items() for i in range(len(runs))]
   parents = {place: inputs[f"{place[0]}/{place[1]}"] for place in places}
-  sampler, _ = make_parent_sampler(
+
+  def load(place: tuple[str, int]) -> tuple[Params, str]:
+    return load_parent_params(config.model, config.mesh, parents[place], vocabulary)
+
+  params, digest = load(places[0])
+  sampler = make_sampler(
+    params,
     config.model,
     config.mesh,
-    parents[places[0]],
     vocabulary,
     law=config.law,
     batch_size=config.batch_size,
@@ -146,10 +152,9 @@ def run(config: CompareConfig, directory: RunDirectory) -> dict[str, Any]:
       stop.raise_if_set(f"stopped after {answered + done} of {total} answers")
 
     for arm, index in places:
-      params, digest = load_parent_params(
-        config.model, config.mesh, parents[arm, index], vocabulary
-      )
-      sampler.set_params(params)
+      if (arm, index) != places[0]:
+        params, digest = load((arm, index))
+        sampler.set_params(params)
       evaluation = runner.evaluate(
         task,
         ShiftedSampler(sampler, index),

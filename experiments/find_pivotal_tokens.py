@@ -17,6 +17,7 @@ from phi4_jax.common import io
 from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.common.text import format_table
+from phi4_jax.data import pivotal_files
 from phi4_jax.data.tokenizer import load_vocabulary
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.pts.find import find_pivotal_tokens
@@ -25,7 +26,7 @@ from phi4_jax.pts.search import SearchConfig
 from phi4_jax.sampling.generate import JaxSampler
 from phi4_jax.training.progress import Progress
 
-_PRODUCTS = ("pivotal_tokens.jsonl", "pairs.jsonl", "rollouts.jsonl")
+_PRODUCTS = ("pivotal_tokens.jsonl", pivotal_files.PAIRS, pivotal_files.ROLLOUTS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

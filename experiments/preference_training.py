@@ -34,27 +34,42 @@ class PreferenceTrainConfig(TrainConfig):
     kl_weight: weight of KL(reference || policy) on context tokens; 0 leaves the
       anchor out. Differs: the paper mentions none.
     kl_top_k: most probable tokens of the reference that the anchor tells apart; all
-      others count as one.
+      others count as one. None takes 32 with an anchor, and goes without one.
   """
 
   # field() removes the base class's default: a reference is needed.
   parent: str = dataclasses.field()
   pairs: PreferenceConfig
   kl_weight: float = 0.0
-  kl_top_k: int = 32
+  kl_top_k: int | None = None
 
   def __post_init__(self):
     super().__post_init__()
     name = type(self).__name__
     if not 0 <= self.kl_weight < float("inf"):
       raise ConfigError(f"{name}.kl_weight ({self.kl_weight}) must be 0 or more.")
-    if self.kl_top_k < 1:
-      raise ConfigError(f"{name}.kl_top_k ({self.kl_top_k}) must be 1 or more.")
-    if self.kl_weight and self.kl_top_k >= self.model.vocab_size:
+    if self.kl_top_k is not None and self.kl_top_k < 1:
       raise ConfigError(
-        f"{name}.kl_top_k ({self.kl_top_k}) must be below ModelConfig.vocab_size "
+        f"{name}.kl_top_k ({self.kl_top_k}) must be 1 or more, or None."
+      )
+    if self.kl_top_k is not None and not self.kl_weight:
+      raise ConfigError(
+        f"{name}.kl_top_k ({self.kl_top_k}) has no effect while {name}.kl_weight is 0. "
+        "Set kl_weight, or leave kl_top_k out (None)."
+      )
+    top_k = self.anchor_top_k
+    if top_k is not None and top_k >= self.model.vocab_size:
+      raise ConfigError(
+        f"{name}.kl_top_k ({top_k}) must be below ModelConfig.vocab_size "
         f"({self.model.vocab_size})."
       )
+
+  @property
+  def anchor_top_k(self) -> int | None:
+    """Tokens that the anchor tells apart, None without an anchor."""
+    if not self.kl_weight:
+      return None
+    return 32 if self.kl_top_k is None else self.kl_top_k
 
   @property
   def batch_size(self) -> int:
@@ -82,11 +97,13 @@ class PreferenceObjective:
     self._config = config
     self._directory = directory
     result = load_result(inputs["data"])
-    if result is None or "vocabulary" not in result:
+    if result is None or result.get("verb") != "find_pivotal_tokens":
+      found = result.get("verb") if result else None
       raise DataError(
-        f"{inputs['data']} is no finished pivotal token search: its result.json "
-        f"names no vocabulary. {type(config).__name__}.data is the folder that "
-        "`phi4 find_pivotal_tokens` made."
+        f"{type(config).__name__}.data ({config.data}) must be the folder of a "
+        f"finished `phi4 find_pivotal_tokens`; {inputs['data']} is of the verb "
+        f"{found!r}. Search first, for example `phi4 find_pivotal_tokens "
+        "--gin_file=gin_configs/pts/tiny.gin --workdir=runs/pts`, and give its folder."
       )
     self.loader = make_preference_loader(
       inputs["data"],
@@ -103,6 +120,7 @@ class PreferenceObjective:
       "questions": rows.num_questions,
       "rows": self.loader.num_rows,
       "repeated": rows.num_repeated,
+      "pairs_seen": self.loader.count_pairs(config.num_steps),
     }
     lineage = io.read_json(directory.path / "lineage.json")
     self._parent_fingerprint = lineage["parent"]["fingerprint"]
@@ -128,10 +146,9 @@ class PreferenceObjective:
       CheckpointError: if the file in the run's folder is damaged.
     """
     config, kind = self._config, self._config.pairs.kind
-    anchored = config.kl_weight > 0
-    if kind == "rejection" and not anchored:
+    top_k = config.anchor_top_k
+    if kind == "rejection" and top_k is None:
       return
-    top_k = config.kl_top_k if anchored else None
     identity = {
       "parent": self._parent_fingerprint,
       "rows": self.loader.fingerprint,

@@ -49,6 +49,32 @@ def load_parent_params(
   return params, params_digest(params)
 
 
+def make_sampler(
+  params: Params,
+  model: ModelConfig,
+  mesh: MeshConfig,
+  vocabulary: Vocabulary,
+  *,
+  law: SamplingLaw,
+  batch_size: int,
+  seed: int,
+) -> JaxSampler:
+  """Returns a sampler of weights from `load_parent_params`.
+
+  Completions end at `<|im_end|>` and at the end of the document. The arguments are
+  those of `make_parent_sampler`.
+  """
+  return JaxSampler(
+    params,
+    model,
+    law,
+    stop_ids=(vocabulary.im_end_id, vocabulary.eos_id),
+    batch_size=batch_size,
+    seed=seed,
+    mesh=make_mesh(mesh),
+  )
+
+
 def make_parent_sampler(
   model: ModelConfig,
   mesh: MeshConfig,
@@ -60,8 +86,6 @@ def make_parent_sampler(
   seed: int,
 ) -> tuple[JaxSampler, str]:
   """Returns a sampler of a parent's final weights, and the weights' digest.
-
-  Completions end at `<|im_end|>` and at the end of the document.
 
   Args:
     model: what the weights are used as.
@@ -78,13 +102,5 @@ def make_parent_sampler(
     ConfigError: if sizes do not fit each other.
   """
   params, digest = load_parent_params(model, mesh, parent, vocabulary)
-  sampler = JaxSampler(
-    params,
-    model,
-    law,
-    stop_ids=(vocabulary.im_end_id, vocabulary.eos_id),
-    batch_size=batch_size,
-    seed=seed,
-    mesh=make_mesh(mesh),
-  )
-  return sampler, digest
+  settings = {"law": law, "batch_size": batch_size, "seed": seed}
+  return make_sampler(params, model, mesh, vocabulary, **settings), digest

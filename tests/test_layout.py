@@ -254,6 +254,12 @@ def test_every_test_asserts_something():
   assert not empty, empty
 
 
+def test_readme_has_no_number_to_be_filled_in():
+  lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+  found = [f"{i}: {line}" for i, line in enumerate(lines, 1) if "@@" in line]
+  assert not found, "\n".join(found)
+
+
 def test_nothing_is_left_for_later():
   # In two pieces each, so that this file does not match itself.
   words = ["TO" + "DO", "FIX" + "ME", "NotImplemented" + "Error", "pytest" + ".skip"]

@@ -73,7 +73,7 @@ def search_section(run: Run, note: str = "") -> layout.Section:
         "candidates": metrics["candidates"],
         "pivotal tokens": metrics["pivotal_tokens"],
         "raise / lower p": f"{metrics['positive']} / {metrics['negative']}",
-        "tokens sampled": f"{run.result['perf']['sampled_tokens']:,}",
+        "tokens sampled": f"{metrics['sampled_tokens']:,}",
       }
     ),
     layout.figure(
@@ -92,17 +92,11 @@ def search_section(run: Run, note: str = "") -> layout.Section:
 
 
 def _story(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-  found = (
+  return (
     f"Questions with p(success) between {settings['min_success']:g} and "
     f"{settings['max_success']:g} were searched by halving responses where p changes "
-    f"by {settings['gap']:g} or more. "
-  )
-  if "possible_tokens" in metrics:
-    found += (
-      f"Of {metrics['tokens']:,} tokens {metrics['possible_tokens']:,} are improbable "
-      "enough to be pivotal at all. "
-    )
-  return found + (
+    f"by {settings['gap']:g} or more. Of {metrics['tokens']:,} tokens "
+    f"{metrics['possible_tokens']:,} are improbable enough to be pivotal at all. "
     f"{metrics['candidates']} candidates were estimated again with "
     f"{settings['confirm_rollouts']} fresh rollouts on each side; "
     f"{metrics['pivotal_tokens']} of them held."
@@ -239,7 +233,7 @@ def pair_section(run: Run) -> layout.Section:
     f"{signs['negative']} where it is rejected. The other token comes from rollouts "
     "made at the same prefix."
   )
-  reasons = run.metrics.get("pivots_without_pair", {})
+  reasons = run.metrics["pivots_without_pair"]
   left = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in reasons.items() if n)
   if left:
     story += f" Pivots that gave no pair: {left}."

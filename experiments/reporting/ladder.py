@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.reporting import charts, layout
+from experiments.reporting import arm_costs, charts, layout
 from experiments.reporting.charts import IntervalRow
 from experiments.reporting.markup import Markup, join, tag
 from phi4_jax.eval.comparison import format_difference
@@ -98,7 +98,7 @@ def section(
   """The ladder: two pictures, a table, and how the arms answer.
 
   Args:
-    ladder: `arms` and `comparisons`.
+    ladder: `arms` (with `arm_costs.add_costs`) and `comparisons`.
     baseline: the arm that others are compared with.
     repetition: what one small circle is, "run" or "chain".
     links: arm -> where its runs are described.
@@ -153,6 +153,8 @@ def _table(ladder, baseline, repetition, links) -> Markup:
         layout.Cell(str(Interval(found["accuracy"], *found["interval"])), "whole"),
         layout.Cell(shown, f"whole {direction or ''}".strip()),
         found["over"],
+        arm_costs.show(found["pairs_seen"]),
+        arm_costs.show(found["sampled_tokens"]),
         *([links.get(arm, "")] if links else []),
       ]
     )
@@ -164,12 +166,16 @@ def _table(ladder, baseline, repetition, links) -> Markup:
       "accuracy [95%]",
       f"minus {arm_name(baseline)} [95%]",
       "interval over",
+      "pairs seen in training",
+      "tokens sampled to make the pairs",
       *(["made by"] if links else []),
     ],
     rows,
     caption=f"The ladder on {questions:,} questions, which every run answered. "
-    f"{_answers_each(ladder['arms'])}",
-    numbers=(1,),
+    f"{_answers_each(ladder['arms'])} Pairs: of a mean run, counted as often as they "
+    "came in its batches (for rejection sampling: responses). Tokens: drawn from the "
+    "parent by the search for pairs of this kind, without those for traced solutions.",
+    numbers=(1, 5, 6),
   )
 
 

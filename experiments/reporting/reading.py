@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.compare import load_arms
 from experiments.run_directory import load_result, resolve_input
 from phi4_jax.common import io
 from phi4_jax.common.errors import DataError
@@ -128,13 +129,7 @@ class Chain:
   @functools.cached_property
   def answers(self) -> dict[str, list[comparison.Answers]]:
     """What each run of each arm answered."""
-    return {
-      arm: [
-        comparison.load_answers(self.compare.folder / "answers" / arm / str(index))
-        for index in range(len(paths))
-      ]
-      for arm, paths in self.compare.config["arms"].items()
-    }
+    return load_arms(self.compare.folder, self.compare.config["arms"])
 
   @property
   def baseline(self) -> str:

@@ -50,15 +50,14 @@ class Trace:
 
 
 def rate(counts: Mapping[str, Any]) -> float:
-  """Successes among rollouts; an exact value may have none."""
-  rollouts = counts["rollouts"]
-  return counts["successes"] / rollouts if rollouts else float(counts["successes"])
+  """Successes among rollouts; an exact value is the verdict, as one rollout."""
+  return counts["successes"] / counts["rollouts"]
 
 
 def count_interval(counts: Mapping[str, Any]) -> Interval:
   """Wilson's interval of a rate; an exact value has no width."""
   value = rate(counts)
-  if counts.get("exact") or not counts["rollouts"]:
+  if counts["exact"]:
     return Interval(value, value, value)
   return wilson_interval(counts["successes"], counts["rollouts"])
 
@@ -69,14 +68,25 @@ def show_token(token: str) -> str:
   return shown.replace(" ", "\N{OPEN BOX}") or "\N{EMPTY SET}"
 
 
-def find_positions(pivots: Sequence[Mapping[str, Any]], record: Mapping[str, Any]):
-  """Positions of the pivots that lie in a traced response."""
-  place = (record["question"], record["response"])
-  return frozenset(
-    pivot["position"]
-    for pivot in pivots
-    if (pivot["question"], pivot["response"]) == place
-  )
+def find_positions(
+  pivots: Sequence[Mapping[str, Any]], record: Mapping[str, Any]
+) -> frozenset[int]:
+  """Positions of the pivots that lie in a traced response.
+
+  A pivot is a token after a prefix. It has the number of the first response with
+  both, and lies in every other response that has them, too.
+  """
+  token_ids = record["token_ids"]
+
+  def lies_in(pivot: Mapping[str, Any]) -> bool:
+    position, prefix = pivot["position"], pivot["prefix_ids"]
+    # Of one question, so that the prompts before the responses are equal.
+    begin = [*prefix[len(prefix) - position :], pivot["token_id"]]
+    return (
+      pivot["question"] == record["question"] and token_ids[: position + 1] == begin
+    )
+
+  return frozenset(pivot["position"] for pivot in pivots if lies_in(pivot))
 
 
 def describe(trace: Trace) -> str:

@@ -11,10 +11,10 @@ from kernels.attention import chunked, reference
 from kernels.attention.problem import AttentionProblem, make_problem
 from kernels.dispatch import Implementation, choose
 
-# Up to this many (query, key) pairs a head, the score matrix is small (1 MB) and
-# one product is faster than a loop. By T and S only: a row's numbers must not
-# depend on how many other rows share the batch.
-_REFERENCE_PAIRS = 512 * 512
+# With fewer (query, key) pairs a head, the score matrix is small (below 1 MB) and one
+# product is faster than a loop; decoding always is such a case. By T and S only: a
+# row's numbers must not depend on how many other rows share the batch.
+_CHUNKED_PAIRS = 512 * 512
 
 
 def _no_refusal(problem: AttentionProblem) -> str | None:
@@ -24,8 +24,8 @@ def _no_refusal(problem: AttentionProblem) -> str | None:
 
 def _reference_yields(problem: AttentionProblem) -> str | None:
   pairs = problem.queries * problem.keys
-  if pairs > _REFERENCE_PAIRS:
-    return f"{pairs} query-key pairs exceed {_REFERENCE_PAIRS}"
+  if pairs >= _CHUNKED_PAIRS:
+    return f"there are {pairs} query-key pairs, not below {_CHUNKED_PAIRS}"
   return None
 
 

@@ -8,11 +8,13 @@ what is made of them.
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from phi4_jax.common.errors import DataError
-from phi4_jax.common.io import read_jsonl, require_text
+from phi4_jax.common.io import read_jsonl
 
+QUESTIONS = "questions.jsonl"
+ROLLOUTS = "rollouts.jsonl"
 PAIRS = "pairs.jsonl"
 
 
@@ -21,12 +23,10 @@ class Question:
   """A question of the search.
 
   Attributes:
-    id: its name in the task.
     prompt_ids: ids up to where the response begins.
     kept: whether it passed the filter by its share of right answers.
   """
 
-  id: str
   prompt_ids: tuple[int, ...]
   kept: bool
 
@@ -37,12 +37,18 @@ class Rollout:
 
   Attributes:
     question: number of the question.
+    index: number of the rollout among the question's.
     token_ids: the response, its stop token included.
+    logprobs: of each token given what stands before it, under the sampling law.
+    finish: "stop", or "length" if the cap on prompt and response came first.
     correct: the oracle's verdict.
   """
 
   question: int
+  index: int
   token_ids: tuple[int, ...]
+  logprobs: tuple[float, ...]
+  finish: Literal["stop", "length"]
   correct: bool
 
 
@@ -76,12 +82,12 @@ def read_questions(folder: Path) -> dict[int, Question]:
     DataError: naming file, row and field.
   """
   questions = {}
-  for row in _rows(folder / "questions.jsonl"):
+  for row in _rows(folder / QUESTIONS):
     number = row.integer("question")
     if number in questions:
       row.refuse("question", f"is {number} again, which an earlier row has")
     questions[number] = Question(
-      id=row.text("id"), prompt_ids=row.ids("prompt_ids"), kept=row.boolean("kept")
+      prompt_ids=row.ids("prompt_ids"), kept=row.boolean("kept")
     )
   return questions
 
@@ -93,14 +99,18 @@ def read_rollouts(folder: Path, questions: dict[int, Question]) -> list[Rollout]
     DataError: naming file, row and field.
   """
   rollouts = []
-  for row in _rows(folder / "rollouts.jsonl"):
+  for row in _rows(folder / ROLLOUTS):
     number = row.integer("question")
     if number not in questions:
-      row.refuse("question", f"is {number}, which questions.jsonl does not have")
+      row.refuse("question", f"is {number}, which {QUESTIONS} does not have")
+    token_ids = row.ids("token_ids")
     rollouts.append(
       Rollout(
         question=number,
-        token_ids=row.ids("token_ids"),
+        index=row.integer("rollout"),
+        token_ids=token_ids,
+        logprobs=row.logprobs("logprobs", len(token_ids)),
+        finish=row.finish("finish"),
         correct=row.boolean("correct"),
       )
     )
@@ -189,9 +199,6 @@ class _Row:
       )
     return self._record[field]
 
-  def text(self, field: str) -> str:
-    return require_text(self._record, field, path=self._path, row=self._number)
-
   def integer(self, field: str) -> int:
     value = self._get(field)
     if type(value) is not int or value < 0:
@@ -212,6 +219,19 @@ class _Row:
       shown = shown if len(shown) <= 60 else shown[:57] + "..."
       self.refuse(field, f"is {shown}; a list of one or more token ids is required")
     return tuple(value)
+
+  def logprobs(self, field: str, count: int) -> tuple[float, ...]:
+    value = self._get(field)
+    fine = isinstance(value, list) and all(type(x) in (int, float) for x in value)
+    if not fine or len(value) != count:
+      self.refuse(field, f"must be a list of {count} numbers, one for each token")
+    return tuple(value)
+
+  def finish(self, field: str) -> Literal["stop", "length"]:
+    value = self._get(field)
+    if value not in ("stop", "length"):
+      self.refuse(field, f"is {value!r}; 'stop' or 'length' is required")
+    return value
 
 
 def _rows(path: Path) -> Iterator[_Row]:

@@ -127,6 +127,18 @@ class PreferenceLoader:
       self._order = (epoch, order)
     return int(self._order[1][index])
 
+  def count_pairs(self, num_batches: int) -> int:
+    """Returns how many pairs (or responses) the first batches hold, all hosts together.
+
+    A pair counts as often as it comes.
+    """
+    weights = self.rows.arrays.get("pair_weights")
+    counts = np.ones(self.num_rows) if weights is None else weights.sum(axis=-1)
+    end = num_batches * self._config.batch_size
+    epochs = end // self.num_rows
+    rest = [counts[self._row_at(i)] for i in range(epochs * self.num_rows, end)]
+    return epochs * self.rows.num_pairs + int(sum(rest))
+
   def add_columns(self, columns: Mapping[str, np.ndarray]) -> None:
     """Adds what every later batch shall hold, too: arrays of `num_rows` rows."""
     for name, column in columns.items():

@@ -119,8 +119,8 @@ def compute_logit_differences(
 ) -> Float[Array, "B P"]:
   """Returns log p(first) - log p(second) at some positions of each row.
 
-  The normaliser is the same for both tokens and cancels: two logits suffice, and
-  only at the positions asked for.
+  The normaliser is the same for both tokens and cancels. Logits of all tokens are
+  computed, but only at the positions asked for.
   """
   picked = jnp.take_along_axis(hidden, positions[..., None], axis=1)  # [B, P, D]
   logits = compute_logits(params, config, picked)

@@ -7,6 +7,7 @@ them before the first step, and a run that continues reads them again.
 
 import io
 import json
+import logging
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -30,6 +31,8 @@ from phi4_jax.posttrain.logprobs import (
   score_tokens,
   take_top_tokens,
 )
+
+_log = logging.getLogger(__name__)
 
 Batch = Mapping[str, Any]
 ReferenceFn = Callable[[Params, Batch], dict[str, jax.Array]]
@@ -149,6 +152,8 @@ def load_reference(
 ) -> dict[str, np.ndarray] | None:
   """Reads the columns again, or returns None where there are none of this identity.
 
+  Logs what differs where there are columns of another identity.
+
   Raises:
     CheckpointError: if the file is damaged.
   """
@@ -164,4 +169,25 @@ def load_reference(
       f"{path} is damaged ({error}). Remove it: the same command makes it again from "
       "the parent run."
     ) from error
-  return columns if found == json.loads(json.dumps(dict(identity))) else None
+  wanted = json.loads(json.dumps(dict(identity)))
+  if found == wanted:
+    return columns
+  there, now = _flatten(found), _flatten(wanted)
+  differing = [
+    f"{name} was {there.get(name)!r} and is {now.get(name)!r}"
+    for name in sorted(there.keys() | now.keys())
+    if there.get(name) != now.get(name)
+  ]
+  _log.warning("reference computed anew because %s (%s)", "; ".join(differing), path)
+  return None
+
+
+def _flatten(identity: Mapping[str, Any]) -> dict[str, Any]:
+  """Names the fields of what is nested, as in `model.hidden_size`."""
+  flat: dict[str, Any] = {}
+  for name, value in identity.items():
+    if isinstance(value, dict):
+      flat |= {f"{name}.{field}": inner for field, inner in value.items()}
+    else:
+      flat[name] = value
+  return flat

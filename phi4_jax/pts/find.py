@@ -22,9 +22,10 @@ from typing import Any
 
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.sampler import Sampler
+from phi4_jax.data import pivotal_files
 from phi4_jax.eval.exchange import check_settings
 from phi4_jax.pts import records
-from phi4_jax.pts.counts import Value
+from phi4_jax.pts.counts import Value, reaches
 from phi4_jax.pts.estimates import (
   Estimator,
   ReportProgress,
@@ -81,13 +82,13 @@ def find_pivotal_tokens(
       "law": law,
     },
     what="a search",
-    log="rollouts.jsonl",
+    log=pivotal_files.ROLLOUTS,
   )
   rollouts = sample_rollouts(
     sampler,
     oracle,
     config.rollouts_per_question,
-    log_path=out_dir / "rollouts.jsonl",
+    log_path=out_dir / pivotal_files.ROLLOUTS,
     rows_per_call=rows_per_call,
     progress=progress,
   )
@@ -152,20 +153,29 @@ def find_pivotal_tokens(
 
 def is_kept(root: Value, config: SearchConfig) -> bool:
   """Whether a question's success is neither too low nor too high to search."""
-  above = root.share - config.min_success
-  below = config.max_success - root.share
-  return min(above, below) >= -1e-9  # 6 of 30 are 0.2
+  fails = 1 - root.share
+  return reaches(root.share, config.min_success) and reaches(
+    fails, 1 - config.max_success
+  )
 
 
 def choose_traces(
   responses: Responses, pivots: Iterable[Candidate], count: int
 ) -> list[Response]:
-  """Returns the responses with most pivots, of different questions if there are."""
-  numbers: dict[tuple[int, int], int] = {}
-  for pivot in pivots:
-    name = pivot.point.question, pivot.point.response
-    numbers[name] = numbers.get(name, 0) + 1
-  ordered = sorted(responses, key=lambda r: -numbers.get((r.question, r.index), 0))
+  """Returns the responses with most pivots, of different questions if there are.
+
+  A pivot counts for every response that has its token after its prefix.
+  """
+  ends = [p.point._replace(position=p.point.position + 1) for p in pivots]
+  pivotal = {responses.canonical(end) for end in ends}
+  numbers = {
+    (response.question, response.index): sum(
+      responses.canonical(response.point(position + 1)) in pivotal
+      for position in range(len(response))
+    )
+    for response in responses
+  }
+  ordered = sorted(responses, key=lambda r: -numbers[r.question, r.index])
   firsts: dict[int, Response] = {}
   for response in ordered:
     firsts.setdefault(response.question, response)

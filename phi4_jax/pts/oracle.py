@@ -41,7 +41,11 @@ class Oracle(Protocol):
 
   @property
   def fingerprint(self) -> str:
-    """Names questions and rule; equal means the same verdicts."""
+    """Names the questions and, by its name only, the rule.
+
+    Equal means the same questions. A rule that was changed and kept its name is not
+    noticed: give a run of another rule another folder.
+    """
     ...
 
   def judge(self, question: int, token_ids: Sequence[int], finish: Finish) -> bool:

@@ -10,15 +10,15 @@ searched. Here: the first right and the first wrong rollout, then further ones i
 order; a rollout equal to an earlier one is passed over, it would show nothing new.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from phi4_jax.common.io import JsonlLog
 from phi4_jax.common.sampler import Sampler
 from phi4_jax.pts.counts import Value
 from phi4_jax.pts.estimates import PHASES, ReportProgress
-from phi4_jax.pts.oracle import Oracle
-from phi4_jax.pts.records import make_response
+from phi4_jax.pts.oracle import Oracle, Question
 from phi4_jax.pts.responses import Response
 
 
@@ -65,9 +65,21 @@ def sample_rollouts(
   finally:
     log.close()
   return [
-    [make_response(question, records[q, k]) for k in range(num_rollouts)]
+    [_make_response(question, records[q, k]) for k in range(num_rollouts)]
     for q, question in enumerate(questions)
   ]
+
+
+def _make_response(question: Question, record: Mapping[str, Any]) -> Response:
+  return Response(
+    question=record["question"],
+    index=record["rollout"],
+    prompt_ids=tuple(question.prompt_ids),
+    token_ids=tuple(record["token_ids"]),
+    logprobs=tuple(record["logprobs"]),
+    finish=record["finish"],
+    correct=record["correct"],
+  )
 
 
 def success_of(rollouts: Sequence[Response]) -> Value:

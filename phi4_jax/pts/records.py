@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phi4_jax.common.io import read_jsonl, write_atomic
+from phi4_jax.common.io import write_atomic
+from phi4_jax.data import pivotal_files
 from phi4_jax.pts.counts import Value
 from phi4_jax.pts.estimates import PHASES
-from phi4_jax.pts.oracle import Oracle, Question
+from phi4_jax.pts.oracle import Oracle
 from phi4_jax.pts.pairs import Candidate, Pair
 from phi4_jax.pts.responses import Point, Response, Responses
 
@@ -28,7 +29,7 @@ def write_questions(
 ) -> None:
   """Writes questions.jsonl."""
   write_jsonl(
-    out_dir / "questions.jsonl",
+    out_dir / pivotal_files.QUESTIONS,
     (
       {
         "question": number,
@@ -143,7 +144,7 @@ def write_pairs(
       "sign": pair.sign,
     }
 
-  write_jsonl(out_dir / "pairs.jsonl", map(record, pairs))
+  write_jsonl(out_dir / pivotal_files.PAIRS, map(record, pairs))
 
 
 def write_traces(
@@ -172,38 +173,24 @@ def load_rollouts(folder: str | os.PathLike) -> dict[int, list[Response]]:
   """Reads the rollouts of the questions that were searched, by question.
 
   Raises:
-    DataError: if a file is missing, empty or damaged.
+    DataError: if a file is missing, empty or damaged; names file, row and field.
   """
   folder = Path(folder)
-  kept = {
-    record["question"]: Question(
-      id=record["id"],
-      prompt=record["prompt"],
-      reference=record["reference"],
-      prompt_ids=tuple(record["prompt_ids"]),
-    )
-    for _, record in read_jsonl(folder / "questions.jsonl")
-    if record["kept"]
-  }
-  rollouts: dict[int, list[Response]] = {question: [] for question in kept}
-  for _, record in read_jsonl(folder / "rollouts.jsonl"):
-    if record["question"] in kept:
-      rollouts[record["question"]].append(
-        make_response(kept[record["question"]], record)
+  questions = pivotal_files.read_questions(folder)
+  rollouts: dict[int, list[Response]] = {q: [] for q in questions if questions[q].kept}
+  for rollout in pivotal_files.read_rollouts(folder, questions):
+    if rollout.question in rollouts:
+      rollouts[rollout.question].append(
+        Response(
+          question=rollout.question,
+          index=rollout.index,
+          prompt_ids=questions[rollout.question].prompt_ids,
+          token_ids=rollout.token_ids,
+          logprobs=rollout.logprobs,
+          finish=rollout.finish,
+          correct=rollout.correct,
+        )
       )
   for members in rollouts.values():
     members.sort(key=lambda response: response.index)
   return rollouts
-
-
-def make_response(question: Question, record: Mapping[str, Any]) -> Response:
-  """Makes a response of a question and a record of rollouts.jsonl."""
-  return Response(
-    question=record["question"],
-    index=record["rollout"],
-    prompt_ids=tuple(question.prompt_ids),
-    token_ids=tuple(record["token_ids"]),
-    logprobs=tuple(record["logprobs"]),
-    finish=record["finish"],
-    correct=record["correct"],
-  )

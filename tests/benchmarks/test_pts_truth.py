@@ -55,3 +55,15 @@ def test_tokens_are_compared_by_what_they_are(tmp_path):
 def test_a_folder_that_is_no_finished_search_is_refused(tmp_path):
   with pytest.raises(ConfigError, match="finished `phi4 find_pivotal_tokens`"):
     pts_truth.load_run(tmp_path)
+
+
+def test_without_a_demo_it_says_what_to_run_first(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(pts_truth, "DEFAULT_RUN", tmp_path / "pts")
+  assert pts_truth.main([]) == 0
+  assert "Run `make demo` first" in capsys.readouterr().out
+
+
+def test_a_run_that_was_named_must_be_there(tmp_path, capsys):
+  assert pts_truth.main([f"--run={tmp_path}"]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: --run") and "Traceback" not in error

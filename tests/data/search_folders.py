@@ -74,6 +74,7 @@ def write_search(folder: Path, records, *, vocabulary=VOCABULARY) -> Path:
   for name, rows in records.items():
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / f"{name}.jsonl").write_text(text)
-  result = {"vocabulary": vocabulary, "fingerprint": "search"}
+  result = {"verb": "find_pivotal_tokens", "vocabulary": vocabulary}
+  result["fingerprint"] = "search"
   (folder / "result.json").write_text(json.dumps(result))
   return folder

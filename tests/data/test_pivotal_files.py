@@ -13,6 +13,9 @@ def test_what_was_written_is_read(tmp_path):
   assert list(questions[3].prompt_ids) == records["questions"][3]["prompt_ids"]
   rollouts = read_rollouts(folder, questions)
   assert len(rollouts) == 36 and sum(r.correct for r in rollouts) == 18
+  assert [r.index for r in rollouts] == 6 * list(range(6))
+  assert {r.finish for r in rollouts} == {"stop"}
+  assert all(len(r.logprobs) == len(r.token_ids) for r in rollouts)
   pairs = read_pairs(folder)
   assert len(pairs) == len(records["pairs"])
   for pair, record in zip(pairs, records["pairs"], strict=True):
@@ -36,6 +39,9 @@ def _read_all(folder):
     ("questions", "question", 0, "'question' is 0 again"),
     ("questions", "prompt_ids", [], "'prompt_ids' is \\[\\]; a list of one or more"),
     ("rollouts", "token_ids", [3, -1], "'token_ids' is \\[3, -1\\]; a list"),
+    ("rollouts", "rollout", -1, "'rollout' is -1; an integer of 0 or more"),
+    ("rollouts", "logprobs", [-1.0], "'logprobs' must be a list of . numbers, one for"),
+    ("rollouts", "finish", "done", "'finish' is 'done'; 'stop' or 'length'"),
     ("rollouts", "correct", "yes", "'correct' is 'yes'; true or false"),
     ("rollouts", "question", 99, "'question' is 99, which questions.jsonl does not"),
     ("pairs", "position", 50, "'position' is 50, beyond the"),

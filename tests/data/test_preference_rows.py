@@ -10,8 +10,15 @@ from tests.data.search_folders import random_search, write_search
 def small_search(folder):
   """One question of three tokens, responses [10 11 12 13] (right) and [20 21]."""
   rollouts = [
-    {"question": 0, "rollout": 0, "token_ids": [10, 11, 12, 13], "correct": True},
-    {"question": 0, "rollout": 1, "token_ids": [20, 21], "correct": False},
+    {
+      "question": 0,
+      "rollout": number,
+      "token_ids": ids,
+      "logprobs": [-1.0] * len(ids),
+      "finish": "stop",
+      "correct": number == 0,
+    }
+    for number, ids in enumerate(([10, 11, 12, 13], [20, 21]))
   ]
   pair = {"question": 0, "response": 0, "prompt_ids": [1, 2, 3]}
   pair["response_ids"] = [10, 11, 12, 13]
@@ -121,7 +128,7 @@ def test_repeats_come_last_and_are_counted(tmp_path):
   records = random_search(num_questions=3)
   same = [r for r in records["rollouts"] if r["question"] == 0 and r["correct"]]
   for record in same:
-    record["token_ids"] = [5, 6, 7]
+    record |= {"token_ids": [5, 6, 7], "logprobs": [-1.0] * 3}
   folder = write_search(tmp_path, records)
   # Question 0 has one right response thrice, question 2 three: 4 are different.
   rows = make_rows(folder, "rejection", num_pairs=4, seed=0)

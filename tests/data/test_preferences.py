@@ -35,6 +35,21 @@ def test_each_epoch_has_each_row_once_in_another_order(folder):
   assert not np.array_equal(rows, other)
 
 
+@pytest.mark.parametrize("kind", ["pivotal", "full", "rejection"])
+@pytest.mark.parametrize("num_batches", [0, 1, 5, 11])
+def test_pairs_are_counted_as_often_as_they_come(folder, kind, num_batches):
+  loader, expected = loader_of(folder, kind), 0
+  for _ in range(num_batches):
+    batch = next(loader)
+    expected += batch["pair_weights"].sum() if kind == "pivotal" else 4
+  assert loader.count_pairs(num_batches) == expected
+  # Counting moves nothing.
+  fresh = loader_of(folder, kind)
+  fresh.count_pairs(7)
+  for left, right in zip(take(fresh, 3), take(loader_of(folder, kind), 3), strict=True):
+    assert np.array_equal(left, right)
+
+
 def test_continues_bit_for_bit(folder):
   straight = take(loader_of(folder, kind="pivotal"), 7)
   loader = loader_of(folder, kind="pivotal")

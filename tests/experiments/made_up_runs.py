@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.compare import answers_folder, load_arms
 from phi4_jax.data import toy
 from phi4_jax.data.tokenizer import VocabularyConfig, train_vocabulary
 from phi4_jax.eval import comparison
@@ -19,8 +20,13 @@ _VOCABULARY = VocabularyConfig(
 )
 _QUESTIONS = {"split": "train", "min_ops": 3, "max_ops": 6, "max_digit": 5}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-# Accuracy that each arm is made to have.
+# Accuracy that each arm is made to have, and what it is trained on.
 EFFECTS = {"sft": 0.54, "pts_dpo": 0.66, "full_dpo": 0.57, "rejection_sampling": 0.76}
+_KINDS = {"pts_dpo": "pivotal", "full_dpo": "full", "rejection_sampling": "rejection"}
+PAIRS_SEEN = 640
+
+
+_FILES = ("questions", "rollouts", "estimates", "pivotal_tokens", "pairs")
 
 
 def write_run(folder: Path, verb: str, config: dict, **result) -> Path:
@@ -79,9 +85,12 @@ def write_search(folder: Path, vocabulary_folder: str, vocabulary, **sizes) -> P
   """A finished search for pivotal tokens."""
   records = make_search(vocabulary, **sizes)
   pivots = records["pivotal_tokens"]
-  metrics = {
+  lengths = [len(rollout["token_ids"]) for rollout in records["rollouts"]]
+  estimates = records["estimates"]
+  metrics = {  # all that find_pivotal_tokens returns; a test compares the names
     "questions": len(records["questions"]),
     "kept": sum(question["kept"] for question in records["questions"]),
+    "success": 0.5,
     "responses": 2 * sum(question["kept"] for question in records["questions"]),
     "tokens": 4000,
     "possible_tokens": 900,
@@ -90,7 +99,15 @@ def write_search(folder: Path, vocabulary_folder: str, vocabulary, **sizes) -> P
     "pairs": len(records["pairs"]),
     "positive": sum(pivot["sign"] == "positive" for pivot in pivots),
     "negative": sum(pivot["sign"] == "negative" for pivot in pivots),
-    "pivots_without_pair": {"gap_too_small": 3, "no_frequent_alternative": 0},
+    "pivots_without_pair": {
+      "no_frequent_alternative": 0,
+      "gap_too_small": 3,
+      "same_pair_again": 2,
+    },
+    "traces": len(records["traces"]),
+    "estimates": len(estimates),
+    "rollouts": len(lengths) + sum(estimate["rollouts"] for estimate in estimates),
+    "sampled_tokens": sum(lengths) + sum(estimate["tokens"] for estimate in estimates),
   }
   search = {"gap": 0.2, "min_success": 0.2, "max_success": 0.8, "confirm_rollouts": 48}
   write_run(
@@ -98,7 +115,8 @@ def write_search(folder: Path, vocabulary_folder: str, vocabulary, **sizes) -> P
     "find_pivotal_tokens",
     {"search": search, "vocabulary": vocabulary_folder, "seed": 0},
     metrics=metrics,
-    perf={"tokens_per_second": 12345.6, "sampled_tokens": 987654},
+    # Of the last process: this search was once continued.
+    perf={"tokens_per_second": 12345.6, "sampled_tokens": 321},
   )
   for name, lines in records.items():
     write_jsonl(folder / f"{name}.jsonl", lines)
@@ -108,7 +126,7 @@ def write_search(folder: Path, vocabulary_folder: str, vocabulary, **sizes) -> P
 def make_search(vocabulary, *, num_questions=12, num_traces=3, seed=0) -> dict:
   """The records of a search: each response drifts, and moves at its method word."""
   rng, draw = np.random.default_rng(seed), random.Random(seed)
-  found = {"questions": [], "pivotal_tokens": [], "pairs": [], "traces": []}
+  found = {name: [] for name in (*_FILES, "traces")}
   asked = toy.questions(seed, num_questions, "train", min_ops=5, max_ops=6, max_digit=5)
   for number, question in enumerate(asked):
     share = float(rng.beta(2, 2))
@@ -126,8 +144,15 @@ def make_search(vocabulary, *, num_questions=12, num_traces=3, seed=0) -> dict:
         "kept": kept,
       }
     )
+    for k in range(12):
+      ids = vocabulary.encode(toy.write_trace(draw, question.expression, "steps"))
+      record = {"question": number, "rollout": k, "token_ids": ids}
+      found["rollouts"].append(record | {"correct": k < successes})
     if not kept:
       continue
+    for phase, rollouts, tokens in (("search", 12, 300), ("trace", 64, 1500)):
+      record = {"phase": phase, "question": number, "response": 0, "position": 1}
+      found["estimates"].append(record | {"rollouts": rollouts, "tokens": tokens})
     for response in range(2):
       text = toy.write_trace(
         draw, question.expression, "jumps" if response else "steps"
@@ -261,7 +286,9 @@ def write_chain(
     arms[arm] = [f"stage:{name}" for name in runs]
     for i, name in enumerate(runs):
       if arm != "sft":
-        write_run(folder / name, "dpo", {"pairs": {"seed": i}}, metrics={"loss": 0.5})
+        config = {"data": "stage:pts", "pairs": {"kind": _KINDS[arm], "seed": i}}
+        found = {"loss": 0.5, "pairs_seen": PAIRS_SEEN + i}
+        write_run(folder / name, "dpo", config, metrics=found)
         curves = {"loss/total": (0.69, 0.5)}
         if "dpo" in arm:
           curves |= {"dpo/pair_accuracy": (0.5, 0.9), "dpo/margin_nats": (0.01, 2.0)}
@@ -273,16 +300,9 @@ def write_chain(
       samples = num_runs if arm == "sft" else 1
       shape = (samples, num_questions)
       chances = effect + difficulty + 0.015 * rng.normal()
-      where = folder / "compare" / "answers" / arm / str(i)
+      where = answers_folder(folder / "compare", arm, i)
       write_answers(where, rng.random(shape) < chances, seed=i)
-  answers = {
-    arm: [
-      comparison.load_answers(folder / "compare" / "answers" / arm / str(i))
-      for i in range(len(runs))
-    ]
-    for arm, runs in arms.items()
-  }
-  metrics = comparison.compare(answers, "sft")
+  metrics = comparison.compare(load_arms(folder / "compare", arms), "sft")
   for arm, runs in arms.items():
     metrics["arms"][arm]["seeds"] = list(range(len(runs)))
   task = {"class": "ArithmeticTaskConfig", "split": "evaluation"}

@@ -54,6 +54,7 @@ class _Sampler:
     self.law = law
     self.throughput = types.SimpleNamespace(tokens_per_second=1.0, compile_seconds=0.0)
     self.paths: dict[str, list] = {}
+    self.loaded: list[str] = []
     self.calls_left: float = float("inf")
     self.set_params(params)
 
@@ -84,18 +85,18 @@ def sampler(monkeypatch):
   """Replaces everything that needs a model; weights are the names of their runs."""
   found = _Sampler("sft", SamplingLaw(max_length=96))
 
-  def make(model, mesh, parent, vocabulary, *, law, batch_size, seed):
-    found.set_params(parent.name)
-    return found, f"digest of {parent.name}"
+  def make(params, model, mesh, vocabulary, *, law, batch_size, seed):
+    found.set_params(params)
+    return found
+
+  def load(model, mesh, parent, vocabulary):
+    found.loaded.append(parent.name)
+    return parent.name, f"digest of {parent.name}"
 
   monkeypatch.setattr(compare, "start_jax", lambda *args, **kwargs: None)
   monkeypatch.setattr(compare, "load_vocabulary", lambda path: ByteVocabulary())
-  monkeypatch.setattr(compare, "make_parent_sampler", make)
-  monkeypatch.setattr(
-    compare,
-    "load_parent_params",
-    lambda model, mesh, parent, vocabulary: (parent.name, f"digest of {parent.name}"),
-  )
+  monkeypatch.setattr(compare, "make_sampler", make)
+  monkeypatch.setattr(compare, "load_parent_params", load)
   return found
 
 
@@ -134,6 +135,7 @@ class TestRun:
     assert len(lines) == 80
     lineage = json.loads((tmp_path / "compare" / "lineage.json").read_text())
     assert lineage["dpo/1"]["path"] == "stage:dpo_1"
+    assert sampler.loaded == ["sft", "dpo_0", "dpo_1", "o_0", "o_1"]  # each once
 
   def test_runs_of_an_arm_draw_differently_and_arms_alike(self, tmp_path, sampler):
     _write_parents(tmp_path)

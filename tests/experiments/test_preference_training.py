@@ -114,6 +114,8 @@ class TestPivotal:
     assert last["anchor/kl_nats"] > 0
     metrics = run_directory.load_result(folder)["metrics"]
     assert (metrics["pairs"], metrics["questions"]) == (12, 5)
+    # 4 rows at a time, each with one pair or more.
+    assert 4 * _STEPS < metrics["pairs_seen"] < 12 * _STEPS
     assert metrics["pair_accuracy"] == 1 and metrics["margin_nats"] > 1
     assert metrics["kl_nats"] == last["anchor/kl_nats"]
 
@@ -166,6 +168,7 @@ def test_the_other_arms_learn_from_as_many_pairs(workdir, kind):
   assert records[-1]["loss/total"] < records[0]["loss/total"] - 0.05
   result = run_directory.load_result(workdir / kind)
   assert result["metrics"]["pairs"] == 12
+  assert result["metrics"]["pairs_seen"] == 4 * _STEPS
   assert result["vocabulary"] == VOCABULARY
   lineage = io.read_json(workdir / kind / "lineage.json")
   assert lineage.keys() == {"data", "parent"}
@@ -195,6 +198,16 @@ def test_the_other_arms_learn_from_as_many_pairs(workdir, kind):
       "RejectionSamplingConfig.kl_top_k = 0",
       "RejectionSamplingConfig.kl_top_k \\(0\\) must be 1 or more",
     ),
+    (
+      "full",
+      "DpoConfig.kl_top_k = 5",
+      "DpoConfig.kl_top_k \\(5\\) has no effect while DpoConfig.kl_weight is 0",
+    ),
+    (
+      "full",
+      "DpoConfig.kl_weight = 1.0\nModelConfig.vocab_size = 32",
+      "DpoConfig.kl_top_k \\(32\\) must be below ModelConfig.vocab_size \\(32\\)",
+    ),
   ],
 )
 def test_a_bad_setting_is_named(workdir, kind, setting, complaint):
@@ -203,12 +216,29 @@ def test_a_bad_setting_is_named(workdir, kind, setting, complaint):
     config_lib.load(root, [workdir / f"{kind}.gin"], [setting])
 
 
+@pytest.mark.parametrize(
+  "settings, top_k",
+  [
+    ([], None),
+    (["DpoConfig.kl_weight = 0.5"], 32),
+    (["DpoConfig.kl_weight = 0.5", "DpoConfig.kl_top_k = 7"], 7),
+  ],
+)
+def test_an_anchor_tells_32_tokens_apart_unless_told(workdir, settings, top_k):
+  config = config_lib.load(DpoConfig, [workdir / "full.gin"], settings)
+  assert config.anchor_top_k == top_k
+
+
 def test_a_folder_that_is_no_search_is_refused(workdir):
-  io.write_json(workdir / "odd" / "result.json", {"fingerprint": "x"})
+  result = {"verb": "materialize", "fingerprint": "x", "vocabulary": VOCABULARY}
+  io.write_json(workdir / "odd" / "result.json", result)
   config = dataclasses.replace(_load(workdir), data="stage:odd")
   with RunDirectory(workdir / "refused", config, verb="dpo") as directory:
     inputs = directory.link_inputs(config.inputs())
-    with pytest.raises(DataError, match="odd is no finished pivotal token search"):
+    complaint = (
+      r"data \(stage:odd\) must be .* of the verb 'materialize'\. Search first"
+    )
+    with pytest.raises(DataError, match=complaint):
       make_objective(config, directory, inputs)
 
 

@@ -220,7 +220,8 @@ def test_auto_takes_the_chunked_implementation_for_long_rows():
     )
 
   assert "scan" in chosen(1024)
-  assert "scan" not in chosen(512)
+  assert "scan" not in chosen(511)
+  assert "scan" in chosen(512)
 
 
 def test_chunked_memory_grows_linearly_with_the_row():

@@ -44,10 +44,18 @@ def test_saved_columns_come_back_to_the_bit(tmp_path):
   assert again["reference_margins"].tobytes() == columns["reference_margins"].tobytes()
 
 
-def test_columns_of_something_else_are_not_taken(tmp_path):
+def test_columns_of_something_else_are_not_taken_and_it_is_said(tmp_path, caplog):
   file = tmp_path / "reference.npz"
-  save_reference(file, IDENTITY, {"reference_margins": np.zeros(3)})
-  assert load_reference(file, IDENTITY | {"parent": "other"}) is None
+  nested = IDENTITY | {"model": {"hidden_size": 8, "vocab_size": 9}}
+  save_reference(file, nested, {"reference_margins": np.zeros(3)})
+  assert load_reference(file, nested) is not None and not caplog.messages
+  other = {"parent": "other", "model": {"hidden_size": 16, "vocab_size": 9}}
+  assert load_reference(file, nested | other) is None
+  (message,) = caplog.messages
+  assert message == (
+    "reference computed anew because model.hidden_size was 8 and is 16; parent was "
+    f"'abc' and is 'other' ({file})"
+  )
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed"])

@@ -7,11 +7,14 @@ import pytest
 
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.pts.analytic import AnalyticProcess, AnalyticSampler, make_process
-from phi4_jax.pts.find import find_pivotal_tokens
+from phi4_jax.pts.counts import Value
+from phi4_jax.pts.find import choose_traces, find_pivotal_tokens
+from phi4_jax.pts.pairs import Candidate
 from phi4_jax.pts.questions import choose_responses
 from phi4_jax.pts.records import load_rollouts
+from phi4_jax.pts.responses import Point, Responses
 from phi4_jax.pts.search import SearchConfig
-from tests.pts.processes import true_values
+from tests.pts.processes import make_response, true_values
 
 PROCESS = make_process(0, num_steps=16, forks=0.12)
 SEED = 4
@@ -266,6 +269,38 @@ class TestDurable:
     (tmp_path / "rollouts.jsonl").write_text("")
     with pytest.raises(DataError, match="without settings.json"):
       find(tmp_path)
+
+
+def test_a_pivot_counts_for_each_response_that_it_lies_in():
+  responses = [
+    make_response([0.5] * 3, tokens=tokens, question=question, index=index)
+    for question, index, tokens in (
+      (0, 0, (1, 2, 3)),
+      (0, 4, (1, 5, 6)),  # shares token 1 with the first
+      (1, 2, (1, 2, 3)),
+    )
+  ]
+
+  def pivot(*point):
+    return Candidate(
+      point=Point(*point),
+      token_id=0,
+      prob=0.5,
+      searched=(Value(1, 4), Value(3, 4)),
+      confirmed=(Value(1, 4), Value(3, 4)),
+      first_tokens={},
+    )
+
+  def chosen(*pivots):
+    found = choose_traces(Responses(responses), pivots, 2)
+    return [(response.question, response.index) for response in found]
+
+  assert chosen() == [(0, 0), (1, 2)]
+  assert chosen(pivot(1, 2, 0), pivot(1, 2, 1), pivot(0, 0, 2)) == [(1, 2), (0, 0)]
+  # The first token is named after response 0, and lies in response 4 as well.
+  assert chosen(pivot(0, 0, 0), pivot(0, 4, 1)) == [(0, 4), (1, 2)]
+  # The same place after another token does not.
+  assert chosen(pivot(0, 0, 1), pivot(0, 4, 1)) == [(0, 0), (1, 2)]
 
 
 def test_progress_names_each_part(tmp_path):

@@ -10,7 +10,8 @@ def _comparison(mean, low, high):
 def _arm(accuracy, **more):
   found = {"accuracy": accuracy, "interval": [accuracy - 0.02, accuracy + 0.02]}
   found |= {"accuracies": [accuracy], "runs": 1, "samples": 1, "questions": 50}
-  return found | {"over": "questions"} | more
+  found |= {"over": "questions", "pairs_seen": 640, "sampled_tokens": 12345}
+  return found | more
 
 
 def _ladder(comparison, **arms):
@@ -70,10 +71,14 @@ def test_section_has_table_labels_and_both_pictures():
   found = _ladder(
     _comparison(0.1, 0.05, 0.15),
     sft=_arm(0.5, labels={}, samples=3),
-    pts_dpo=_arm(0.6, labels=labels, accuracies=[0.55, 0.65], runs=2),
+    pts_dpo=_arm(
+      0.6, labels=labels, accuracies=[0.55, 0.65], runs=2, sampled_tokens=None
+    ),
   )
   html = ladder.section(found, "sft", repetition="run", links={"sft": "made"}).content
   assert html.count("<svg") == 4  # two pictures, wide and narrow
   assert "0.600 [0.580, 0.620]" in html and "+0.100 [+0.050, +0.150]" in html
   assert "steps: share" in html and "0.750" in html
   assert "SFT 3 times" in html and "made" in html
+  assert "tokens sampled to make the pairs" in html
+  assert "12,345" in html and "unknown" in html

@@ -15,6 +15,7 @@ from phi4_jax.eval import comparison
 from phi4_jax.eval.statistics import crossed_interval
 from tests.experiments.made_up_runs import (
   COMMIT,
+  PAIRS_SEEN,
   write_answers,
   write_chain,
   write_jsonl,
@@ -67,6 +68,10 @@ def report(chain):
   return pages.report_chain(open_run(chain))
 
 
+def _read(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 class TestChain:
   def test_page_is_well_formed_and_self_contained(self, report):
     page = _Reader(report.html)
@@ -85,6 +90,8 @@ class TestChain:
     assert [name for name in page.ids if name in parts] == list(parts)
     for words in (
       "trained with 3 seeds each",
+      "of one chain: another base or other data may come out otherwise.",
+      "An interval over so few runs covers less than 95% where runs differ",
       "The highest accuracy is",
       "share of pairs ranked right",
       "phi4 find_pivotal_tokens --gin_file=",
@@ -99,7 +106,11 @@ class TestChain:
   def test_results_are_those_of_the_comparison(self, chain, report):
     compared = json.loads((chain / "compare" / "result.json").read_text())["metrics"]
     found = report.results
-    assert found["arms"] == compared["arms"]
+    arms = {arm: dict(entry) for arm, entry in found["arms"].items()}
+    costs = {
+      arm: (e.pop("pairs_seen"), e.pop("sampled_tokens")) for arm, e in arms.items()
+    }
+    assert arms == compared["arms"]
     assert found["comparisons"] == compared["comparisons"]
     assert found["questions"] == 60 and found["commit"] == COMMIT
     assert found["minutes"] == pytest.approx(0.5 * 14)
@@ -107,6 +118,16 @@ class TestChain:
     search = json.loads((chain / "pts" / "result.json").read_text())["metrics"]
     assert found["pivotal_tokens"] == search["pivotal_tokens"] > 0
     assert found["pairs"] == search["pairs"] > 0
+    rollouts = _read(chain / "pts" / "rollouts.jsonl")
+    whole = sum(len(rollout["token_ids"]) for rollout in rollouts)
+    seen, searched = PAIRS_SEEN + 1, whole + 300 * search["kept"]
+    assert search["sampled_tokens"] == searched + 1500 * search["kept"]
+    assert costs == {
+      "sft": (0, 0),
+      "pts_dpo": (seen, searched),
+      "full_dpo": (seen, whole),
+      "rejection_sampling": (seen, whole),
+    }
     json.dumps(found, allow_nan=False)
     for arm, entry in found["arms"].items():
       assert f"{entry['accuracy']:.3f}" in report.html, arm
@@ -116,7 +137,7 @@ class TestChain:
     folder = tmp_path / "demo"
     shutil.copytree(chain, folder)
     path = folder / "pts" / "traces.jsonl"
-    traces = [json.loads(line) for line in path.read_text().splitlines()]
+    traces = _read(path)
     for record in traces:
       record["prompt"] = "<script>alert('1')</script>"
       record["tokens"][0] = '</svg>"&'
@@ -136,6 +157,10 @@ class TestChain:
     assert found.picture is None and "pivotal_tokens" not in found.results
     assert not {"traces", "pivots", "pairs", "curves"} & set(page.ids)
     assert "another seed may come out otherwise" in page.text
+    assert "so few runs" not in page.text
+    # The runs name a search that is not there.
+    assert found.results["arms"]["pts_dpo"]["sampled_tokens"] is None
+    assert "unknown" in page.text
 
   def test_a_search_that_found_nothing(self, chain, tmp_path):
     folder = tmp_path / "demo"
@@ -172,6 +197,14 @@ class TestSweep:
     page = _Reader(found.html)
     assert "The whole chain ran 3 times, with the seeds 4, 5, 6" in page.text
     assert "Of the first chain (seed 4)." in page.text
+    assert "An interval over so few chains covers less than 95%" in page.text
+    single = [
+      pages.report_chain(open_run(folder / "runs" / f"seed={s}")).results["arms"]
+      for s in (4, 5, 6)
+    ]
+    costs = [arms["pts_dpo"]["sampled_tokens"] for arms in single]
+    assert results["arms"]["pts_dpo"]["sampled_tokens"] == round(sum(costs) / 3)
+    assert results["arms"]["pts_dpo"]["pairs_seen"] == PAIRS_SEEN
     assert len(page.ids) == len(set(page.ids))
 
   def test_a_grid_is_refused(self, tmp_path):
@@ -200,7 +233,9 @@ def test_search_alone(chain):
   page = _Reader(found.html)
   count = found.results["pivotal_tokens"]
   assert f"{count} pivotal tokens in" in page.text
-  assert found.results["perf"]["sampled_tokens"] == 987654
+  # All that was sampled, not what the last process did.
+  sampled, last = found.results["sampled_tokens"], found.results["perf"]
+  assert f"{sampled:,}" in page.text and sampled != last["sampled_tokens"] == 321
   assert f"| pivotal_tokens | {count:5} |" in found.table
   pivot = json.loads((chain / "pts" / "pivotal_tokens.jsonl").open().readline())
   counts = f"({pivot['before']['successes']}/{pivot['before']['rollouts']})"

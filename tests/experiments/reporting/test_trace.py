@@ -43,8 +43,8 @@ def test_values_and_boxes():
   assert not _trace(["a", "b"], [5, 4, 0]).is_boxed(0)
 
 
-def test_an_exact_value_needs_no_rollouts():
-  assert trace.rate({"successes": 1, "rollouts": 0, "exact": True}) == 1.0
+def test_an_exact_value_has_no_width():
+  assert trace.rate({"successes": 1, "rollouts": 1, "exact": True}) == 1.0
   exact = trace.count_interval({"successes": 0, "rollouts": 1, "exact": True})
   assert exact == (0, 0, 0)
   spread = trace.count_interval({"successes": 5, "rollouts": 10, "exact": False})
@@ -107,10 +107,20 @@ def test_picture_stands_alone_and_escapes():
   assert legend
 
 
-def test_pivots_are_found_by_question_and_response():
+def test_pivots_are_found_by_question_prefix_and_token():
+  """They have the number of the first response, and lie in others as well."""
+
+  def pivot(question, response, position, token_id, *begin):
+    found = {"question": question, "response": response, "position": position}
+    return found | {"prefix_ids": [70, 71, *begin], "token_id": token_id}
+
+  record = {"question": 3, "response": 1, "token_ids": [1, 2, 3]}
   pivots = [
-    {"question": 3, "response": 1, "position": 4},
-    {"question": 3, "response": 0, "position": 5},
-    {"question": 2, "response": 1, "position": 6},
+    pivot(3, 1, 2, 3, 1, 2),
+    pivot(3, 0, 0, 1),  # shared with an earlier response
+    pivot(3, 0, 1, 9, 1),  # another token after a shared prefix
+    pivot(3, 0, 1, 2, 8),  # the same token after another prefix
+    pivot(2, 1, 1, 2, 1),  # another question
+    pivot(3, 0, 3, 4, 1, 2, 3),  # a longer response
   ]
-  assert trace.find_positions(pivots, {"question": 3, "response": 1}) == {4}
+  assert trace.find_positions(pivots, record) == {0, 2}
