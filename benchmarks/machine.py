@@ -97,8 +97,11 @@ class LoadWatch:
       "load_average_before": round(self.load_before, 2),
       "cores_used_by_others": None if others is None else round(others, 3),
       "cores": cores,
+      # The counters speak of the time that was measured; the load average is of the
+      # minute before, and decides only where there are none.
       "idle": self.load_before <= MAX_LOAD_SHARE * cores
-      and (others is None or others <= MAX_OTHERS_SHARE * cores),
+      if others is None
+      else others <= MAX_OTHERS_SHARE * cores,
     }
 
 
