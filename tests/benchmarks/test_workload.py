@@ -59,6 +59,7 @@ def test_a_ceiling_reports_what_its_operations_are_worth(monkeypatch):
   assert [contender.options["work"] for contender in contenders] == [6.0, 6.0]
 
 
+@pytest.mark.slow
 def test_a_training_run_reports_its_tokens_and_goes_on():
   options = {
     "model": workload.model_options(MODEL),

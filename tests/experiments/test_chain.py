@@ -197,6 +197,7 @@ class TestContinuing:
     assert code == 0, output
     self._assert_same(workdir, "late")
 
+  @pytest.mark.slow
   def test_validation_that_a_kill_cut_off_is_made_up_for(self, chain):
     workdir, _ = chain
     flags = [
@@ -223,6 +224,7 @@ class TestContinuing:
 
 
 class TestRefusals:
+  @pytest.mark.slow
   def test_loss_that_is_not_finite_stops_the_run(self, chain):
     workdir, _ = chain
     code, output = _run(

@@ -142,6 +142,7 @@ def test_called_again_it_has_nothing_to_do(parents, whole):
   assert code == 0 and "already complete" in output
 
 
+@pytest.mark.slow
 def test_sigterm_stops_between_batches_and_the_command_continues(
   parents, whole, tmp_path
 ):

@@ -132,6 +132,7 @@ class TestPivotal:
     assert "continues from" in output
     _assert_same(workdir / "killed", straight[0])
 
+  @pytest.mark.slow
   def test_killed_before_its_first_checkpoint(self, workdir, straight):
     folder = workdir / "early"
     shutil.copytree(straight[0], folder)
@@ -160,7 +161,9 @@ class TestPivotal:
     _assert_same(workdir / "stopped", straight[0])
 
 
-@pytest.mark.parametrize("kind", ["full", "rejection"])
+@pytest.mark.parametrize(
+  "kind", ["full", pytest.param("rejection", marks=pytest.mark.slow)]
+)
 def test_the_other_arms_learn_from_as_many_pairs(workdir, kind):
   code, output = _run(*_arguments(workdir, kind, kind))
   assert code == 0, output

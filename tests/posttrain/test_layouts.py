@@ -56,7 +56,14 @@ def reference_and_step(kind, data, fsdp, num_microbatches):
   return jax.tree.map(np.asarray, (columns, metrics, adam.mu))
 
 
-@pytest.mark.parametrize("kind", ["pivotal", "full", "rejection"])
+@pytest.mark.parametrize(
+  "kind",
+  [
+    "pivotal",
+    pytest.param("full", marks=pytest.mark.slow),
+    pytest.param("rejection", marks=pytest.mark.slow),
+  ],
+)
 def test_one_device_and_eight_agree(kind):
   one = reference_and_step(kind, 1, 1, 1)
   eight = reference_and_step(kind, 2, 4, 2)
