@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from experiments import process
 from experiments.config_types import did_you_mean
 from phi4_jax.common.errors import CheckpointError, ConfigError, DataError
 
@@ -74,8 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       file=sys.stderr,
     )
     return 2
-  module = importlib.import_module(VERBS[verb][0])
-  return run_verb(lambda: module.main(arguments[1:]))
+  process.catch_early_interrupt()
+  # Imports take seconds: a Ctrl-C meanwhile ends as quietly as later.
+  return run_verb(lambda: importlib.import_module(VERBS[verb][0]).main(arguments[1:]))
 
 
 def help_text() -> str:

@@ -31,8 +31,32 @@ class Interrupted(Exception):
     return 128 + self.signum
 
 
+# The signal that came before any loop was there to look at it.
+_early_signum: int | None = None
+
+
+def catch_early_interrupt() -> None:
+  """Makes sure that a Ctrl-C while a run starts up is never lost.
+
+  It raises KeyboardInterrupt as ever, but some callbacks of libraries swallow that;
+  the next `StopRequest` then finds it noted. Does nothing where somebody else has
+  already taken SIGINT.
+  """
+
+  def handle(signum: int, frame: FrameType | None) -> None:
+    global _early_signum
+    del frame
+    _early_signum = signum
+    raise KeyboardInterrupt
+
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, handle)
+
+
 class StopRequest:
   """Turns the first SIGINT or SIGTERM into a flag that a loop can look at.
+
+  A Ctrl-C that came earlier and was swallowed (`catch_early_interrupt`) counts.
 
   A second SIGINT interrupts at once. Use as a context manager.
   """
@@ -58,6 +82,10 @@ class StopRequest:
   def __enter__(self) -> "StopRequest":
     for signum in (signal.SIGINT, signal.SIGTERM):
       self._previous[signum] = signal.signal(signum, self._handle)
+    global _early_signum
+    if _early_signum is not None:
+      self._handle(_early_signum, None)
+      _early_signum = None
     return self
 
   def __exit__(self, *unused) -> None:

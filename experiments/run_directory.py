@@ -154,7 +154,9 @@ class RunDirectory:
     if file.exists():
       old = io.read_json(file)
       changes = list(_differences(old, new))
-      if changes and not self.allow_config_change:
+      if changes and not self._has_begun():
+        (self.path / "lineage.json").unlink(missing_ok=True)
+      elif changes and not self.allow_config_change:
         raise ConfigError(
           f"{self.path} belongs to a run with another configuration:\n  "
           + "\n  ".join(changes)
@@ -171,12 +173,19 @@ class RunDirectory:
     io.write_atomic(self.path / "config.gin", config_lib.to_gin(self._config))
     io.write_json(file, new)
 
-  def _refuse_foreign_files(self) -> None:
-    # Hidden files and these three may be left by a process that was killed while
-    # it opened the folder.
-    ours = {"git.txt", "versions.txt", "config.gin"}
+  def _other_files(self, *ours: str) -> list[str]:
+    """Names in the folder that are neither hidden nor provenance nor in `ours`."""
+    known = {"git.txt", "versions.txt", "config.gin", *ours}
     names = sorted(path.name for path in self.path.iterdir())
-    foreign = [n for n in names if not n.startswith(".") and n not in ours]
+    return [n for n in names if not n.startswith(".") and n not in known]
+
+  def _has_begun(self) -> bool:
+    """Whether there is anything to protect: a refused run leaves its settings only."""
+    return bool(self._other_files("config.json", "clock.json", "lineage.json"))
+
+  def _refuse_foreign_files(self) -> None:
+    # Provenance may be left by a process that was killed while it opened the folder.
+    foreign = self._other_files()
     if foreign:
       raise ConfigError(
         f"{self.path} is not a run directory: it has no config.json but holds "

@@ -119,7 +119,8 @@ def machine_section(run: Run, stages: Sequence[Run]) -> layout.Section:
     "Making it again",
     join(
       layout.paragraph(
-        "With another --workdir this runs anew, from the same settings:"
+        "These find what is there and make what is missing; with another --workdir "
+        "they run anew, from the same settings:"
       ),
       layout.listing("\n".join(commands)),
       layout.table(["what", "which"], rows, caption="Code and machine"),

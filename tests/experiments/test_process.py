@@ -28,6 +28,26 @@ def test_second_interrupt_stops_at_once():
       os.kill(os.getpid(), signal.SIGINT)
 
 
+_SWALLOWED = """
+import os, signal
+from experiments import process
+process.catch_early_interrupt()
+try:
+  os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+  print("swallowed")
+with process.StopRequest() as stop:
+  print(stop.signum == signal.SIGINT)
+with process.StopRequest() as stop:
+  print(bool(stop))
+"""
+
+
+def test_an_interrupt_that_a_library_swallowed_is_not_lost():
+  done = subprocess.run([sys.executable, "-c", _SWALLOWED], capture_output=True)
+  assert done.stdout.decode().split() == ["swallowed", "True", "False"], done.stderr
+
+
 @pytest.mark.parametrize(
   "code, expected",
   [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137)],

@@ -52,6 +52,19 @@ class TestRunDirectory:
       assert again.result is None
     assert io.read_json(tmp_path / "config.json")["config"]["rate"] == 0.25
 
+  def test_a_refused_run_leaves_the_folder_to_its_corrected_command(self, tmp_path):
+    _finish(tmp_path / "data", "abc")
+    wrong = ToyRunConfig(rate=0.25)
+    with (
+      pytest.raises(DataError, match="does not exist"),
+      RunDirectory(tmp_path / "run", wrong, verb="toy") as directory,
+    ):
+      directory.link_inputs({"data": str(tmp_path / "nothere")})
+    with RunDirectory(tmp_path / "run", ToyRunConfig(), verb="toy") as directory:
+      directory.link_inputs({"data": str(tmp_path / "data")})
+    stored = io.read_json(tmp_path / "run" / "config.json")["config"]
+    assert stored["rate"] == 0.5
+
   def test_one_process_at_a_time(self, tmp_path):
     with (
       RunDirectory(tmp_path, ToyRunConfig(), verb="toy"),
