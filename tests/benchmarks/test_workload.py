@@ -78,6 +78,7 @@ def test_a_training_run_reports_its_tokens_and_goes_on():
   assert prepared.settings["host devices"] == 2
 
 
+@pytest.mark.slow
 def test_sampling_reports_every_new_token():
   options = {
     "model": workload.model_options(MODEL),

@@ -165,6 +165,7 @@ def test_sigterm_stops_between_batches_and_the_command_continues(
   assert 0 < sampled[0] < sampled[1]
 
 
+@pytest.mark.slow
 def test_a_model_that_never_succeeds_is_refused_with_the_way_out(parents, tmp_path):
   code, output = run(parents, tmp_path / "pts", task="arithmetic")
   assert code == 2 and "Traceback" not in output

@@ -161,9 +161,8 @@ class TestPivotal:
     _assert_same(workdir / "stopped", straight[0])
 
 
-@pytest.mark.parametrize(
-  "kind", ["full", pytest.param("rejection", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "rejection"])
 def test_the_other_arms_learn_from_as_many_pairs(workdir, kind):
   code, output = _run(*_arguments(workdir, kind, kind))
   assert code == 0, output
