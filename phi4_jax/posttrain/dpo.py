@@ -18,10 +18,9 @@ import jax.numpy as jnp
 
 from phi4_jax.common.axes import Array, Float
 from phi4_jax.model.config import ModelConfig
-from phi4_jax.model.transformer import forward
 from phi4_jax.posttrain.logprobs import compute_logit_differences, score_tokens
 from phi4_jax.posttrain.reference import reference_tokens
-from phi4_jax.training.losses import LossFn
+from phi4_jax.training.losses import LossFn, compute_hidden
 
 
 def dpo_losses(margins: Float[Array, "*n"], beta: float) -> Float[Array, "*n"]:
@@ -47,13 +46,7 @@ def make_pivotal_dpo_loss(
   """
 
   def loss_fn(params, batch):
-    hidden, _ = forward(
-      params,
-      config,
-      batch["token_ids"],
-      positions=batch["positions"],
-      segment_ids=batch["segment_ids"],
-    )
+    hidden = compute_hidden(params, config, batch)
     differences = compute_logit_differences(
       params,
       config,
@@ -103,13 +96,7 @@ def make_full_dpo_loss(
       for name, x in batch.items()
       if x.ndim >= 3
     }
-    hidden, _ = forward(
-      params,
-      config,
-      flat["token_ids"],
-      positions=flat["positions"],
-      segment_ids=flat["segment_ids"],
-    )
+    hidden = compute_hidden(params, config, flat)
     scores = score_tokens(
       params,
       config,

@@ -24,13 +24,13 @@ from phi4_jax.common.io import write_atomic
 from phi4_jax.common.mesh import batch_sharding, replicated
 from phi4_jax.data.preference_rows import Kind
 from phi4_jax.model.config import ModelConfig
-from phi4_jax.model.transformer import forward
 from phi4_jax.posttrain.logprobs import (
   TopTokens,
   compute_logit_differences,
   score_tokens,
   take_top_tokens,
 )
+from phi4_jax.training.losses import compute_hidden
 
 _log = logging.getLogger(__name__)
 
@@ -64,13 +64,7 @@ def make_reference_fn(
       for name in ("token_ids", "positions", "segment_ids", "targets", "loss_weights")
       if name in batch
     }
-    hidden, _ = forward(
-      params,
-      config,
-      flat["token_ids"],
-      positions=flat["positions"],
-      segment_ids=flat["segment_ids"],
-    )
+    hidden = compute_hidden(params, config, flat)
     columns = {}
     if kind == "pivotal":
       columns["reference_margins"] = compute_logit_differences(

@@ -6,10 +6,9 @@ The batches are those of phi4_jax/data/preferences.py, kind `rejection`.
 import jax.numpy as jnp
 
 from phi4_jax.model.config import ModelConfig
-from phi4_jax.model.transformer import forward
 from phi4_jax.posttrain.logprobs import score_tokens
 from phi4_jax.posttrain.reference import reference_tokens
-from phi4_jax.training.losses import LossFn
+from phi4_jax.training.losses import LossFn, compute_hidden
 
 
 def make_rejection_loss(
@@ -22,13 +21,7 @@ def make_rejection_loss(
   """
 
   def loss_fn(params, batch):
-    hidden, _ = forward(
-      params,
-      config,
-      batch["token_ids"],
-      positions=batch["positions"],
-      segment_ids=batch["segment_ids"],
-    )
+    hidden = compute_hidden(params, config, batch)
     scores = score_tokens(
       params,
       config,

@@ -21,6 +21,20 @@ Batch = Mapping[str, jax.Array]
 LossFn = Callable[[Params, Batch], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
 
 
+def compute_hidden(
+  params: Params, model_config: ModelConfig, batch: Batch
+) -> jax.Array:
+  """Returns the final hidden states [B, T, D] of a batch's rows."""
+  hidden, _ = forward(
+    params,
+    model_config,
+    batch["token_ids"],
+    positions=batch["positions"],
+    segment_ids=batch["segment_ids"],
+  )
+  return hidden
+
+
 def make_language_model_loss(
   model_config: ModelConfig, *, num_loss_chunks: int, z_loss: float = 0.0
 ) -> LossFn:
@@ -46,13 +60,7 @@ def make_language_model_loss(
     raise ConfigError(f"z_loss ({z_loss}) must be 0 or more.")
 
   def loss_fn(params: Params, batch: Batch):
-    hidden, _ = forward(
-      params,
-      model_config,
-      batch["token_ids"],
-      positions=batch["positions"],
-      segment_ids=batch["segment_ids"],
-    )
+    hidden = compute_hidden(params, model_config, batch)
     sums = cross_entropy_from_hidden(
       hidden,
       output_head(params, model_config),
