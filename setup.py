@@ -16,6 +16,10 @@ CORE = [
   "grain>=0.2.18,<0.3",
   "array-record>=0.8",
   "sentencepiece==0.2.2",  # 0.2.3 needs a protobuf that Beam and seqio refuse
+  "tokenizers>=0.22",  # tokenizer.json
+  "jinja2>=3.1",  # a folder's own chat template, to compare with ours
+  "safetensors>=0.6",
+  "gguf>=0.17",
   "gin-config==0.5.0",
   "numpy>=2.0",
   "jaxtyping>=0.3",
@@ -37,7 +41,15 @@ EXTRAS = {
   "tpu": ["jax[tpu]>=0.10.1,<0.12"],
   "cuda12": ["jax[cuda12]>=0.10.1,<0.12"],
   # Peers for benchmarks and for making goldens.
-  "bench": ["torch==2.13.0", "transformers>=5.0", "trl>=0.20", "accelerate"],
+  "bench": [
+    "torch==2.13.0",
+    "transformers>=5.0",
+    "trl>=0.20",
+    "peft>=0.17",
+    "accelerate",
+    "tiktoken>=0.9",
+    "gguf>=0.17",
+  ],
   "dev": [
     "pytest>=8",
     "pytest-xdist>=3.6",

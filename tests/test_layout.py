@@ -43,6 +43,9 @@ DOORS = {
   # The peers that benchmarks compare with live in an environment of their own.
   "torch": re.compile(r"benchmarks/peers/.*|tests/golden/.*"),
   "transformers": re.compile(r"benchmarks/peers/.*|tests/golden/.*"),
+  "peft": re.compile(r"benchmarks/peers/.*|tests/golden/.*"),
+  "tiktoken": re.compile(r"benchmarks/peers/.*|tests/golden/.*"),
+  "gguf": re.compile(r"phi4_jax/model/gguf\w*\.py|tests/.*"),
 }
 KERNELS_MAY_USE = {"jax", "jaxlib", "numpy", "jaxtyping"} | sys.stdlib_module_names
 
