@@ -39,7 +39,11 @@ class RMSNorm(nn.Module):
 
 
 class Projection(nn.Module):
-  """A matrix stored as [in, out], without bias."""
+  """A matrix stored as [in, out], without bias.
+
+  Leaves `lora_a`, `lora_b` and `lora_scale` beside the weight (lora.combine) add
+  scale * (x @ a) @ b.
+  """
 
   features: int
   initializer_range: float
@@ -52,7 +56,13 @@ class Projection(nn.Module):
       (x.shape[-1], self.features),
       jnp.float32,
     )
-    return matmul(x, weight)
+    y = matmul(x, weight)
+    if not self.has_variable("params", "lora_a"):
+      return y
+    a, b = self.get_variable("params", "lora_a"), self.get_variable("params", "lora_b")
+    scale = self.get_variable("params", "lora_scale")
+    change = scale * matmul(matmul(x, a), b, jnp.dtype(jnp.float32))
+    return y + change.astype(y.dtype)
 
 
 class Embedding(nn.Module):

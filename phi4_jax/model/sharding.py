@@ -30,6 +30,12 @@ PARAM_SPECS: dict[str, tuple[str | None, ...]] = {
   "post_attention_layernorm": (None,),
   "norm": (None,),
 }
+# An adapter's leaves beside `weight` [in, out]; their rank is never split.
+_LORA_AXES = {
+  "lora_a": lambda axes: (axes[0], None),  # [in, r]
+  "lora_b": lambda axes: (None, axes[1]),  # [r, out]
+  "lora_scale": lambda axes: (),
+}
 # The vocabulary stays whole when `tensor` does not divide it: 100,352 is no
 # multiple of 5, and padding it would change the model.
 _VOCABULARY_DIMENSION = {"embed_tokens": 0, "lm_head": 1}
@@ -72,12 +78,16 @@ def param_spec(
     ConfigError: if the path is unknown, or an axis does not divide its dimension.
   """
   *_, owner, name = ("", "", *path)
-  if name != "weight" or owner not in PARAM_SPECS:
+  is_adapter = name in _LORA_AXES and owner.endswith("_proj")
+  if owner not in PARAM_SPECS or not (name == "weight" or is_adapter):
     raise ConfigError(
       f"No sharding rule for parameter {'.'.join(path)}. Known: "
-      f"{', '.join(f'{name}.weight' for name in PARAM_SPECS)}."
+      f"{', '.join(f'{name}.weight' for name in PARAM_SPECS)}; and "
+      f"{', '.join(_LORA_AXES)} beside the weights of projections."
     )
   axes = list(PARAM_SPECS[owner])
+  if is_adapter:
+    axes = list(_LORA_AXES[name](axes))
   vocabulary = _VOCABULARY_DIMENSION.get(owner)
   if vocabulary is not None and shape[vocabulary] % mesh.shape.get("tensor", 1):
     axes[vocabulary] = None
