@@ -61,14 +61,14 @@ def make_sampler(
 ) -> JaxSampler:
   """Returns a sampler of weights from `load_parent_params`.
 
-  Completions end at `<|im_end|>` and at the end of the document. The arguments are
+  Completions end at any of `vocabulary.stop_ids`. The arguments are
   those of `make_parent_sampler`.
   """
   return JaxSampler(
     params,
     model,
     law,
-    stop_ids=(vocabulary.im_end_id, vocabulary.eos_id),
+    stop_ids=vocabulary.stop_ids,
     batch_size=batch_size,
     seed=seed,
     mesh=make_mesh(mesh),

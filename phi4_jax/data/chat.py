@@ -1,20 +1,28 @@
-"""Documents to token ids: Phi-4's chat format, and what counts in the loss.
+"""Documents to token ids: the vocabulary's chat format, and what counts in the loss.
 
-A conversation becomes `<|im_start|>role<|im_sep|>text<|im_end|>` for each message,
-with no newline anywhere and no token at either end. A text becomes its tokens and
-a closing `<|endoftext|>`.
+In Phi-4's format a conversation becomes `<|im_start|>role<|im_sep|>text<|im_end|>` for
+each message, with no newline anywhere and no token at either end; an imported model
+brings its own format (`chat_formats.py`). A text becomes its tokens and a closing
+`<|endoftext|>`.
+
+Texts that stand side by side are encoded as one, as the models' own templates do: in
+"user\\n" + content a content that opens with a newline may share a token with the
+header. Only what the assistant writes is encoded on its own, because it is sampled on
+its own.
 
 Source: arXiv:2412.08905 §4 (the format); §4.1 (supervised fine-tuning).
 Differs: the paper does not say whether prompts count in the loss; here only what
 the assistant writes counts, its `<|im_end|>` included.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from phi4_jax.common.errors import DataError
+from phi4_jax.data.chat_formats import CHAT_FORMATS, ChatFormat, Piece
 from phi4_jax.data.documents import Document, Message, check_messages
 from phi4_jax.data.vocabularies import Vocabulary
 
@@ -38,41 +46,92 @@ def encode_chat(
 ) -> tuple[list[int], list[bool]]:
   """Returns (token ids, loss mask) of a whole conversation.
 
-  With one token a word, user "hi" and assistant "yes sir" give
+  With one token a word, user "hi" and assistant "yes sir" give, in Phi-4's format,
 
     im_start user im_sep hi im_end im_start assistant im_sep yes sir im_end
        0      0     0    0    0       0         0        0    1   1    1
 
   Raises:
-    DataError: if a message is malformed or its text cannot be encoded.
+    DataError: if a message is malformed, its text cannot be encoded, or the
+      vocabulary has no chat format.
   """
   check_messages(messages, where="encode_chat")
-  token_ids: list[int] = []
-  loss_mask: list[bool] = []
-  for message in messages:
-    header = _header(message["role"], vocabulary)
-    content = [*vocabulary.encode(message["content"]), vocabulary.im_end_id]
-    token_ids += header + content
-    loss_mask += [False] * len(header)
-    loss_mask += [message["role"] == "assistant"] * len(content)
-  return token_ids, loss_mask
+  chat = _chat_format(vocabulary)
+  return _encode(chat.write(messages, prompt=False), chat, vocabulary)
 
 
 def encode_prompt(messages: Sequence[Message], vocabulary: Vocabulary) -> list[int]:
   """Returns the ids after which the assistant's answer is sampled.
 
-  They end in `<|im_start|>assistant<|im_sep|>`, and are a prefix of `encode_chat`
-  of the same messages and an answer.
+  They end in the header of an assistant's turn, and are a prefix of `encode_chat` of
+  the same messages and an answer.
 
   Raises:
-    DataError: if a message is malformed or its text cannot be encoded.
+    DataError: as `encode_chat`.
   """
-  token_ids, _ = encode_chat(messages, vocabulary)
-  return token_ids + _header("assistant", vocabulary)
+  check_messages(messages, where="encode_prompt")
+  chat = _chat_format(vocabulary)
+  return _encode(chat.write(messages, prompt=True), chat, vocabulary)[0]
 
 
-def _header(role: str, vocabulary: Vocabulary) -> list[int]:
-  return [vocabulary.im_start_id, *vocabulary.encode(role), vocabulary.im_sep_id]
+def encode_follow_up(
+  messages: Sequence[Message], vocabulary: Vocabulary, *, ended: bool = True
+) -> list[int]:
+  """Returns the ids between a sampled answer and the next answer.
+
+  The ids of `encode_prompt`, an answer with the end of its turn, and these are
+  `encode_prompt` of the whole conversation.
+
+  Args:
+    messages: what is said after the answer.
+    vocabulary: the vocabulary.
+    ended: the answer's last id is the end of its turn; otherwise (it was cut off)
+      these ids begin with that end.
+
+  Raises:
+    DataError: as `encode_chat`.
+  """
+  check_messages(messages, where="encode_follow_up")
+  chat = _chat_format(vocabulary)
+  pieces = [] if ended else [Piece(chat.turn_end, True, False)]
+  if chat.after_end:
+    pieces.append(Piece(chat.after_end, False, False))
+  pieces += chat.write(messages, prompt=True, opening=False)
+  return _encode(pieces, chat, vocabulary)[0]
+
+
+def _chat_format(vocabulary: Vocabulary) -> ChatFormat:
+  if vocabulary.chat is None:
+    raise DataError(
+      "This vocabulary has no chat format: it came with a base model, which has no "
+      "chat template. Name a format when the model is imported (--chat_format, one of "
+      f"{', '.join(CHAT_FORMATS)}), or use texts without roles."
+    )
+  return vocabulary.chat
+
+
+def _encode(
+  pieces: Iterable[Piece], chat: ChatFormat, vocabulary: Vocabulary
+) -> tuple[list[int], list[bool]]:
+  """Encodes pieces; texts that are side by side and count alike are one text."""
+  token_ids: list[int] = []
+  loss_mask: list[bool] = []
+  before = ""
+  for (control, counts), group in itertools.groupby(pieces, lambda piece: piece[1:]):
+    texts = [piece.text for piece in group]
+    if control:
+      ids = [vocabulary.specials[name] for name in texts]
+      before = texts[-1]
+    else:
+      text = "".join(texts)
+      # What was sampled is never stripped: it is what the model wrote.
+      if before in chat.rstrip and not counts:
+        text = text.lstrip()
+      ids = vocabulary.encode(text)
+      before = ""
+    token_ids += ids
+    loss_mask += [counts] * len(ids)
+  return token_ids, loss_mask
 
 
 def encode_document(document: Document, vocabulary: Vocabulary) -> EncodedDocument:

@@ -22,6 +22,7 @@ import sentencepiece
 
 from phi4_jax.common.errors import DataError
 from phi4_jax.common.io import read_json, write_json
+from phi4_jax.data.chat_formats import PHI4, ChatFormat
 
 SPECIALS = (
   "<|endoftext|>",
@@ -55,14 +56,18 @@ class Vocabulary(Protocol):
     ...
 
   @property
-  def im_start_id(self) -> int: ...
+  def stop_ids(self) -> tuple[int, ...]:
+    """Where sampling an answer stops: ends of turns, of texts, and the model's own."""
+    ...
 
   @property
-  def im_sep_id(self) -> int: ...
+  def specials(self) -> dict[str, int]:
+    """The special tokens by name."""
+    ...
 
   @property
-  def im_end_id(self) -> int:
-    """`<|im_end|>`, which closes a turn: where sampling an answer stops."""
+  def chat(self) -> ChatFormat | None:
+    """How conversations are written; None for a base model."""
     ...
 
   def encode(self, text: str) -> list[int]:
@@ -77,9 +82,15 @@ class Vocabulary(Protocol):
     """Shows one token to a person: specials by name, broken bytes as `<0xE2>`."""
     ...
 
+  def token_bytes(self, token_id: int) -> bytes:
+    """The UTF-8 bytes that a token adds to a text, perhaps part of a character."""
+    ...
+
 
 class SentencePieceVocabulary:
   """A SentencePiece model with Phi-4's special tokens as control symbols."""
+
+  chat = PHI4
 
   def __init__(self, path: str | Path):
     """Loads a vocabulary folder.
@@ -137,6 +148,10 @@ class SentencePieceVocabulary:
     return self._specials["<|im_end|>"]
 
   @property
+  def stop_ids(self) -> tuple[int, ...]:
+    return (self.im_end_id, self.eos_id)
+
+  @property
   def specials(self) -> dict[str, int]:
     """The special tokens by name."""
     return dict(self._specials)
@@ -192,6 +207,14 @@ class SentencePieceVocabulary:
     _check_range([token_id], self._size)
     return self._processor.id_to_piece(int(token_id)).replace(SPACE_MARK, " ")
 
+  def token_bytes(self, token_id: int) -> bytes:
+    """The bytes that a token adds to a text; none for specials."""
+    _check_range([token_id], self._size)
+    token_id = int(token_id)
+    if self._processor.is_byte(token_id):
+      return bytes([int(self._processor.id_to_piece(token_id)[3:5], 16)])
+    return self._processor.decode([token_id]).encode("utf-8")
+
 
 class ByteVocabulary:
   """One id a byte after the special tokens: nothing to train, any text, 264 ids."""
@@ -202,6 +225,8 @@ class ByteVocabulary:
   im_start_id = SPECIALS.index("<|im_start|>")
   im_sep_id = SPECIALS.index("<|im_sep|>")
   im_end_id = SPECIALS.index("<|im_end|>")
+  stop_ids = (im_end_id, eos_id)
+  chat = PHI4
 
   @property
   def specials(self) -> dict[str, int]:
@@ -230,6 +255,11 @@ class ByteVocabulary:
       return SPECIALS[token_id]
     byte = token_id - len(SPECIALS)
     return chr(byte) if 32 <= byte < 127 else f"<0x{byte:02X}>"
+
+  def token_bytes(self, token_id: int) -> bytes:
+    """The byte that a token adds to a text; none for specials."""
+    _check_range([token_id], self.size)
+    return bytes([token_id - len(SPECIALS)]) if token_id >= len(SPECIALS) else b""
 
   def save(self, out_dir: str | Path) -> None:
     """Writes the folder that `load_vocabulary` reads."""
