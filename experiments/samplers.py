@@ -61,8 +61,8 @@ def make_sampler(
 ) -> JaxSampler:
   """Returns a sampler of weights from `load_parent_params`.
 
-  Completions end at any of `vocabulary.stop_ids`. The arguments are
-  those of `make_parent_sampler`.
+  Completions end at any of `vocabulary.stop_ids`. The arguments are those of
+  `make_parent_sampler`.
   """
   return JaxSampler(
     params,

@@ -151,7 +151,7 @@ def format_from_json(record: Mapping[str, Any]) -> ChatFormat:
   Raises:
     DataError: if a field is missing or unknown.
   """
-  values = {
+  values: dict[str, Any] = {
     name: tuple(value) if isinstance(value, list) else value
     for name, value in record.items()
   }
