@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from experiments.config_text import to_json
 from experiments.run_directory import load_result
 from phi4_jax.common import io
 from phi4_jax.common.axes import Params
@@ -17,7 +18,7 @@ _FREE = frozenset(
   {"compute_dtype", "scan_layers", "remat", "attention", "initializer_range"}
 )
 # A training stage may change these at its beginning (longer context).
-STAGE_BOUNDARY = frozenset({"rope_theta", "max_position_embeddings"})
+STAGE_BOUNDARY = frozenset({"rope_theta", "rope_scaling", "max_position_embeddings"})
 
 
 def load_parent(
@@ -50,12 +51,14 @@ def load_parent(
       f"{result.get('vocabulary')} and {vocabulary_fingerprint}). Use the data and "
       "vocabulary of one run throughout a chain."
     )
-  trained = io.read_json(path / "config.json")["config"]["model"]
+  # A run that was made before a field existed had its default.
+  trained = {f.name: f.default for f in dataclasses.fields(model)}
+  trained |= io.read_json(path / "config.json")["config"]["model"]
+  given = to_json(model)
   differing = [
-    f"{field.name}: {trained[field.name]!r} there, {getattr(model, field.name)!r} here"
+    f"{field.name}: {trained[field.name]!r} there, {given[field.name]!r} here"
     for field in dataclasses.fields(model)
-    if field.name not in _FREE | may_differ
-    and trained[field.name] != getattr(model, field.name)
+    if field.name not in _FREE | may_differ and trained[field.name] != given[field.name]
   ]
   if differing:
     raise DataError(

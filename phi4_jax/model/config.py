@@ -10,6 +10,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from phi4_jax.common.errors import ConfigError
+from phi4_jax.model.rope_scaling import LinearRope, Llama3Rope, LongRope
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,9 @@ class ModelConfig:
     max_position_embeddings: longest sequence (or cache) that is accepted.
     rope_theta: base of the rotary frequencies (10,000 in 4K pretraining, 250,000
       from midtraining on).
+    partial_rotary_factor: share of a head's dimensions that turn, the first ones;
+      the rest carries no position.
+    rope_scaling: change of the rotary frequencies for a longer context, or None.
     rms_norm_eps: added to the variance.
     sliding_window: a query sees this many latest positions, its own included;
       None means all.
@@ -56,6 +60,8 @@ class ModelConfig:
   head_dim: int | None = None
   max_position_embeddings: int
   rope_theta: float = 10_000.0
+  partial_rotary_factor: float = 1.0
+  rope_scaling: LongRope | Llama3Rope | LinearRope | None = None
   rms_norm_eps: float = 1e-5
   sliding_window: int | None = None
   tie_word_embeddings: bool = False
@@ -97,16 +103,34 @@ class ModelConfig:
         f"num_attention_heads ({heads}) when head_dim is None. Change one of them, "
         "or set ModelConfig.head_dim."
       )
-    if self.head_width % 2:
+    self._check_rotation()
+
+  def _check_rotation(self) -> None:
+    if not 0 < self.partial_rotary_factor <= 1:
       raise ConfigError(
-        f"ModelConfig.head_dim ({self.head_width}) must be even: rotary positions "
+        f"ModelConfig.partial_rotary_factor ({self.partial_rotary_factor}) must be "
+        "above 0 and at most 1."
+      )
+    if self.rotary_width % 2 or not self.rotary_width:
+      name = "head_dim"
+      if self.partial_rotary_factor < 1:
+        name += " * partial_rotary_factor"
+      raise ConfigError(
+        f"ModelConfig.{name} ({self.rotary_width}) must be even: rotary positions "
         "turn pairs of dimensions."
       )
+    if isinstance(self.rope_scaling, LongRope):
+      self.rope_scaling.check_pairs(self.rotary_width // 2)
 
   @property
   def head_width(self) -> int:
     """H: `head_dim`, or hidden_size / num_attention_heads when that is None."""
     return self.head_dim or self.hidden_size // self.num_attention_heads
+
+  @property
+  def rotary_width(self) -> int:
+    """How many dimensions of a head turn with the position, the first ones."""
+    return int(self.head_width * self.partial_rotary_factor)
 
   @property
   def dtype(self) -> jnp.dtype:

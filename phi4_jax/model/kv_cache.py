@@ -15,6 +15,7 @@ from jax.core import Tracer
 from phi4_jax.common.axes import Array, Float, Int
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.rope_scaling import LongRope
 
 
 @struct.dataclass
@@ -35,6 +36,8 @@ class KVCache:
     positions: [B, S] int32.
     segment_ids: [B, S] int32; 0 = empty slot or padding.
     length: int32 scalar, the next slot to be written.
+    token_ids: [B, S] int32 where a row may outgrow the original context of LongRope
+      (all is then read again, with other frequencies); None for other models.
   """
 
   keys: Any
@@ -42,6 +45,7 @@ class KVCache:
   positions: Any
   segment_ids: Any
   length: Any
+  token_ids: Any = None
 
   @property
   def capacity(self) -> int:
@@ -75,12 +79,18 @@ def init_cache(
     return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
 
   slots = jnp.zeros((batch, capacity), jnp.int32)
+  scaling = config.rope_scaling
+  may_cross = (
+    isinstance(scaling, LongRope)
+    and capacity > scaling.original_max_position_embeddings
+  )
   return KVCache(
     keys=zeros(),
     values=zeros(),
     positions=slots,
     segment_ids=jnp.zeros_like(slots),
     length=jnp.zeros((), jnp.int32),
+    token_ids=jnp.zeros_like(slots) if may_cross else None,
   )
 
 
@@ -102,18 +112,27 @@ def check_room(cache: KVCache, num_new: int) -> None:
 
 
 def write_slots(
-  cache: KVCache, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]
+  cache: KVCache,
+  token_ids: Int[Array, "B T"],
+  positions: Int[Array, "B T"],
+  segment_ids: Int[Array, "B T"],
 ) -> KVCache:
   """Marks slots length..length+T as holding the new tokens.
 
   Keys and values of these slots are written layer by layer (`write_layer`).
   """
   start = (0, cache.length)
-  update = jax.lax.dynamic_update_slice
+
+  def write(slots: Any, new: Array) -> Any:
+    if slots is None:
+      return None
+    return jax.lax.dynamic_update_slice(slots, new.astype(jnp.int32), start)
+
   return dataclasses.replace(
     cache,
-    positions=update(cache.positions, positions.astype(jnp.int32), start),
-    segment_ids=update(cache.segment_ids, segment_ids.astype(jnp.int32), start),
+    token_ids=write(cache.token_ids, token_ids),
+    positions=write(cache.positions, positions),
+    segment_ids=write(cache.segment_ids, segment_ids),
     length=cache.length + positions.shape[1],
   )
 

@@ -33,7 +33,8 @@ from phi4_jax.model.attention import AttentionInputs, LayerCache, SelfAttention
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.kv_cache import KVCache, check_room, write_slots
 from phi4_jax.model.layers import MLP, Embedding, Projection, RMSNorm
-from phi4_jax.model.rope import rope_cos_sin
+from phi4_jax.model.rope import find_long_texts, rope_cos_sin
+from phi4_jax.model.rope_scaling import LongRope
 from phi4_jax.model.sharding import check_mesh, constrain_activations
 
 # What the backward pass may keep of a block, by ModelConfig.remat.
@@ -41,6 +42,9 @@ _REMAT_POLICIES = {
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+# Tokens read at a time when a cached text is read again (`_reread_grown_texts`).
+_REREAD_CHUNK = 256
 
 
 class Block(nn.Module):
@@ -82,8 +86,9 @@ class Transformer(nn.Module):
     x = constrain_activations(Embedding(config, name="embed_tokens")(token_ids))
     start = None if cache is None else cache.length
     if cache is not None:
-      cache = write_slots(cache, positions, segment_ids)
-    cos, sin = rope_cos_sin(positions, config.head_width, config.rope_theta)
+      cache = write_slots(cache, token_ids, positions, segment_ids)
+    is_long = _are_long(config, positions, segment_ids, cache)
+    cos, sin = rope_cos_sin(positions, config, is_long)
     inputs = AttentionInputs(
       cos=cos,
       sin=sin,
@@ -130,6 +135,18 @@ class Transformer(nn.Module):
     return x, cache
 
 
+def _are_long(config, positions, segment_ids, present=None):
+  """Returns which tokens belong to long texts, where LongRope asks; else None."""
+  scaling = config.rope_scaling
+  if not isinstance(scaling, LongRope):
+    return None
+  slots = (positions, segment_ids)
+  if present is not None:
+    slots = (present.positions, present.segment_ids)
+  original = scaling.original_max_position_embeddings
+  return find_long_texts(segment_ids, *slots, original)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
   """Draws float32 parameters: normal matrices, norm scales of one.
@@ -165,6 +182,9 @@ def forward(
   and in the cache. With a cache, the T tokens are written to its next T slots; a
   row shorter than T is padded with segment 0.
 
+  With LongRope, a text that outgrows the original context within a cache is read
+  again from its beginning, so that a cached pass always equals a whole one.
+
   Args:
     params: stacked or separate layers; of any float dtype (cast where used).
     config: the model.
@@ -197,10 +217,61 @@ def forward(
       )
     check_room(cache, token_ids.shape[1])
   check_mesh(jax.sharding.get_abstract_mesh(), config)
+  if cache is not None and cache.token_ids is not None:
+    cache = _reread_grown_texts(
+      params, config, cache, token_ids, positions, segment_ids
+    )
   result: Any = Transformer(config, scanned=scanned).apply(
     {"params": params}, token_ids, positions, segment_ids, cache
   )
   return result
+
+
+def _reread_grown_texts(
+  params: Params,
+  config: ModelConfig,
+  cache: KVCache,
+  token_ids: Int[Array, "B T"],
+  positions: Int[Array, "B T"],
+  segment_ids: Int[Array, "B T"],
+) -> KVCache:
+  """Computes keys and values anew of texts that the new tokens make long.
+
+  Their hidden states depend on the rotation at every layer, so that other rotations
+  of the cached keys would not do. It happens once in the life of a text; other rows
+  keep their numbers to the last bit.
+  """
+  old = (cache.positions, cache.segment_ids)
+  grown = write_slots(cache, token_ids, positions, segment_ids)
+  stale = _are_long(config, *old) != _are_long(config, *old, present=grown)
+  stale &= cache.segment_ids != 0  # [B, S]
+  chunk = min(_REREAD_CHUNK, cache.capacity)
+
+  def read_chunk(index, now):
+    # The last chunk is moved back to end at the capacity, and reads some slots twice.
+    start = jnp.minimum(index * chunk, cache.capacity - chunk)
+    there = functools.partial(
+      jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=chunk, axis=1
+    )
+    anew: Any = Transformer(config, scanned=False).apply(
+      {"params": params},
+      there(grown.token_ids),
+      there(grown.positions),
+      there(grown.segment_ids),
+      dataclasses.replace(now, length=start),
+    )
+    replace = functools.partial(jnp.where, stale[:, None, :, None])
+    return dataclasses.replace(
+      now,
+      keys=jax.tree.map(replace, anew[1].keys, now.keys),
+      values=jax.tree.map(replace, anew[1].values, now.values),
+    )
+
+  def read_all(cache):
+    read = jax.lax.fori_loop(0, -(-cache.length // chunk), read_chunk, grown)
+    return dataclasses.replace(cache, keys=read.keys, values=read.values)
+
+  return jax.lax.cond(jnp.any(stale), read_all, lambda cache: cache, cache)
 
 
 def output_head(params: Params, config: ModelConfig) -> Float[Array, "D V"]:

@@ -5,8 +5,13 @@ import numpy as np
 import pytest
 
 from phi4_jax.model.rope import apply_rope, rope_cos_sin
+from tests.model.tiny import tiny_config
 
 HEAD_WIDTH = 8
+
+
+def _config(theta=10_000.0):
+  return tiny_config(head_dim=HEAD_WIDTH, rope_theta=theta)
 
 
 def _rotated(x, positions, theta):
@@ -23,7 +28,7 @@ def test_rotation_matches_float64(theta, first, tolerance):
   # Far out, the float32 angle itself is only known to 2**-24 of 16,384 radians.
   x = np.random.default_rng(0).standard_normal((2, 5, 3, HEAD_WIDTH))
   positions = np.array([[0, 1, 2, 3, 4], [0, 1, 0, 1, 2]], np.int32) + first
-  cos, sin = rope_cos_sin(jnp.asarray(positions), HEAD_WIDTH, theta)
+  cos, sin = rope_cos_sin(jnp.asarray(positions), _config(theta))
   assert cos.dtype == sin.dtype == jnp.float32
   out = apply_rope(jnp.asarray(x, jnp.float32), cos, sin)
   np.testing.assert_allclose(out, _rotated(x, positions, theta), atol=tolerance)
@@ -36,7 +41,7 @@ def test_scores_depend_on_the_distance_only():
   def score(q_position, k_position):
     rows = []
     for position in (q_position, k_position):
-      angles = rope_cos_sin(jnp.asarray([[position]]), HEAD_WIDTH, 10_000.0)
+      angles = rope_cos_sin(jnp.asarray([[position]]), _config())
       rows.append(apply_rope(x, *angles)[0, 0])
     return float(rows[0][0] @ rows[1][1])
 
@@ -47,7 +52,7 @@ def test_scores_depend_on_the_distance_only():
 def test_bfloat16_is_rotated_in_float32():
   x = np.random.default_rng(2).standard_normal((1, 4, 2, HEAD_WIDTH))
   narrow = jnp.asarray(x, jnp.bfloat16)
-  angles = rope_cos_sin(jnp.arange(4)[None], HEAD_WIDTH, 10_000.0)
+  angles = rope_cos_sin(jnp.arange(4)[None], _config())
   out = apply_rope(narrow, *angles)
   assert out.dtype == jnp.bfloat16
   wide = apply_rope(narrow.astype(jnp.float32), *angles)
