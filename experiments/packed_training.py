@@ -62,6 +62,10 @@ class PackedTrainConfig(TrainConfig):
   def batch_size(self) -> int:
     return self.batches.batch_size
 
+  @property
+  def initial_seed(self) -> int:
+    return self.batches.seed
+
 
 class PackedRows:
   """The objective of pretraining and fine-tuning: the next token of packed rows."""

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from experiments import adapters
 from experiments.config_text import to_json
 from experiments.run_directory import load_result
 from phi4_jax.common import io
@@ -30,6 +31,8 @@ def load_parent(
   may_differ: frozenset[str] = frozenset(),
 ) -> Params:
   """Loads the final parameters of the complete training run in `path`.
+
+  Where that run trained adapters they are merged with their base, see adapters.py.
 
   Args:
     path: the run's folder.
@@ -64,6 +67,21 @@ def load_parent(
     raise DataError(
       f"ModelConfig differs from the one that {path} was trained with "
       f"({'; '.join(differing)})."
+    )
+  lora = adapters.find_lora(path)
+  if lora is not None:
+    return adapters.load_merged(
+      path,
+      model,
+      lora,
+      abstract_params,
+      lambda base: load_parent(
+        base,
+        model,
+        abstract_params,
+        vocabulary_fingerprint=vocabulary_fingerprint,
+        may_differ=may_differ | STAGE_BOUNDARY,
+      ),
     )
   folder = path / "checkpoints" / result["checkpoint"]
   loaded = load_params(folder, abstract_params)

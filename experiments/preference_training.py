@@ -75,6 +75,10 @@ class PreferenceTrainConfig(TrainConfig):
   def batch_size(self) -> int:
     return self.pairs.batch_size
 
+  @property
+  def initial_seed(self) -> int:
+    return self.pairs.seed
+
 
 class PreferenceObjective:
   """Rows of preference data, a loss, and the reference's columns beside the rows."""

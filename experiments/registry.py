@@ -26,6 +26,7 @@ from phi4_jax.data.tokenizer import VocabularyConfig
 from phi4_jax.eval.tasks.arithmetic import ArithmeticTaskConfig
 from phi4_jax.eval.tasks.gsm8k import Gsm8kConfig
 from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.lora import LoraConfig
 from phi4_jax.model.rope_scaling import LinearRope, Llama3Rope, LongRope
 from phi4_jax.pts.search import SearchConfig
 from phi4_jax.training.checkpoint import CheckpointConfig
@@ -57,6 +58,7 @@ CONFIG_CLASSES = (
   ArithmeticTaskConfig,
   Gsm8kConfig,
   ModelConfig,
+  LoraConfig,
   LongRope,
   Llama3Rope,
   LinearRope,

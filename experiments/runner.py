@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from experiments.adapters import as_stored
 from experiments.devices import start_jax
 from experiments.objective import BatchLoader, Objective
 from experiments.parents import STAGE_BOUNDARY, load_parent
@@ -24,6 +25,8 @@ from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.mesh import MeshConfig, make_mesh
 from phi4_jax.model import transformer
 from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.lora import LoraConfig, combine, count_lora_params, init_lora
+from phi4_jax.model.sharding import param_shardings
 from phi4_jax.training import state as state_lib
 from phi4_jax.training.checkpoint import CheckpointConfig, Checkpoints
 from phi4_jax.training.guard import GuardConfig
@@ -39,6 +42,8 @@ class TrainConfig(StageConfig, abc.ABC):
     data: folder of the run that made the training data.
     parent: folder of the run whose last checkpoint gives the initial weights;
       None starts from random ones.
+    lora: trains low-rank adapters of the parent, whose own weights stay as they are,
+      in the dtype in which they are stored; None trains all weights.
     num_steps: optimizer steps.
     num_microbatches: each batch is accumulated in so many parts.
     num_loss_chunks: the loss is computed in so many parts along the sequence.
@@ -52,6 +57,7 @@ class TrainConfig(StageConfig, abc.ABC):
   guard: GuardConfig = GuardConfig()
   checkpoint: CheckpointConfig
   parent: str | None = None
+  lora: LoraConfig | None = None
   num_steps: int
   num_microbatches: int = 1
   num_loss_chunks: int = 8
@@ -72,6 +78,11 @@ class TrainConfig(StageConfig, abc.ABC):
         f"The batch_size ({self.batch_size}) must be a multiple of "
         f"{name}.num_microbatches ({self.num_microbatches})."
       )
+    if self.lora is not None and self.parent is None:
+      raise ConfigError(
+        f"{name}.lora trains adapters of a finished run and needs {name}.parent, its "
+        f"folder. Random weights are trained whole: leave {name}.lora out."
+      )
 
   @property
   @abc.abstractmethod
@@ -80,7 +91,7 @@ class TrainConfig(StageConfig, abc.ABC):
 
   @property
   def initial_seed(self) -> int:
-    """Seed of random initial weights, where the stage has them."""
+    """Seed of random initial weights or adapters, where the stage has them."""
     return 0
 
   def inputs(self) -> dict[str, str]:
@@ -116,7 +127,8 @@ def run_training(
   tx = make_optimizer(config.optimizer, config.num_steps)
   checkpoints = Checkpoints(directory.path / "checkpoints", config.checkpoint)
   with checkpoints:
-    state, seconds = _find_state(config, mesh, tx, checkpoints, objective, inputs)
+    base = _load_base(config, mesh, objective.loader, inputs)
+    state, seconds = _find_state(config, mesh, tx, checkpoints, objective, inputs, base)
     step_fn = make_train_step(
       objective.loss_fn,
       tx,
@@ -125,6 +137,10 @@ def run_training(
       num_microbatches=config.num_microbatches,
       guard=config.guard,
       schedule=make_schedule(config.optimizer, config.num_steps),
+      frozen=base,
+      combine=functools.partial(combine, scale=config.lora.scale)
+      if config.lora
+      else None,
     )
     run = TrainingRun(
       config,
@@ -157,22 +173,59 @@ def check_fits(config: TrainConfig, loader: BatchLoader) -> None:
     )
 
 
-def _find_state(config, mesh, tx, checkpoints, objective, inputs):
+def _load_base(config, mesh, loader, inputs):
+  """Returns the parent's weights as adapters need them; None where all are trained.
+
+  Frozen weights need no float32 masters: they stay as they are stored.
+  """
+  if config.lora is None:
+    return None
+  shapes = transformer.abstract_params(config.model)
+  placed = jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    shapes,
+    param_shardings(mesh, shapes, config.model),
+  )
+  base = load_parent(
+    inputs["parent"],
+    config.model,
+    as_stored(inputs["parent"], placed),
+    vocabulary_fingerprint=loader.vocabulary_fingerprint,
+    may_differ=STAGE_BOUNDARY,
+  )
+  print(
+    f"adapters of rank {config.lora.rank} on {', '.join(config.lora.modules)}: "
+    f"{count_lora_params(config.model, config.lora):,} trained parameters; base "
+    f"{inputs['parent']}",
+    flush=True,
+  )
+  return base
+
+
+def _find_state(config, mesh, tx, checkpoints, objective, inputs, base):
   """Returns the state to continue from and the seconds already spent.
 
   Initial weights are looked for in this order:
     1. the newest whole checkpoint of this run (also sets the data position);
-    2. the final parameters of `parent`, with a fresh optimizer;
-    3. random ones.
-  The objective is prepared with the weights that the run began with.
+    2. fresh adapters, when there is a base for them;
+    3. the final parameters of `parent`, with a fresh optimizer;
+    4. random ones.
+  The objective is prepared with the model that the run began with; for adapters it
+  is the base.
   """
   make_random = functools.partial(transformer.init_params, config.model)
+  if base is not None:
+    make_random = functools.partial(init_lora, config.model, config.lora)
   key = jax.random.key(config.initial_seed)
   setting = {"tx": tx, "guard": config.guard, "mesh": mesh}
   wanted = state_lib.abstract_state(make_random, key, **setting)
   loader = objective.loader
 
   def load_initial():
+    if base is not None:
+      return base
     if config.parent is None:
       return make_random(key)
     return load_parent(
@@ -203,7 +256,7 @@ def _find_state(config, mesh, tx, checkpoints, objective, inputs):
       )
     objective.prepare(mesh, load_initial)
     return restored.state, restored.data_state["seconds"]
-  if config.parent is not None:
+  if config.parent is not None and base is None:
     params = load_initial()
     print(f"starts from {inputs['parent']}", flush=True)
     objective.prepare(mesh, lambda: params)

@@ -15,7 +15,7 @@ from experiments.process import StopRequest
 from experiments.run_directory import RunDirectory
 from phi4_jax.common import io
 from phi4_jax.common.errors import CheckpointError
-from phi4_jax.model import counting
+from phi4_jax.model import counting, lora
 from phi4_jax.training import loop
 from phi4_jax.training.checkpoint import Checkpoints
 from phi4_jax.training.digest import params_digest
@@ -66,6 +66,10 @@ class TrainingRun:
     throughput = Throughput(
       flops_per_token=counting.model_flops_per_token(
         config.model, self._loader.row_length
+      )
+      if config.lora is None
+      else lora.lora_flops_per_token(
+        config.model, config.lora, self._loader.row_length
       ),
       peak_flops=peak.flops,
     )
@@ -118,7 +122,8 @@ class TrainingRun:
 
   def _write_validation(self, writer: MetricsWriter, step: int, state) -> None:
     assert self._validation is not None
-    self._last |= writer.write(step, self._validation.measure(state.params))
+    params = self._step_fn.model_params(state.params)
+    self._last |= writer.write(step, self._validation.measure(params))
 
   def _count_tokens(self, steps: int) -> int:
     # Padding is no token: rates and totals count the filled share of the rows.
@@ -183,7 +188,11 @@ class TrainingRun:
       **self._objective.result_metrics,
       "guard/num_spikes": "spikes",
     }
-    steps = self._config.num_steps
+    steps, adapters = self._config.num_steps, self._config.lora
+    trained = {}
+    if adapters is not None:
+      count = lora.count_lora_params(self._config.model, adapters)
+      trained = {"trained_parameters": count}
     return {
       "metrics": {
         short: self._last[name] for name, short in names.items() if name in self._last
@@ -197,6 +206,7 @@ class TrainingRun:
       "steps": steps,
       "tokens": self._count_tokens(steps),
       "parameters": counting.count_params(self._config.model),
+      **trained,
       "vocabulary": self._loader.vocabulary_fingerprint,
       "checkpoint": self._checkpoints.path(steps).name,
       "fingerprint": params_digest(state.params),

@@ -4,7 +4,7 @@ Every stage trains with this step and its own loss function. Knows pytrees, mesh
 and sums; refuses to know what the batch means.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from phi4_jax.common.axes import Params
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.mesh import (
   BATCH_AXES,
@@ -91,14 +92,30 @@ class TrainStep:
   (when the schedule is given), `guard/accepted` (1 or 0) and the guard's counters.
   """
 
-  def __init__(self, step, *, mesh: Mesh, shardings: TrainState, num_microbatches: int):
+  def __init__(
+    self,
+    step,
+    *,
+    mesh: Mesh,
+    shardings: TrainState,
+    num_microbatches: int,
+    frozen: tuple[Params, ...] = (),
+    combine: Callable[[Params, Params], Params] | None = None,
+  ):
     self.mesh = mesh
+    # Arguments of every call, so that they are no constants of the program.
+    self._frozen = frozen
+    self._combine = combine
     self._rows_multiple = num_batch_shards(mesh) * num_microbatches
     self._num_microbatches = num_microbatches
     self._batch_sharding = batch_sharding(mesh)
     self.jitted = jax.jit(
       step,
-      in_shardings=(shardings, self._batch_sharding),
+      in_shardings=(
+        shardings,
+        self._batch_sharding,
+        *jax.tree.map(lambda leaf: leaf.sharding, frozen),
+      ),
       # Unpinned, a donated sharded state comes back laid out otherwise and the
       # second call compiles again.
       out_shardings=(shardings, replicated(mesh)),
@@ -109,13 +126,17 @@ class TrainStep:
     self, state: TrainState, batch: Mapping[str, Any]
   ) -> tuple[TrainState, Metrics]:
     with jax.set_mesh(self.mesh):
-      return self.jitted(state, self.put_batch(batch))
+      return self.jitted(state, self.put_batch(batch), *self._frozen)
 
   def lower(self, state: TrainState, batch: Mapping[str, Any]):
     """Lowers for (abstract) arguments, for compiling ahead of time."""
     self._check(batch, 1)
     with jax.set_mesh(self.mesh):
-      return self.jitted.lower(state, batch)
+      return self.jitted.lower(state, batch, *self._frozen)
+
+  def model_params(self, trained: Params) -> Params:
+    """Returns what the loss function takes: with the frozen parameters, if any."""
+    return self._combine(*self._frozen, trained) if self._combine else trained
 
   def num_compilations(self) -> int:
     """Returns how many programs were compiled so far; 1 in a healthy run."""
@@ -158,6 +179,8 @@ def make_train_step(
   num_microbatches: int = 1,
   guard: GuardConfig,
   schedule: Schedule | None = None,
+  frozen: Params | None = None,
+  combine: Callable[[Params, Params], Params] | None = None,
 ) -> TrainStep:
   """Returns the compiled step of a run.
 
@@ -174,6 +197,10 @@ def make_train_step(
     num_microbatches: A, parts whose gradients are summed one after the other.
     guard: when a step is refused.
     schedule: learning rate by step, reported as `optimizer/learning_rate`.
+    frozen: parameters that take part and are not trained (the base of an adapter), on
+      the mesh, of any dtype; None where all are trained. They are neither donated nor
+      copied, and have neither gradients nor moments.
+    combine: from (frozen, trained parameters) to those of the loss function.
 
   Raises:
     ConfigError: if num_microbatches is not positive.
@@ -184,9 +211,12 @@ def make_train_step(
     )
   tx = optax.with_extra_args_support(tx)
 
-  def train_step(state: TrainState, batch):
+  def train_step(state: TrainState, batch, *frozen):
+    def total_loss(params, part):
+      return loss_fn(params if combine is None else combine(*frozen, params), part)
+
     (loss_sum, weight_sum, metric_sums), grads = _accumulate(
-      loss_fn, state.params, batch, num_microbatches, mesh, state_shardings.params
+      total_loss, state.params, batch, num_microbatches, mesh, state_shardings.params
     )
     divisor = jnp.maximum(weight_sum, 1.0)
     loss = loss_sum / divisor
@@ -222,5 +252,10 @@ def make_train_step(
     return new_state, metrics
 
   return TrainStep(
-    train_step, mesh=mesh, shardings=state_shardings, num_microbatches=num_microbatches
+    train_step,
+    mesh=mesh,
+    shardings=state_shardings,
+    num_microbatches=num_microbatches,
+    frozen=() if frozen is None else (frozen,),
+    combine=combine,
   )
