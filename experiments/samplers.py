@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from experiments import adapters
 from experiments.parents import load_parent
 from phi4_jax.common.axes import Params
 from phi4_jax.common.mesh import MeshConfig, make_mesh
@@ -23,8 +24,9 @@ from phi4_jax.training.digest import params_digest
 def load_parent_params(
   model: ModelConfig, mesh: MeshConfig, parent: Path, vocabulary: Vocabulary
 ) -> tuple[Params, str]:
-  """Loads the final weights of a complete training run, split over the mesh.
+  """Loads the final weights of a complete run as they are stored, split over the mesh.
 
+  What is stored in bfloat16 stays so: samplers cast weights where they use them.
   They may go to `sampler.set_params` of a sampler made with the same model and mesh;
   nothing is compiled anew.
 
@@ -35,18 +37,25 @@ def load_parent_params(
     DataError: if the run was trained with another vocabulary or model.
     CheckpointError: if its final checkpoint is missing, damaged or does not fit.
   """
+  params = load_parent(
+    parent,
+    model,
+    adapters.as_stored(parent, abstract_model(model, mesh)),
+    vocabulary_fingerprint=vocabulary.fingerprint,
+  )
+  return params, params_digest(params)
+
+
+def abstract_model(model: ModelConfig, mesh: MeshConfig) -> Params:
+  """Returns shapes and shardings of a model's float32 parameters on a mesh."""
   shapes = transformer.abstract_params(model)
-  abstract = jax.tree.map(
+  return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=sharding
     ),
     shapes,
     param_shardings(make_mesh(mesh), shapes, model),
   )
-  params = load_parent(
-    parent, model, abstract, vocabulary_fingerprint=vocabulary.fingerprint
-  )
-  return params, params_digest(params)
 
 
 def make_sampler(

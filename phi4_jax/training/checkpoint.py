@@ -306,3 +306,21 @@ def load_params(
   loaded = ocp.load_checkpointables(str(path), {"params": wanted})
   params = from_nested(loaded["params"], abstract_params)
   return LoadedParams(params, step, fingerprint(path))
+
+
+def as_stored(folder: str | os.PathLike, abstract_params: Params) -> Params:
+  """Returns `abstract_params` with the dtypes in which a step's folder holds them.
+
+  Raises:
+    CheckpointError: if the leaves do not fit.
+  """
+  saved = ocp.checkpointables_metadata(str(folder)).metadata["params"]
+  wanted = to_nested(abstract_params)
+  check_fits({"params": saved}, {"params": wanted}, where=str(folder), same_dtype=False)
+  return jax.tree.map(
+    lambda leaf, stored: jax.ShapeDtypeStruct(
+      leaf.shape, stored.dtype, sharding=leaf.sharding
+    ),
+    abstract_params,
+    from_nested(saved, abstract_params),
+  )
