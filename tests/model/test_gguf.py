@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from phi4_jax.common.errors import DataError
+from phi4_jax.model import hf_weights
 from phi4_jax.model.gguf import READABLE_TYPES, GgufSource, unpermuted_rows
+from phi4_jax.model.hf_config import config_from_hf
 from tests.model import gguf_files as files
+from tests.model.tensors import ArraySource
 
 Kind = gguf.GGMLQuantizationType
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
@@ -189,6 +192,30 @@ class TestTensors:
     assert counts["F32"] == (2 * files.LAYERS + 1) * files.WIDTH
     assert "Q4_0 99.5%" in source.describe_loss()
     assert sum(counts.values()) == sum(w.size for w in files.draw_llama().values())
+
+
+class TestAsParameters:
+  """The same configuration and leaves as from the original tensors."""
+
+  @pytest.mark.parametrize("architecture", ["llama", "phi3"])
+  @pytest.mark.parametrize("tied", [False, True])
+  def test_every_leaf_is_that_of_the_original(self, tmp_path, architecture, tied):
+    draw = {"llama": files.draw_llama, "phi3": files.draw_phi3}[architecture]
+    keys = {"llama": files.LLAMA_KEYS, "phi3": files.PHI3_KEYS}[architecture]
+    weights = draw(tied=tied)
+    tensors = files.to_gguf(weights, architecture)
+    path = files.write_gguf(tmp_path / "m", tensors, keys, architecture=architecture)
+    source, original = GgufSource(path), ArraySource(weights)
+    model = config_from_hf(source.hf_config())
+    assert model.tie_word_embeddings is tied
+    assert hf_weights.find_architecture(source) == architecture
+    leaves = hf_weights.check_tensors(source, model, architecture, where=str(path))
+    for leaf in leaves:
+      whole = (slice(None),) * len(leaf.shape)
+      found, wanted = (
+        hf_weights.read_leaf_shard(s, leaf, whole) for s in (source, original)
+      )
+      np.testing.assert_array_equal(found, wanted, err_msg=leaf.name)
 
 
 class TestBrokenFiles:
