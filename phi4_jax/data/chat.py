@@ -120,7 +120,7 @@ def _encode(
   for (control, counts), group in itertools.groupby(pieces, lambda piece: piece[1:]):
     texts = [piece.text for piece in group]
     if control:
-      ids = [vocabulary.specials[name] for name in texts]
+      ids = [_control_id(name, vocabulary) for name in texts]
       before = texts[-1]
     else:
       text = "".join(texts)
@@ -132,6 +132,16 @@ def _encode(
     token_ids += ids
     loss_mask += [counts] * len(ids)
   return token_ids, loss_mask
+
+
+def _control_id(name: str, vocabulary: Vocabulary) -> int:
+  token_id = vocabulary.specials.get(name)
+  if token_id is None:
+    raise DataError(
+      f"The chat format needs the special token {name}, which this vocabulary does not "
+      "have: the model knows no such turn."
+    )
+  return token_id
 
 
 def encode_document(document: Document, vocabulary: Vocabulary) -> EncodedDocument:

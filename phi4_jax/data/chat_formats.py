@@ -74,7 +74,8 @@ class ChatFormat:
       if self.default_system is not None and messages[0]["role"] != "system":
         yield from self._turn("system", self.default_system)
     for message in messages:
-      yield from self._turn(message["role"], message["content"])
+      content = message["content"]
+      yield from self._turn(message["role"], content.strip() if self.trim else content)
     if prompt:
       yield from self._header("assistant")
     elif self.final:
@@ -92,7 +93,7 @@ class ChatFormat:
   def _turn(self, role: str, content: str) -> Iterator[Piece]:
     counts = role == "assistant"
     yield from self._header(role)
-    yield Piece(content.strip() if self.trim else content, False, counts)
+    yield Piece(content, False, counts)
     yield Piece(self.turn_end, True, counts)
     if self.after_end:
       yield Piece(self.after_end, False, False)

@@ -4,9 +4,10 @@ The special tokens of Phi-4 are *control* symbols: no text, however hostile, is 
 encoded to one of them, and decoding leaves them out. `<|im_start|>` typed by a user
 becomes ordinary characters.
 
-Two kinds: SentencePiece (trained by `tokenizer.py`) and plain bytes (no training). A
-vocabulary folder holds `vocabulary.json` (kind, size, fingerprint, specials) and,
-for SentencePiece, `vocabulary.model`. Nothing here imports TensorFlow.
+Three kinds: SentencePiece (trained by `tokenizer.py`), plain bytes (no training), and
+an imported model's own (`tokenizers_vocabulary.py`). A vocabulary folder holds
+`vocabulary.json` (kind, size, fingerprint, specials) and, for SentencePiece,
+`vocabulary.model`. Nothing here imports TensorFlow.
 
 Source: arXiv:2412.08905 §3 (tiktoken vocabulary, padded to 100,352).
 Differs: the special tokens have Phi-4's names but not its ids, and text is cut by
@@ -163,7 +164,7 @@ class SentencePieceVocabulary:
       DataError: if a character has no token and the vocabulary has no bytes, or if
         the text is not valid Unicode.
     """
-    _check_unicode(text)
+    check_unicode(text)
     if SPACE_MARK not in text:
       token_ids = self._processor.encode(text)
     else:
@@ -200,16 +201,16 @@ class SentencePieceVocabulary:
       ValueError: if an id is outside [0, size).
     """
     ids = [int(token_id) for token_id in token_ids]
-    _check_range(ids, self._size)
+    check_range(ids, self._size)
     return self._processor.decode(ids)
 
   def token_text(self, token_id: int) -> str:
-    _check_range([token_id], self._size)
+    check_range([token_id], self._size)
     return self._processor.id_to_piece(int(token_id)).replace(SPACE_MARK, " ")
 
   def token_bytes(self, token_id: int) -> bytes:
     """The bytes that a token adds to a text; none for specials."""
-    _check_range([token_id], self._size)
+    check_range([token_id], self._size)
     token_id = int(token_id)
     if self._processor.is_byte(token_id):
       return bytes([int(self._processor.id_to_piece(token_id)[3:5], 16)])
@@ -239,18 +240,18 @@ class ByteVocabulary:
     Raises:
       DataError: if the text is not valid Unicode.
     """
-    _check_unicode(text)
+    check_unicode(text)
     return [len(SPECIALS) + byte for byte in text.encode("utf-8")]
 
   def decode(self, token_ids: Sequence[int]) -> str:
     """Decodes ids, leaving out specials; broken UTF-8 becomes U+FFFD."""
     ids = [int(token_id) for token_id in token_ids]
-    _check_range(ids, self.size)
+    check_range(ids, self.size)
     data = bytes(i - len(SPECIALS) for i in ids if i >= len(SPECIALS))
     return data.decode("utf-8", errors="replace")
 
   def token_text(self, token_id: int) -> str:
-    _check_range([token_id], self.size)
+    check_range([token_id], self.size)
     if token_id < len(SPECIALS):
       return SPECIALS[token_id]
     byte = token_id - len(SPECIALS)
@@ -258,7 +259,7 @@ class ByteVocabulary:
 
   def token_bytes(self, token_id: int) -> bytes:
     """The byte that a token adds to a text; none for specials."""
-    _check_range([token_id], self.size)
+    check_range([token_id], self.size)
     return bytes([token_id - len(SPECIALS)]) if token_id >= len(SPECIALS) else b""
 
   def save(self, out_dir: str | Path) -> None:
@@ -274,7 +275,12 @@ class ByteVocabulary:
     )
 
 
-def _check_unicode(text: str) -> None:
+def check_unicode(text: str) -> None:
+  """Refuses text that UTF-8 cannot hold.
+
+  Raises:
+    DataError: if there is half of a surrogate pair.
+  """
   try:
     text.encode("utf-8")
   except UnicodeEncodeError as error:
@@ -283,7 +289,12 @@ def _check_unicode(text: str) -> None:
     ) from error
 
 
-def _check_range(token_ids: Sequence[int], size: int) -> None:
+def check_range(token_ids: Sequence[int], size: int) -> None:
+  """Refuses ids that no token can have.
+
+  Raises:
+    ValueError: if an id is outside [0, size).
+  """
   for token_id in token_ids:
     if not 0 <= token_id < size:
       raise ValueError(f"Token id {token_id} is outside the vocabulary [0, {size}).")
@@ -322,6 +333,12 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
         f"{path} holds a byte vocabulary with other special tokens than {SPECIALS}."
       )
     return vocabulary
+  if kind == "tokenizers":
+    # Imported here because it imports this file.
+    from phi4_jax.data.tokenizers_vocabulary import TokenizersVocabulary
+
+    return TokenizersVocabulary(path)
   raise DataError(
-    f"{path} holds a vocabulary of kind {kind!r}; known kinds are sentencepiece, byte."
+    f"{path} holds a vocabulary of kind {kind!r}; known kinds are sentencepiece, byte, "
+    "tokenizers."
   )
