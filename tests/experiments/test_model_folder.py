@@ -17,7 +17,6 @@ from tests.experiments.untrained_runs import (
   make_tokenizer_run,
 )
 
-
 MESH = MeshConfig()
 
 
