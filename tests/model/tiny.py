@@ -8,6 +8,7 @@ import numpy as np
 
 from phi4_jax.model import transformer
 from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.rope_scaling import LongRope
 
 
 def tiny_config(**changes) -> ModelConfig:
@@ -23,6 +24,16 @@ def tiny_config(**changes) -> ModelConfig:
     initializer_range=0.2,
   )
   return ModelConfig(**(sizes | changes))
+
+
+def long_rope(num_pairs: int, original: int = 10) -> LongRope:
+  """Factors that are different for each pair, and for short and long texts."""
+  rng = np.random.default_rng(num_pairs)
+  return LongRope(
+    short_factor=tuple(rng.uniform(1, 2, num_pairs).round(3).tolist()),
+    long_factor=tuple(rng.uniform(2, 8, num_pairs).round(3).tolist()),
+    original_max_position_embeddings=original,
+  )
 
 
 def phi4_config(**changes) -> ModelConfig:
