@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int8
 
 
 def matmul(
@@ -60,6 +60,23 @@ def _backward_rule(out_dtype, residuals, gradient):
 
 _matmul: Any = jax.custom_vjp(_forward, nondiff_argnums=(2,))
 _matmul.defvjp(_forward_rule, _backward_rule)
+
+
+def matmul_int8(
+  x: Float[Array, "*lead I"],
+  weight: Int8[Array, "I O"],
+  scale: Float[Array, "O"],
+  out_dtype: jnp.dtype | None = None,
+) -> Float[Array, "*lead O"]:
+  """Multiplies by an int8 matrix with one float32 scale a column, for inference.
+
+      y = (x @ weight.astype(x.dtype)) in float32, times scale, cast to out_dtype
+
+  Every int8 is exact in bfloat16 and float32. The scales come after the product, so
+  that they are never rounded to `x.dtype`.
+  """
+  y = _dot(x, weight.astype(x.dtype), (x.ndim - 1,), (0,)) * scale
+  return y.astype(out_dtype or x.dtype)
 
 
 def transpose(weight: Float[Array, "I O"]) -> Float[Array, "O I"]:

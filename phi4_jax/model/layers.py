@@ -1,14 +1,15 @@
 """RMSNorm, projection, embedding and gated MLP: modules without attention.
 
 Every parameter is a float32 leaf called `weight` and is cast to the dtype of the
-activations where it is used. No biases anywhere.
+activations where it is used. For inference it may be int8 with a float32 leaf `scale`
+beside it (quantize.py). No biases anywhere.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels.matmul import matmul
+from kernels.matmul import matmul, matmul_int8
 from phi4_jax.common.axes import Array, Float, Int
 from phi4_jax.model.config import ModelConfig
 
@@ -56,6 +57,8 @@ class Projection(nn.Module):
       (x.shape[-1], self.features),
       jnp.float32,
     )
+    if self.has_variable("params", "scale"):
+      return matmul_int8(x, weight, self.get_variable("params", "scale"))
     y = matmul(x, weight)
     if not self.has_variable("params", "lora_a"):
       return y
@@ -79,7 +82,11 @@ class Embedding(nn.Module):
       (config.vocab_size, config.hidden_size),
       jnp.float32,
     )
-    return jnp.take(weight, token_ids, axis=0, mode="fill").astype(config.dtype)
+    rows = jnp.take(weight, token_ids, axis=0, mode="fill")
+    if self.has_variable("params", "scale"):
+      scale = self.get_variable("params", "scale")
+      rows = rows * jnp.take(scale, token_ids, mode="fill")[..., None]
+    return rows.astype(config.dtype)
 
 
 class MLP(nn.Module):

@@ -79,7 +79,8 @@ def param_spec(
   """
   *_, owner, name = ("", "", *path)
   is_adapter = name in _LORA_AXES and owner.endswith("_proj")
-  if owner not in PARAM_SPECS or not (name == "weight" or is_adapter):
+  is_scale = name == "scale" and len(PARAM_SPECS.get(owner, ())) == 2
+  if owner not in PARAM_SPECS or not (name == "weight" or is_adapter or is_scale):
     raise ConfigError(
       f"No sharding rule for parameter {'.'.join(path)}. Known: "
       f"{', '.join(f'{name}.weight' for name in PARAM_SPECS)}; and "
@@ -89,6 +90,9 @@ def param_spec(
   if is_adapter:
     axes = list(_LORA_AXES[name](axes))
   vocabulary = _VOCABULARY_DIMENSION.get(owner)
+  if is_scale:  # one for each column of a matrix, each row of the embedding
+    axes = axes[:1] if owner == "embed_tokens" else axes[1:]
+    vocabulary = None if vocabulary is None else 0
   if vocabulary is not None and shape[vocabulary] % mesh.shape.get("tensor", 1):
     axes[vocabulary] = None
   axes = [None] * (len(shape) - len(axes)) + axes

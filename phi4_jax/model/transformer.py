@@ -26,7 +26,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels.matmul import matmul, transpose
+from kernels.matmul import matmul, matmul_int8, transpose
 from phi4_jax.common.axes import Array, Float, Int, Params
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.model.attention import AttentionInputs, LayerCache, SelfAttention
@@ -275,17 +275,33 @@ def _reread_grown_texts(
 
 
 def output_head(params: Params, config: ModelConfig) -> Float[Array, "D V"]:
-  """Returns the matrix from hidden states to logits, in the masters' dtype."""
-  if config.tie_word_embeddings:
-    return transpose(params["embed_tokens"]["weight"])
-  return params["lm_head"]["weight"]
+  """Returns the matrix from hidden states to logits, in the masters' dtype.
+
+  Of int8 weights it is the float32 matrix that they stand for.
+  """
+  matrix, scale = _head_leaves(params, config)
+  return matrix if scale is None else matrix * scale
 
 
 def compute_logits(
   params: Params, config: ModelConfig, hidden: Float[Array, "*lead D"]
 ) -> Float[Array, "*lead V"]:
   """Returns float32 logits: product in `hidden.dtype`, float32 accumulation."""
-  return matmul(hidden, output_head(params, config), jnp.dtype(jnp.float32))
+  matrix, scale = _head_leaves(params, config)
+  if scale is None:
+    return matmul(hidden, matrix, jnp.dtype(jnp.float32))
+  return matmul_int8(hidden, matrix, scale, jnp.dtype(jnp.float32))
+
+
+def _head_leaves(params: Params, config: ModelConfig) -> tuple[Array, Array | None]:
+  """Returns the head [D, V], and [V] scales where it is int8."""
+  if config.tie_word_embeddings:
+    leaves = params["embed_tokens"]
+    if "scale" in leaves:
+      return leaves["weight"].T, leaves["scale"]
+    return transpose(leaves["weight"]), None
+  leaves = params["lm_head"]
+  return leaves["weight"], leaves.get("scale")
 
 
 def unstack_layers(params: Params, config: ModelConfig) -> dict[str, Any]:

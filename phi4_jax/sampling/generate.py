@@ -22,6 +22,7 @@ from phi4_jax.common.mesh import batch_sharding, num_batch_shards
 from phi4_jax.common.mesh import replicated as replicated_sharding
 from phi4_jax.common.sampler import Completion, SamplingLaw
 from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.quantize import cast_for_inference
 from phi4_jax.model.sharding import check_mesh
 from phi4_jax.model.transformer import unstack_layers
 from phi4_jax.sampling.decode import generate_tokens
@@ -141,15 +142,15 @@ class JaxSampler:
   def set_params(self, params: Params) -> None:
     """Samples from other weights of the same shapes from now on; nothing compiles.
 
-    They are cast to the compute dtype here, once, instead of at every step. Leaves
-    that need neither cast nor copy are kept as they are: call this again after a
+    They are cast to the compute dtype here, once, instead of at every step; int8
+    weights (model/quantize.py) stay int8 with their float32 scales. Leaves that need
+    neither cast nor copy are kept as they are: call this again after a
     step that donates them.
     """
     dtype = jnp.dtype(self._config.compute_dtype)
-    params = unstack_layers(params, self._config)
+    params = cast_for_inference(unstack_layers(params, self._config), dtype)
 
     def prepare(leaf):
-      leaf = jnp.asarray(leaf, dtype)
       if self._mesh is None:
         return leaf
       placed = leaf.sharding

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from phi4_jax.common.axes import Params
 from phi4_jax.common.mesh import replicated
+from phi4_jax.model.quantize import check_trainable
 from phi4_jax.model.sharding import param_shardings as model_param_shardings
 from phi4_jax.training.guard import GuardConfig, init_guard
 
@@ -43,7 +44,12 @@ class TrainState:
 def init_state(
   params: Params, tx: optax.GradientTransformation, guard: GuardConfig
 ) -> TrainState:
-  """Returns the state before the first step."""
+  """Returns the state before the first step.
+
+  Raises:
+    ConfigError: if the weights are int8.
+  """
+  check_trainable(params)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
