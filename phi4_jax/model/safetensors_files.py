@@ -217,7 +217,7 @@ def read_header(file: Path) -> dict[str, _Entry]:
     length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
     if head == b"version ":
       raise DataError(
-        f"{file} is a Git LFS pointer and not the file itself. Run `git lfs pull` there."
+        f"{file} is a Git LFS pointer and not the file itself. Run `git lfs pull`."
       )
     if not 2 <= length <= _MAX_HEADER_BYTES:
       raise DataError(

@@ -123,7 +123,7 @@ def test_a_missing_file(sharded):
 def test_a_file_that_is_cut_short(single, size):
   path = single / "model.safetensors"
   os.truncate(path, size if size > 0 else path.stat().st_size - 1)
-  refuse(single, str(path), "first 8 of 3 bytes" if size == 3 else "is cut short")
+  refuse(single, str(path), "first 8 of its 3 bytes" if size == 3 else "is cut short")
 
 
 def test_files_that_are_something_else(single):
