@@ -25,6 +25,7 @@ from phi4_jax.common.sampler import Completion, Sampler, SamplingLaw
 from phi4_jax.data.tokenizer import load_vocabulary
 from phi4_jax.eval import comparison, runner
 from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.quantize import Weights
 from phi4_jax.training.progress import Progress
 
 
@@ -38,6 +39,8 @@ class CompareConfig(StageConfig):
     num_examples: questions, from the beginning of the task's list.
     batch_size: rows that are sampled at once.
     seed: root of all draws.
+    weights: "int8" turns every matrix into int8 (phi4_jax/model/quantize.py): a
+      quarter of the memory, and slightly other probabilities.
     arms: arm -> folders of its runs, which differ in the seed only. Each run answers
       every question once; an arm with a single run answers as often as the largest
       arm has runs.
@@ -54,6 +57,7 @@ class CompareConfig(StageConfig):
   num_examples: int
   batch_size: int
   seed: int = 0
+  weights: Weights = "full"
   arms: dict[str, tuple[str, ...]]
   baseline: str = "sft"
 
@@ -129,7 +133,9 @@ def run(config: CompareConfig, directory: RunDirectory) -> dict[str, Any]:
   parents = {place: inputs[f"{place[0]}/{place[1]}"] for place in places}
 
   def load(place: tuple[str, int]) -> tuple[Params, str]:
-    return load_parent_params(config.model, config.mesh, parents[place], vocabulary)
+    return load_parent_params(
+      config.model, config.mesh, parents[place], vocabulary, config.weights
+    )
 
   params, digest = load(places[0])
   sampler = make_sampler(

@@ -20,6 +20,7 @@ from phi4_jax.common.text import format_table
 from phi4_jax.data import pivotal_files
 from phi4_jax.data.tokenizer import load_vocabulary
 from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.quantize import Weights
 from phi4_jax.pts.find import find_pivotal_tokens
 from phi4_jax.pts.oracle import TaskOracle
 from phi4_jax.pts.search import SearchConfig
@@ -42,6 +43,8 @@ class FindPivotalTokensConfig(StageConfig):
     num_questions: from the beginning of the task's list.
     batch_size: rows that are sampled at once.
     seed: root of all draws.
+    weights: "int8" turns every matrix into int8 (phi4_jax/model/quantize.py): a
+      quarter of the memory, and slightly other probabilities.
   """
 
   verb: ClassVar[str] = "find_pivotal_tokens"
@@ -56,6 +59,7 @@ class FindPivotalTokensConfig(StageConfig):
   num_questions: int
   batch_size: int
   seed: int = 0
+  weights: Weights = "full"
 
   def inputs(self) -> dict[str, str]:
     return {"parent": self.parent, "vocabulary": self.vocabulary}
@@ -79,6 +83,7 @@ def run(config: FindPivotalTokensConfig, directory: RunDirectory) -> dict[str, A
     law=config.law,
     batch_size=config.batch_size,
     seed=config.seed,
+    weights=config.weights,
   )
   with StopRequest() as stop, _Report(sampler, stop) as report:
     metrics = find_pivotal_tokens(

@@ -16,13 +16,18 @@ from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.data.tokenizer import Vocabulary
 from phi4_jax.model import transformer
 from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.quantize import Weights, quantize_params
 from phi4_jax.model.sharding import param_shardings
 from phi4_jax.sampling.generate import JaxSampler
 from phi4_jax.training.digest import params_digest
 
 
 def load_parent_params(
-  model: ModelConfig, mesh: MeshConfig, parent: Path, vocabulary: Vocabulary
+  model: ModelConfig,
+  mesh: MeshConfig,
+  parent: Path,
+  vocabulary: Vocabulary,
+  weights: Weights = "full",
 ) -> tuple[Params, str]:
   """Loads the final weights of a complete run as they are stored, split over the mesh.
 
@@ -30,8 +35,16 @@ def load_parent_params(
   They may go to `sampler.set_params` of a sampler made with the same model and mesh;
   nothing is compiled anew.
 
+  Args:
+    model: what the weights are used as.
+    mesh: where to run.
+    parent: folder of the complete run.
+    vocabulary: must be the one that the parent was trained with.
+    weights: "int8" turns every matrix into int8 once it is loaded and checked.
+
   Returns:
-    The weights, and their digest (`training/digest.py`), which names them.
+    The weights, and a name of them: the digest (`training/digest.py`) of what is
+    stored, with "int8" behind it where they were turned into that.
 
   Raises:
     DataError: if the run was trained with another vocabulary or model.
@@ -43,7 +56,10 @@ def load_parent_params(
     adapters.as_stored(parent, abstract_model(model, mesh)),
     vocabulary_fingerprint=vocabulary.fingerprint,
   )
-  return params, params_digest(params)
+  digest = params_digest(params)
+  if weights == "int8":
+    return quantize_params(params), f"{digest} int8"
+  return params, digest
 
 
 def abstract_model(model: ModelConfig, mesh: MeshConfig) -> Params:
@@ -93,8 +109,9 @@ def make_parent_sampler(
   law: SamplingLaw,
   batch_size: int,
   seed: int,
+  weights: Weights = "full",
 ) -> tuple[JaxSampler, str]:
-  """Returns a sampler of a parent's final weights, and the weights' digest.
+  """Returns a sampler of a parent's final weights, and the weights' name.
 
   Args:
     model: what the weights are used as.
@@ -104,12 +121,13 @@ def make_parent_sampler(
     law: the distribution to draw from.
     batch_size: rows that are sampled at once.
     seed: root of all keys.
+    weights: as `load_parent_params`.
 
   Raises:
     DataError: as `load_parent_params`.
     CheckpointError: as `load_parent_params`.
     ConfigError: if sizes do not fit each other.
   """
-  params, digest = load_parent_params(model, mesh, parent, vocabulary)
+  params, digest = load_parent_params(model, mesh, parent, vocabulary, weights)
   settings = {"law": law, "batch_size": batch_size, "seed": seed}
   return make_sampler(params, model, mesh, vocabulary, **settings), digest

@@ -27,7 +27,6 @@ from phi4_jax.model.sharding import PARAM_SPECS
 
 # How the weights of a sampler are kept.
 Weights = Literal["full", "int8"]
-WEIGHTS: tuple[Weights, ...] = ("full", "int8")
 _MOST = 127  # -128 is not used, so that the range is symmetric
 
 
@@ -84,16 +83,6 @@ def cast_for_inference(params: Params, dtype: Any) -> dict[str, Any]:
     return jnp.asarray(leaf, dtype)
 
   return jax.tree_util.tree_map_with_path(cast, params)
-
-
-def check_weights(weights: str, where: str) -> None:
-  """Refuses a name that is none of `WEIGHTS`; `where` names the setting.
-
-  Raises:
-    ConfigError: if so.
-  """
-  if weights not in WEIGHTS:
-    raise ConfigError(f"{where} ({weights!r}) must be {' or '.join(WEIGHTS)}.")
 
 
 def check_trainable(params: Params) -> None:

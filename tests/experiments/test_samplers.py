@@ -45,6 +45,15 @@ def test_a_sampler_takes_the_weights_of_another_run(parents):
   assert digest == io.read_json(parents[1] / "result.json")["fingerprint"]
 
 
+def test_int8_weights_are_named_as_such(parents):
+  full, digest = make_sampler(parents[0])
+  small, name = make_sampler(parents[0], weights="int8")
+  assert name == f"{digest} int8"
+  assert small.sample(PROMPTS, PATHS) != full.sample(PROMPTS, PATHS)
+  params, _ = load_parent_params(MODEL, MESH, parents[0], VOCABULARY, "int8")
+  assert params["lm_head"]["weight"].dtype.name == "int8"
+
+
 def test_a_run_of_another_model_is_refused(parents):
   other = dataclasses.replace(MODEL, hidden_size=32)
   with pytest.raises(DataError, match="hidden_size: 16 there, 32 here"):
