@@ -291,18 +291,29 @@ def transpose_into(target: np.ndarray, matrix: np.ndarray) -> None:
 
 
 def tensor_parts(
-  leaf: LeafMap, value: np.ndarray
+  leaf: LeafMap, value: np.ndarray, first: int = 0
 ) -> Iterator[tuple[str, int, np.ndarray]]:
-  """Undoes `read_leaf_shard`: yields (tensor, first row, rows) of a whole leaf.
+  """Undoes `read_leaf_shard`: yields (tensor, first row, rows) of a part of a leaf.
 
-  The rows are new arrays in C order, made one layer at a time.
+  Args:
+    leaf: the leaf.
+    value: `leaf[first : first + len(value)]`: some layers of a stacked leaf, some
+      rows of one that is not transposed, else all of it.
+    first: where the part begins.
+
+  Yields:
+    The rows as new arrays in C order, made one layer at a time.
   """
-  assert value.shape == leaf.shape, (leaf.name, value.shape)
-  for layer, name in enumerate(leaf.tensors):
-    part = value[layer] if leaf.stacked else value
-    rows = np.empty(leaf.part_shape, value.dtype)
+  assert value.shape[1:] == leaf.shape[1:], (leaf.name, value.shape)
+  if leaf.stacked:
+    parts, first_row = enumerate(value, start=first), leaf.first_row
+  else:
+    assert not (leaf.transposed and value.shape != leaf.shape), leaf.name
+    parts, first_row = [(0, value)], leaf.first_row + first
+  for layer, part in parts:
+    rows = np.empty(part.shape[::-1] if leaf.transposed else part.shape, value.dtype)
     if leaf.transposed:
       transpose_into(rows, part)
     else:
       rows[...] = part
-    yield name, leaf.first_row, rows
+    yield leaf.tensors[layer], first_row, rows
