@@ -76,6 +76,11 @@ _PRE_TOKENIZERS: dict[str, tuple[dict[str, Any], bool]] = {
 }
 
 
+def known_cuts() -> tuple[str, ...]:
+  """Returns the values of tokenizer.ggml.pre that are known."""
+  return tuple(_PRE_TOKENIZERS)
+
+
 def import_gguf_tokenizer(
   metadata: Mapping[str, Any],
   out_folder: str | Path,
