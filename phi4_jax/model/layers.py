@@ -58,8 +58,9 @@ class Projection(nn.Module):
       jnp.float32,
     )
     if self.has_variable("params", "scale"):
-      return matmul_int8(x, weight, self.get_variable("params", "scale"))
-    y = matmul(x, weight)
+      y = matmul_int8(x, weight, self.get_variable("params", "scale"))
+    else:
+      y = matmul(x, weight)
     if not self.has_variable("params", "lora_a"):
       return y
     a, b = self.get_variable("params", "lora_a"), self.get_variable("params", "lora_b")

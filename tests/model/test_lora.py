@@ -21,6 +21,7 @@ from phi4_jax.model.lora import (
   lora_flops_per_token,
   merge_lora,
 )
+from phi4_jax.model.quantize import quantize_params
 from phi4_jax.model.sharding import param_shardings
 from phi4_jax.sampling.generate import JaxSampler
 from tests.model.adapters import random_adapter
@@ -137,6 +138,13 @@ class TestForward:
     assert layers["mlp"]["up_proj"]["weight"].dtype == jnp.float32
     assert layers["self_attn"]["k_proj"]["weight"].dtype == jnp.bfloat16
     assert merged["embed_tokens"]["weight"].dtype == jnp.bfloat16
+
+  def test_an_int8_base_does_not_hide_its_adapter(self, base, adapted):
+    small = quantize_params(base)
+    adapters = jax.tree.map(jnp.asarray, random_adapter(MODEL, LORA))
+    joined = _hidden(combine(small, adapters, LORA.scale), MODEL)
+    wide = _hidden(adapted, MODEL)
+    assert np.abs(joined - wide).mean() < 0.05 * np.abs(wide).mean()
 
 
 class TestFirstValues:
