@@ -37,6 +37,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "experiments.find_pivotal_tokens",
     "find the tokens that decide answers, and make preference pairs of them",
   ),
+  "convert": (
+    "experiments.convert",
+    "turn published weights into a run, or a run into a Hugging Face folder",
+  ),
   "compare": ("experiments.compare", "ask several trained runs the same questions"),
   "pipeline": ("experiments.pipeline", "run several stages in a row"),
   "sweep": ("experiments.sweep", "run one verb over a grid of settings and seeds"),

@@ -7,6 +7,7 @@ the model.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ class ModelFolder:
     step: which of its checkpoints.
     is_final: whether this is the checkpoint that result.json names.
     model: the settings it was made with.
-    vocabulary: the vocabulary it was trained with.
-    vocabulary_folder: where that lies; `load_vocabulary` reads it.
+    vocabulary_folder: where the vocabulary lies that it was trained with; None of
+      weights that were converted alone.
   """
 
   run: Path
@@ -48,13 +49,34 @@ class ModelFolder:
   step: int
   is_final: bool
   model: ModelConfig
-  vocabulary: Vocabulary
-  vocabulary_folder: Path
+  vocabulary_folder: Path | None
 
   @property
   def checkpoint(self) -> Path:
     """The folder of the checkpoint."""
     return StepFolders(self.run / "checkpoints").path(self.step)
+
+  @functools.cached_property
+  def vocabulary(self) -> Vocabulary:
+    """The vocabulary it was trained with.
+
+    Raises:
+      DataError: if it has none, or another one lies in its place.
+    """
+    if self.vocabulary_folder is None:
+      raise DataError(
+        f"{self.run} was converted with --no_tokenizer and can neither read nor write "
+        "text. Convert it again from a folder that has tokenizer files."
+      )
+    vocabulary = load_vocabulary(self.vocabulary_folder)
+    result = load_result(self.run)
+    if result is not None and result["vocabulary"] != vocabulary.fingerprint:
+      raise DataError(
+        f"{self.run} was trained with another vocabulary than the one in "
+        f"{self.vocabulary_folder} (fingerprints {result['vocabulary']} and "
+        f"{vocabulary.fingerprint}). Put the runs that it was made from back."
+      )
+    return vocabulary
 
   def load_params(self, mesh: MeshConfig) -> Params:
     """Loads the weights in the dtypes in which they are stored, split over `mesh`.
@@ -77,12 +99,15 @@ class ModelFolder:
     return load_params(self.checkpoint, wanted).params
 
 
-def load_model_folder(path: str | Path) -> ModelFolder:
+def load_model_folder(
+  path: str | Path, *, needs_vocabulary: bool = True
+) -> ModelFolder:
   """Finds out what a folder holds; reads no weights.
 
   Args:
     path: a run's folder (its final checkpoint, or the newest one of a run that is not
       complete), the checkpoints folder in it, or one step's folder.
+    needs_vocabulary: whether weights without a vocabulary are refused.
 
   Raises:
     ConfigError: if there is no such folder, or it holds no model.
@@ -114,23 +139,18 @@ def load_model_folder(path: str | Path) -> ModelFolder:
       f"{run / 'checkpoints'} has no finished checkpoint of {which} (finished: "
       f"{found})."
     )
-  folder = find_vocabulary(run)
-  vocabulary = load_vocabulary(folder)
-  if result is not None and result["vocabulary"] != vocabulary.fingerprint:
-    raise DataError(
-      f"{run} was trained with another vocabulary than the one in {folder} "
-      f"(fingerprints {result['vocabulary']} and {vocabulary.fingerprint}). Put the "
-      "runs that it was made from back."
-    )
-  return ModelFolder(
+  alone = result is not None and result["vocabulary"] is None
+  found = ModelFolder(
     run=run,
     verb=record["verb"],
     step=step,
     is_final=step == final,
     model=model_from_json(record["config"]["model"]),
-    vocabulary=vocabulary,
-    vocabulary_folder=folder,
+    vocabulary_folder=None if alone else find_vocabulary(run),
   )
+  if needs_vocabulary:
+    _ = found.vocabulary
+  return found
 
 
 def _split(path: Path) -> tuple[Path, int | None]:

@@ -5,6 +5,7 @@ the rooms of the library in the order of CONTRIBUTING.md.
 """
 
 from experiments.compare import CompareConfig
+from experiments.convert_in import ConvertConfig
 from experiments.dpo import DpoConfig
 from experiments.evaluate import EvaluateConfig
 from experiments.find_pivotal_tokens import FindPivotalTokensConfig
@@ -43,6 +44,7 @@ CONFIG_CLASSES = (
   EvaluateConfig,
   FindPivotalTokensConfig,
   CompareConfig,
+  ConvertConfig,
   PipelineConfig,
   SweepConfig,
   ValidationConfig,

@@ -14,8 +14,8 @@ those layers, nothing else. Refuses to know file formats, meshes and checkpoints
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args
 
 import jax
 import ml_dtypes
@@ -134,6 +134,17 @@ def _layers_of(first: str, num_layers: int) -> list[int] | None:
     return list(range(num_layers))
   match = re.fullmatch(r"layers_(\d+)", first)
   return [int(match[1])] if match else None
+
+
+def nest(leaves: list[LeafMap], value: Callable[[LeafMap], Any]) -> dict[str, Any]:
+  """Returns our parameter tree with `value(leaf)` in the place of each leaf."""
+  tree: dict[str, Any] = {}
+  for leaf in leaves:
+    at = tree
+    for key in leaf.path[:-1]:
+      at = at.setdefault(key, {})
+    at[leaf.path[-1]] = value(leaf)
+  return tree
 
 
 def tensor_shapes(leaves: list[LeafMap]) -> dict[str, tuple[int, ...]]:

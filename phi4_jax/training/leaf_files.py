@@ -12,6 +12,7 @@ Refuses to know where the numbers come from.
 """
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -127,8 +128,15 @@ def _write_description(folder: Path, shapes: Params) -> None:
   # These two files would say how large each leaf and its shards are.
   context.array.saving.array_metadata_store = None
   context.array.saving.enable_write_sharding_file = False
-  with context:
-    ocp.save_checkpointables(str(folder), {"params": tree})
+  # Orbax warns of files that it has not been asked to write.
+  logger = logging.getLogger("absl")
+  before = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    with context:
+      ocp.save_checkpointables(str(folder), {"params": tree})
+  finally:
+    logger.setLevel(before)
 
 
 def _create(

@@ -24,15 +24,18 @@ class Progress:
     every_seconds: float = 30.0,
     stream: Any = None,
     clock: Callable[[], float] = time.perf_counter,
+    describe: Callable[[int], str] | None = None,
   ):
     """`stream` is a text stream, None for standard error.
 
-    `every_seconds` is the pause between lines when it is not a terminal.
+    `every_seconds` is the pause between lines when it is not a terminal. `describe`
+    says how far a step is where steps are not what a person counts (bytes).
     """
     self._stage = stage
     self._num_steps = num_steps
     self._every_seconds = every_seconds
     self._stream = sys.stderr if stream is None else stream
+    self._describe = describe or (lambda step: f"{step}/{num_steps}")
     self._is_terminal = self._stream.isatty()
     self._clock = clock
     self._first: tuple[int, float] | None = None
@@ -66,7 +69,7 @@ class Progress:
   def _format(
     self, step: int, now: float, loss: float | None, rate: float | None
   ) -> str:
-    parts = [self._stage, f"{step}/{self._num_steps}"]
+    parts = [self._stage, self._describe(step)]
     if loss is not None:
       parts.append(f"loss {loss:.4f}")
     if rate is not None:
