@@ -68,7 +68,8 @@ class MaterializeConfig(StageConfig):
 
   Attributes:
     datasets: name -> dataset; each is written to a folder of its name.
-    vocabulary: folder of a run that holds one (`train_tokenizer`, `materialize`).
+    vocabulary: folder of a run that holds one (`train_tokenizer`, `materialize`,
+      `convert`).
     train_vocabulary: settings of a vocabulary to train on the datasets' own
       sources, when `vocabulary` is None.
     modules: Python modules to import first: those that register SeqIO tasks.
@@ -173,7 +174,7 @@ def _provide_vocabulary(
   if not given.is_dir():
     raise DataError(
       f"MaterializeConfig.vocabulary ({config.vocabulary!r}): {given} does not exist. "
-      "Name the folder of a train_tokenizer or materialize run."
+      "Name the folder of a train_tokenizer, materialize or convert run."
     )
   shutil.copytree(given, folder, dirs_exist_ok=True)
   return load_vocabulary(folder)

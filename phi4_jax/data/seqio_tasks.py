@@ -48,6 +48,12 @@ class SeqioVocabulary(seqio.Vocabulary):
     return self.wrapped.eos_id
 
   @property
+  def pad_id(self) -> int:
+    # SeqIO overwrites what follows the first eos with this id before it decodes. Its
+    # own choice, 0, is "!" in phi-4's vocabulary; the eos decodes to nothing.
+    return self.wrapped.eos_id
+
+  @property
   def bos_id(self) -> None:
     return None
 

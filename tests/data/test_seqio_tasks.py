@@ -10,12 +10,14 @@ import tensorflow as tf
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.data.chat import encode_chat, encode_documents
 from phi4_jax.data.documents import Document
+from phi4_jax.data.hf_vocabulary import import_hf_tokenizer
 from phi4_jax.data.loader import DataConfig, make_loader
 from phi4_jax.data.materialize import read_manifest, write_dataset
 from phi4_jax.data.packing import PackingConfig
 from phi4_jax.data.seqio_tasks import SeqioVocabulary, make_task, materialize_task
 from phi4_jax.data.sources import ArithmeticSource, JsonlSource
-from phi4_jax.data.tokenizer import ByteVocabulary
+from phi4_jax.data.tokenizer import ByteVocabulary, load_vocabulary
+from tests.data.tokenizer_folders import PHI4_FIXED, write_folder
 
 V = ByteVocabulary()
 SINGLE = PackingConfig(row_length=64, strategy="single")
@@ -265,6 +267,48 @@ def test_the_adapter_is_a_seqio_vocabulary(toy_vocabulary):
   assert adapter.vocab_size == toy_vocabulary.size
   assert adapter == SeqioVocabulary(toy_vocabulary) != SeqioVocabulary(V)
   assert len({adapter, SeqioVocabulary(toy_vocabulary)}) == 1
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+  """A vocabulary whose id 0 is "!", as in phi-4's."""
+  source = write_folder(tmp_path_factory.mktemp("s"), template=PHI4_FIXED)
+  out = tmp_path_factory.mktemp("v")
+  return import_hf_tokenizer(source, out, vocab_size=400, config={})
+
+
+def test_an_imported_vocabulary_is_a_seqio_vocabulary(imported):
+  adapter = SeqioVocabulary(imported)
+  text = "!! <|im_end|> caf\u00e9 \U0001f600!"
+  ids = adapter.encode(text)
+  assert ids == imported.encode(text) and 0 in ids
+  assert adapter.decode(ids) == text
+  assert adapter.encode_tf(tf.constant(text)).numpy().tolist() == ids
+  assert adapter.vocab_size == imported.size
+  assert adapter == SeqioVocabulary(load_vocabulary(imported.path))
+  # Nothing comes behind the first eos; 0 would come out as "!".
+  ended = [*ids, imported.eos_id, *ids]
+  assert adapter.decode_tf(tf.constant(ended)).numpy().decode() == text
+  assert adapter.decode(ended) == text
+
+
+def test_tasks_with_an_imported_vocabulary(tmp_path, imported):
+  talk = [{"role": "user", "content": "!!"}, {"role": "assistant", "content": "a!"}]
+  text = "!!! so <|endoftext|>"
+  expected = {}
+  ids, mask = encode_chat(talk, imported)
+  learned = [token for token, counts in zip(ids, mask, strict=True) if counts]
+  expected["messages"] = (ids, learned)
+  ids = [*imported.encode(text), imported.eos_id]
+  expected["text"] = (ids, ids[1:])
+  for form, record in (("messages", {"messages": talk}), ("text", {"text": text})):
+    path = tmp_path / f"{form}.jsonl"
+    path.write_text(json.dumps(record))
+    make_task(f"imported_{form}", JsonlSource(path=str(path), form=form), imported)
+    out = tmp_path / form
+    materialize_task(f"imported_{form}", out, vocabulary=imported, packing=SINGLE)
+    assert list(read(out)) == [expected[form]]
+  assert 0 in expected["text"][0]
 
 
 def test_documents_with_hard_characters_cross_unchanged(tmp_path):
