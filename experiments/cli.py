@@ -42,6 +42,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "turn published weights into a run, or a run into a Hugging Face folder",
   ),
   "compare": ("experiments.compare", "ask several trained runs the same questions"),
+  "chat": ("experiments.chat", "talk with a model on the terminal"),
   "pipeline": ("experiments.pipeline", "run several stages in a row"),
   "sweep": ("experiments.sweep", "run one verb over a grid of settings and seeds"),
   "report": ("experiments.report", "turn a finished run into one page and one table"),
