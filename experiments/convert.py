@@ -157,7 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _import(source: Path, out: Path, arguments: argparse.Namespace) -> int:
-  from experiments.convert_in import import_model  # takes seconds: not for --help
+  # Imports take seconds: not for --help.
+  from experiments.convert_in import format_bytes, import_model
 
   result = import_model(
     source,
@@ -171,8 +172,8 @@ def _import(source: Path, out: Path, arguments: argparse.Namespace) -> int:
   seconds = result["minutes"] * 60
   rows = {
     "model": f"{result['model_type']}, {result['parameters']:,} parameters",
-    "weights": f"{result['dtype']}, {result['weights_gb']:.2f} GB, "
-    f"{result['perf']['gigabytes_per_second']:.2f} GB/s",
+    "weights": f"{result['dtype']}, {format_bytes(result['bytes'])}, "
+    f"{format_bytes(1e9 * result['perf']['gigabytes_per_second'])}/s",
     "time": f"{format_duration(seconds)}, peak memory "
     f"{result['peak_memory_gb']:.2f} GB",
     "vocabulary": _describe_vocabulary(out),
@@ -206,6 +207,7 @@ def _describe_vocabulary(out: Path) -> str:
 
 
 def _export(source: Path, out: Path, arguments: argparse.Namespace) -> int:
+  from experiments.convert_in import format_bytes
   from experiments.convert_out import export_model
   from experiments.model_folder import load_model_folder
 
@@ -225,8 +227,8 @@ def _export(source: Path, out: Path, arguments: argparse.Namespace) -> int:
   rows = {
     "model": f"{made['model_type']}, {made['parameters']:,} parameters, of "
     f"{folder.checkpoint}",
-    "weights": f"{made['gigabytes']:.2f} GB in {made['files']} file(s), dtype "
-    f"{io.read_json(out / 'config.json')['torch_dtype']}",
+    "weights": f"{made['stored_dtype']}, {format_bytes(made['bytes'])} in "
+    f"{made['files']} file{'s' if made['files'] > 1 else ''}",
     "time": f"{format_duration(process.age_seconds())}, peak memory "
     f"{peak_memory_gb():.2f} GB",
   }

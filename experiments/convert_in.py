@@ -262,7 +262,7 @@ def _write(
     "model_type": original.architecture,
     "parameters": sum(leaf.size for leaf in leaves),
     "dtype": " and ".join(sorted(dtypes)),
-    "weights_gb": num_bytes / 1e9,
+    "bytes": num_bytes,
     "perf": {"gigabytes_per_second": num_bytes / 1e9 / seconds},
     "source_files": original.files(),
     "note": original.note,
@@ -302,14 +302,19 @@ def _copy(
   return digest.hexdigest()
 
 
+def format_bytes(count: float) -> str:
+  """Formats a number of bytes as `29.32 GB`, or `1.25 MB` where it is small."""
+  return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+
+
 def progress_of_bytes(name: str, ends: list[int]) -> Progress:
   """Returns a progress line of bytes; `ends` are where the leaves end."""
   began = time.perf_counter()
 
   def describe(done: int) -> str:
-    rate = done / 1e9 / max(time.perf_counter() - began, 1e-9)
+    rate = done / max(time.perf_counter() - began, 1e-9)
     leaf = bisect.bisect_left(ends, done) + 1
-    gigabytes = f"{done / 1e9:.2f}/{ends[-1] / 1e9:.2f} GB"
-    return f"leaf {leaf}/{len(ends)}  {gigabytes}  {rate:.2f} GB/s"
+    amount = f"{format_bytes(done)} of {format_bytes(ends[-1])}"
+    return f"leaf {leaf}/{len(ends)}  {amount}  {format_bytes(rate)}/s"
 
   return Progress(name, ends[-1], describe=describe)

@@ -151,7 +151,8 @@ def export_model(
     made = {
       **record,
       "parameters": sum(leaf.size for leaf in maps),
-      "gigabytes": num_bytes / 1e9,
+      "bytes": num_bytes,
+      "stored_dtype": _main_dtype(layout),
       "files": len(writer.files),
       "notes": notes,
     }
