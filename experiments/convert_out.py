@@ -146,7 +146,7 @@ def export_model(
     config["dtype" if "dtype" in config else "torch_dtype"] = _main_dtype(layout)
     config.pop("auto_map", None)  # names code that does not come along
     io.write_json(folder / "config.json", config)
-    io.write_json(folder / GENERATION_FILE, _generation_config(source, original))
+    _write_generation_config(source, original, folder / GENERATION_FILE)
     notes = _copy_vocabulary(source.vocabulary_folder, folder)
     made = {
       **record,
@@ -220,12 +220,16 @@ def _special_ids(source: ModelFolder, base: Mapping[str, Any] | None) -> dict[st
   return dict.fromkeys(names) | {"eos_token_id": source.vocabulary.eos_id}
 
 
-def _generation_config(source: ModelFolder, original: Path | None) -> dict[str, Any]:
+def _write_generation_config(
+  source: ModelFolder, original: Path | None, file: Path
+) -> None:
   if original is not None and (original / GENERATION_FILE).is_file():
-    return io.read_json(original / GENERATION_FILE)
-  if source.vocabulary_folder is None:
-    return {"_from_model_config": True}
-  return {"eos_token_id": list(source.vocabulary.stop_ids), "do_sample": False}
+    shutil.copyfile(original / GENERATION_FILE, file)
+  elif source.vocabulary_folder is None:
+    io.write_json(file, {"_from_model_config": True})
+  else:
+    stops = list(source.vocabulary.stop_ids)
+    io.write_json(file, {"eos_token_id": stops, "do_sample": False})
 
 
 def _main_dtype(layout: Layout) -> str:

@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
+from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.hf_config import config_to_hf
 from phi4_jax.model.hf_config_fields import CLASSES
+from phi4_jax.model.hf_weights import Architecture
 from tests.data.tokenizer_folders import PHI4_FIXED, write_folder
 from tests.model.tensors import random_tensors
 from tests.model.tiny import tiny_config
@@ -22,12 +25,11 @@ def published_config(**changes):
 
 def write_published(
   folder: Path,
-  config,
-  architecture="phi3",
-  dtype=np.float32,
+  config: ModelConfig,
+  architecture: Architecture = "phi3",
+  dtype: Any = np.float32,
   *,
-  files=1,
-  tokenizer=True,
+  files: int = 1,
 ) -> dict[str, np.ndarray]:
   """Writes config.json, weights and tokenizer; returns the tensors."""
   folder.mkdir(parents=True, exist_ok=True)
@@ -44,8 +46,7 @@ def write_published(
   (folder / "generation_config.json").write_text('{"eos_token_id": [300, 301]}')
   tensors = random_tensors(config, architecture, dtype)
   write_tensors(folder, tensors, files)
-  if tokenizer:
-    write_folder(folder, template=PHI4_FIXED, eos_token="<|endoftext|>")
+  write_folder(folder, template=PHI4_FIXED, eos_token="<|endoftext|>")
   return tensors
 
 
