@@ -336,22 +336,19 @@ def _put_rope(config: dict[str, Any], model: ModelConfig, family: str) -> None:
     config.setdefault("original_max_position_embeddings", model.max_position_embeddings)
   else:
     config.pop("original_max_position_embeddings", None)
-  new_spelling = config.get("rope_parameters") is not None
-  for name in (
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "partial_rotary_factor",
-  ):
-    config.pop(name, None)
-  if new_spelling:
+  old = config.pop("rope_scaling", None) or {}
+  if config.get("rope_parameters") is not None:
     if isinstance(scaling, LongRope):
       rope["original_max_position_embeddings"] = (
         scaling.original_max_position_embeddings
       )
     config["rope_parameters"] = {"rope_type": kind, **rope, **theta}
+    # What stands outside of the dict as well is to say the same.
+    config |= {name: value for name, value in theta.items() if name in config}
     return
+  config.pop("rope_parameters", None)
   config |= theta
   # Phi-3 code of older days knows "type" only.
-  spelled = {"type" if family == "phi3" else "rope_type": kind}
-  config["rope_scaling"] = spelled | rope if rope else None
+  names = [name for name in ("type", "rope_type") if name in old]
+  names = names or ["type" if family == "phi3" else "rope_type"]
+  config["rope_scaling"] = dict.fromkeys(names, kind) | rope if rope else None
