@@ -21,6 +21,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from phi4_jax.common.axes import Params
 from phi4_jax.common.errors import DataError
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.tensor_source import TensorSource, bounds
@@ -289,6 +290,32 @@ def read_leaf_shard(
     else:
       target[...] = part
   return out
+
+
+def place_params(
+  source: TensorSource, leaves: list[LeafMap], shardings: Params
+) -> dict[str, Any]:
+  """Reads a model straight onto a mesh, each process its own shards and no more.
+
+  Args:
+    source: the tensors.
+    leaves: the table of the model.
+    shardings: the parameter tree, with a sharding for each leaf (of any mesh, over
+      any number of processes).
+  """
+
+  def place(leaf: LeafMap) -> jax.Array:
+    sharding: Any = shardings
+    for key in leaf.path:
+      sharding = sharding[key]
+
+    def read(index: Any) -> np.ndarray:
+      return read_leaf_shard(source, leaf, index)
+
+    dtype = leaf_dtype(source, leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, read, dtype=dtype)
+
+  return nest(leaves, place)
 
 
 def transpose_into(target: np.ndarray, matrix: np.ndarray) -> None:

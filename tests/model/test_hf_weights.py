@@ -1,19 +1,31 @@
+import json
+import socket
+import subprocess
+import sys
+
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from phi4_jax.common.errors import DataError
+from phi4_jax.common.mesh import MeshConfig, make_mesh
 from phi4_jax.model.hf_weights import (
   ARCHITECTURES,
   check_tensors,
   find_architecture,
   leaf_maps,
+  nest,
+  place_params,
   read_leaf_shard,
   tensor_parts,
   tensor_shapes,
 )
+from phi4_jax.model.safetensors_files import SafetensorsFolder
+from phi4_jax.model.sharding import param_shardings
 from phi4_jax.model.transformer import abstract_params
+from phi4_jax.training.digest import params_digest
 from tests.model.tensors import ArraySource, random_tensors
 from tests.model.tiny import phi4_config, tiny_config
 
@@ -140,3 +152,68 @@ def test_a_tied_head_may_be_repeated_but_not_differ():
   arrays["lm_head.weight"][39, 31] += 1
   with pytest.raises(DataError, match="tie_word_embeddings is true, but it differs"):
     check_tensors(ArraySource(arrays), config, "llama", where="x")
+
+
+def mesh_of(**sizes):
+  return make_mesh(MeshConfig(**{"data": 1} | sizes))
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}])
+def test_each_process_reads_its_own_shards_and_no_more(tmp_path, sizes):
+  """Process k of 8, one device each: exactly the bytes of its part of every leaf."""
+  tensors = random_tensors(CONFIG, "phi3", ml_dtypes.bfloat16)
+  safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+  leaves = leaf_maps(CONFIG, "phi3")
+  mesh = mesh_of(**sizes)
+  shardings = param_shardings(mesh, abstract_params(CONFIG), CONFIG)
+  flat = dict(
+    zip([leaf.path for leaf in leaves], jax.tree.leaves(shardings), strict=True)
+  )
+  whole = read_all(ArraySource(tensors), leaves)
+  for device in mesh.devices.flat:
+    with SafetensorsFolder(tmp_path) as source:
+      wanted = 0
+      for leaf in leaves:
+        index = flat[leaf.path].addressable_devices_indices_map(leaf.shape)[device]
+        shard = read_leaf_shard(source, leaf, index)
+        assert shard.tobytes() == whole[leaf][index].tobytes()
+        wanted += shard.nbytes
+      assert source.num_bytes_read == wanted
+      matrices = sum(2 * leaf.size for leaf in leaves if "norm" not in leaf.name)
+      norms = sum(2 * leaf.size for leaf in leaves if "norm" in leaf.name)
+      assert wanted == matrices / 8 + norms
+
+
+def test_a_model_is_placed_on_a_mesh():
+  source = ArraySource(random_tensors(CONFIG, "llama", np.float16))
+  leaves = leaf_maps(CONFIG, "llama")
+  shardings = param_shardings(mesh_of(fsdp=4, tensor=2), abstract_params(CONFIG))
+  params = place_params(source, leaves, shardings)
+  assert jax.tree.map(lambda x: x.sharding, params) == shardings
+  for leaf, value in read_all(source, leaves).items():
+    placed = params
+    for key in leaf.path:
+      placed = placed[key]
+    np.testing.assert_array_equal(placed, value)
+
+
+@pytest.mark.slow
+def test_two_processes_place_a_model_together(tmp_path):
+  """Really two: each says what it read, and both see one digest."""
+  tensors = random_tensors(CONFIG, "phi3", ml_dtypes.bfloat16)
+  safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  command = [sys.executable, "-m", "tests.model.placing_process", str(tmp_path)]
+  processes = [
+    subprocess.Popen([*command, str(port), str(k)], stdout=subprocess.PIPE, text=True)
+    for k in range(2)
+  ]
+  said = [json.loads(p.communicate(timeout=120)[0].splitlines()[-1]) for p in processes]
+  total = sum(tensor.nbytes for tensor in tensors.values())
+  for report in said:
+    assert total / 2 <= report["bytes_read"] < 0.55 * total
+  leaves = leaf_maps(CONFIG, "phi3")
+  params = nest(leaves, lambda leaf: read_all(ArraySource(tensors), leaves)[leaf])
+  assert {report["digest"] for report in said} == {params_digest(params)}
