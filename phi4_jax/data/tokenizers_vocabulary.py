@@ -2,8 +2,8 @@
 
 Text never gives a control token, whatever it looks like: a user who types
 `<|im_start|>` gets ordinary characters. A byte-level vocabulary gives back every text
-exactly; a SentencePiece-like one every text without U+2581, which stands for a space
-there.
+exactly. A SentencePiece-like one takes U+2581 for a space, and where its file puts a
+space before those texts only that have none, such a space at the beginning is lost.
 
 `hf_vocabulary.py` and `gguf_vocabulary.py` write the folders that are read here.
 
@@ -44,6 +44,9 @@ class TokenizersVocabulary:
     if not file.is_file():
       raise DataError(f"{file} does not exist; import the model again.")
     document = tokenizer_json.read_tokenizer_json(file)
+    for field in ("chat", "eos_id", "stop_ids", "specials"):
+      if field not in description:
+        raise DataError(f"{self.path / 'vocabulary.json'} has no {field!r}.")
     chat = description["chat"]
     self.chat = None if chat is None else format_from_json(chat)
     self.eos_id: int = description["eos_id"]

@@ -17,6 +17,13 @@ from phi4_jax.data.chat_templates import choose_chat_format
 from phi4_jax.data.gguf_vocabulary import CL100K_PATTERN, split_by
 from phi4_jax.data.hf_vocabulary import import_hf_tokenizer
 from phi4_jax.data.jinja_template import JinjaTemplate
+from phi4_jax.data.sentencepiece_files import (
+  BYTE,
+  NORMAL,
+  UNKNOWN,
+  added_token,
+  sentencepiece_document,
+)
 from phi4_jax.data.tokenizer import ByteVocabulary
 from tests.data import tokenizer_folders as folders
 
@@ -149,6 +156,30 @@ def test_the_original_template_of_phi4_is_a_near_match(tmp_path, caplog):
   )
 
 
+def test_variants_of_a_format(tmp_path):
+  """A bos in front; a system message that the template always adds."""
+  controls = (*folders.PHI3_CONTROLS, "<s>")
+  document = folders.byte_level_document(controls)
+  source = folders.write_folder(
+    tmp_path / "s",
+    document,
+    template="{{ bos_token }}" + folders.PHI3_TEMPLATE,
+    bos_token="<s>",
+    eos_token="<|endoftext|>",
+  )
+  chat = import_hf_tokenizer(source, tmp_path / "v", **NO_CONFIG).chat
+  assert (chat.bos, chat.final) == ("<s>", "<|endoftext|>")
+  preamble = "{{ '<|system|>\n Knowledge: 2023\n<|end|>\n' }}"
+  chosen = choose_chat_format(
+    preamble + folders.PHI3_TEMPLATE,
+    names=set(controls),
+    tokens={"eos_token": "<|endoftext|>"},
+    where="x",
+  )
+  assert chosen.chat.default_system == " Knowledge: 2023\n"
+  assert "differs in 4 of 13" in chosen.warning
+
+
 def test_other_templates_are_refused(tmp_path):
   template = "{% for m in messages %}[INST]{{ m['content'] }}[/INST]{% endfor %}"
   source = folders.write_folder(tmp_path / "s", template=template)
@@ -190,8 +221,24 @@ def test_a_role_that_the_vocabulary_lacks_is_refused(tmp_path):
     encode_prompt([SYSTEM, ASK], vocabulary)
 
 
-def test_control_tokens_may_swallow_the_space_behind_them(tmp_path):
+def spaced_document():
+  """A vocabulary like phi-3's: bytes, and a space before every text."""
+  pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"\u2581Bebrif.2+?"]
+  kinds = [UNKNOWN] + [BYTE] * 256 + [NORMAL] * (len(pieces) - 257)
+  scores = [-float(i) for i in range(len(pieces))]
+  document = sentencepiece_document(pieces, scores, kinds, space_before=True)
+  document["added_tokens"] += [
+    added_token(len(pieces) + i, name, special=True)
+    for i, name in enumerate(folders.PHI3_CONTROLS)
+  ]
+  return document
+
+
+@pytest.mark.parametrize("family", ["byte-level", "sentencepiece"])
+def test_control_tokens_may_swallow_the_space_behind_them(tmp_path, family):
   document = folders.byte_level_document(folders.PHI3_CONTROLS)
+  if family == "sentencepiece":
+    document = spaced_document()
   for entry in document["added_tokens"]:
     entry["rstrip"] = True
   source = folders.write_folder(

@@ -120,6 +120,11 @@ def test_a_changed_folder_is_refused(folder, tmp_path):
   (tmp_path / "tokenizer.json").write_text(json.dumps(document))
   with pytest.raises(DataError, match="has fingerprint .* was changed"):
     load_vocabulary(vocabulary.path)
+  description = json.loads((tmp_path / "vocabulary.json").read_text())
+  del description["stop_ids"]
+  (tmp_path / "vocabulary.json").write_text(json.dumps(description))
+  with pytest.raises(DataError, match=r"vocabulary\.json has no 'stop_ids'"):
+    load_vocabulary(vocabulary.path)
   (tmp_path / "tokenizer.json").unlink()
   with pytest.raises(DataError, match=r"tokenizer\.json does not exist"):
     load_vocabulary(vocabulary.path)

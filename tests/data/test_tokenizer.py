@@ -92,6 +92,20 @@ def test_specials_are_distinct_and_named(vocabulary):
   assert isinstance(vocabulary, Vocabulary)
 
 
+def test_the_bytes_of_tokens_make_the_text(vocabulary):
+  for text in (CODE, "  a", "\U0001f600 e\u0301 \u4f60", "\x00\xff"):
+    token_ids = vocabulary.encode(text)
+    whole = b"".join(vocabulary.token_bytes(token_id) for token_id in token_ids)
+    assert whole == text.encode("utf-8")
+  assert all(vocabulary.token_bytes(i) == b"" for i in vocabulary.specials.values())
+
+
+def test_answers_end_at_the_end_of_a_turn_or_text(vocabulary):
+  assert vocabulary.stop_ids == (vocabulary.im_end_id, vocabulary.eos_id)
+  assert vocabulary.chat.name == "phi4"
+  assert vocabulary.chat.control_names() <= set(vocabulary.specials)
+
+
 def test_ids_outside_the_vocabulary_are_refused(vocabulary):
   for bad in (-1, vocabulary.size):
     with pytest.raises(ValueError, match=f"Token id {bad} is outside"):
