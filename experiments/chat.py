@@ -7,6 +7,7 @@ what a conversation has read once is kept.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import threading
@@ -100,8 +101,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
   return parser.parse_args(argv)
 
 
-def open_conversation(arguments: argparse.Namespace) -> "Conversation":
+def open_conversation(
+  arguments: argparse.Namespace, stack: contextlib.ExitStack
+) -> "Conversation":
   """Loads the model, compiling meanwhile, and returns a conversation with it.
+
+  Args:
+    arguments: what `parse_args` has read.
+    stack: to be left at the end; waits for what is being compiled then.
 
   Raises:
     ConfigError: if the folder holds no model, or a flag is out of range.
@@ -111,8 +118,6 @@ def open_conversation(arguments: argparse.Namespace) -> "Conversation":
   # Here and not above: --help and wrong flags need not wait for JAX.
   import dataclasses
 
-  import jax
-
   from experiments.conversation import Conversation
   from experiments.devices import start_jax
   from experiments.model_folder import load_model_folder
@@ -120,9 +125,8 @@ def open_conversation(arguments: argparse.Namespace) -> "Conversation":
   from phi4_jax.data.chat import encode_prompt
   from phi4_jax.sampling.stream import StreamPrograms, StreamSampler
 
-  start_jax(MeshConfig(cpu_devices=1), rows=1)
-  # Every program counts for the wait, the shortest, too.
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  # Somebody waits: programs that compile fast are worth a file, too.
+  start_jax(MeshConfig(cpu_devices=1), rows=1, min_cached_seconds=0.0)
   folder = load_model_folder(arguments.checkpoint)
   encode_prompt([{"role": "user", "content": ""}], folder.vocabulary)  # can it chat?
   model = folder.model
@@ -131,7 +135,7 @@ def open_conversation(arguments: argparse.Namespace) -> "Conversation":
   law = _make_law(arguments, model.max_position_embeddings)
   shapes = _abstract_params(folder, arguments.weights)
   programs = StreamPrograms(shapes, model, law)
-  _compile_meanwhile(programs)
+  _compile_meanwhile(programs, stack)
   stream = StreamSampler(
     _load_params(folder, arguments.weights),
     programs,
@@ -202,9 +206,21 @@ def _load_params(folder: "ModelFolder", weights: str) -> "Params":
   return quantize_params(params) if weights == "int8" else params
 
 
-def _compile_meanwhile(programs: "StreamPrograms") -> None:
+def _compile_meanwhile(programs: "StreamPrograms", stack: contextlib.ExitStack) -> None:
   """Compiles in the background. What fails there fails again where it is needed."""
-  threading.Thread(target=programs.compile_ahead, name="compile", daemon=True).start()
+  leaving = threading.Event()
+  thread = threading.Thread(
+    target=programs.compile_ahead, args=(leaving.is_set,), name="compile"
+  )
+
+  def leave() -> None:
+    # A process that ends while XLA compiles is aborted: at most one program is
+    # waited for.
+    leaving.set()
+    thread.join()
+
+  thread.start()
+  stack.callback(leave)
 
 
 def answer_once(conversation: "Conversation", prompt: str) -> int:
@@ -252,10 +268,11 @@ def main(argv: Sequence[str] | None = None) -> int:
           "Standard input is no terminal and holds no prompt. Give --prompt=TEXT, or "
           "pipe a text in."
         )
-    conversation = open_conversation(arguments)
-    if prompt is None:
-      return talk(conversation, arguments.checkpoint)
-    return answer_once(conversation, prompt)
+    with contextlib.ExitStack() as stack:
+      conversation = open_conversation(arguments, stack)
+      if prompt is None:
+        return talk(conversation, arguments.checkpoint)
+      return answer_once(conversation, prompt)
 
   try:
     return cli.run_verb(run)

@@ -4,9 +4,12 @@ Refuses to know models: it is given a conversation, a way to read lines and a fi
 write to, so that a script can stand in for the person.
 """
 
+import contextlib
 import json
 import re
 import signal
+import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,6 +61,22 @@ class StopOnInterrupt:
     if self._is_set:
       raise KeyboardInterrupt
     self._is_set = True
+
+
+@contextlib.contextmanager
+def hide_typing() -> Iterator[None]:
+  """Keeps what is typed while an answer comes out of it; the next prompt shows it."""
+  if not sys.stdin.isatty():
+    yield
+    return
+  before = termios.tcgetattr(sys.stdin)
+  quiet = list(before)
+  quiet[3] &= ~termios.ECHO
+  termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+  try:
+    yield
+  finally:
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 class ChatTerminal:
@@ -130,7 +149,7 @@ class ChatTerminal:
     conversation = self._conversation
     before = conversation.turns
     start, first = time.perf_counter(), None
-    with StopOnInterrupt() as stop:
+    with hide_typing(), StopOnInterrupt() as stop:
       for piece in answer(stop):
         first = first or time.perf_counter()
         self._write(_CONTROL.sub("\ufffd", piece) if self._is_terminal else piece)

@@ -36,7 +36,9 @@ def keep_freed_memory() -> None:
     mallopt(-8, 1)  # M_ARENA_MAX: what one thread frees, another can use
 
 
-def start_jax(config: MeshConfig, *, rows: int) -> None:
+def start_jax(
+  config: MeshConfig, *, rows: int, min_cached_seconds: float = 0.5
+) -> None:
   """Sets the number of CPU devices and the compilation cache.
 
   Must run before the first JAX computation of the process.
@@ -44,6 +46,7 @@ def start_jax(config: MeshConfig, *, rows: int) -> None:
   Args:
     config: the run's mesh.
     rows: rows of one microbatch, which are split over the devices.
+    min_cached_seconds: programs that compile faster are not worth a file.
   """
   import jax
 
@@ -53,4 +56,5 @@ def start_jax(config: MeshConfig, *, rows: int) -> None:
   jax.config.update("jax_num_cpu_devices", devices)
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_compilation_cache_dir", str(_CACHE))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    name = "jax_persistent_cache_min_compile_time_secs"
+    jax.config.update(name, min_cached_seconds)

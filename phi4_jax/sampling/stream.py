@@ -111,12 +111,17 @@ class StreamPrograms:
       capacity *= 2
     return min(capacity, most)
 
-  def compile_ahead(self) -> None:
-    """Compiles what a first, short prompt needs: one chunk, then single tokens."""
+  def compile_ahead(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+    """Compiles what a first, short prompt needs: one chunk, then single tokens.
+
+    `should_stop` is asked between two programs; what is left out then is compiled
+    where it is needed.
+    """
     capacity = self.capacity_for(1)
     self.preparation()
-    self.step(self.chunks[0], capacity)
-    self.step(1, capacity)
+    for num_tokens in (self.chunks[0], 1):
+      if not should_stop():
+        self.step(num_tokens, capacity)
 
   def preparation(self) -> Any:
     """The program that makes the stream's weights of those that were loaded."""
