@@ -1,5 +1,6 @@
 """The parity of tokenizers, in small: what it counts, and what it is made of."""
 
+import argparse
 import base64
 import gzip
 
@@ -77,6 +78,8 @@ def test_ranks_are_read_from_a_folder(tmp_path):
     tiktoken_ranks.read_ranks(tmp_path, "y")
 
 
-def test_a_full_run_needs_its_files():
-  with pytest.raises(ConfigError, match="needs --ranks and --gguf"):
-    tokenizer_parity.main([])
+def test_without_files_only_the_small_vocabulary_is_tested(tmp_path):
+  arguments = argparse.Namespace(seed=0, ranks=None, gguf=None)
+  (subject,) = tokenizer_parity.make_subjects(arguments, tmp_path)
+  assert subject.name == "trained" and subject.vocabulary.size == 1004
+  assert len(subject.ranks) == 1000
