@@ -3,9 +3,9 @@
   python3 -m venv FOLDER && FOLDER/bin/pip install llama-cpp-py-sync
   .venv/bin/python -m tests.golden.make_gguf_tokenizer_golden FOLDER/bin/python
 
-Small vocabularies are trained here, on odd texts, and written as GGUF files without
-weights. llama.cpp loads them and encodes other odd texts. The golden file has the
-vocabularies, the texts and llama.cpp's ids.
+The wheel's libraries ask for glibc 2.38. Small vocabularies are trained here, on odd
+texts, and written as GGUF files without weights. llama.cpp loads them and encodes other
+odd texts. The golden file has the vocabularies, the texts and llama.cpp's ids.
 """
 
 import io
