@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from orbax.checkpoint import v1 as ocp
 
 from experiments.run_directory import load_result, resolve_input
 from phi4_jax.common import io
@@ -21,8 +20,7 @@ from phi4_jax.common.errors import CheckpointError, DataError
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.lora import LoraConfig, abstract_lora, merge_lora
 from phi4_jax.model.sharding import param_shardings
-from phi4_jax.training.checkpoint import load_params
-from phi4_jax.training.checkpoint_tree import from_nested
+from phi4_jax.training import checkpoint
 from phi4_jax.training.digest import params_digest
 
 
@@ -83,7 +81,7 @@ def load_adapter(
       param_shardings(mesh, wanted),
     )
   folder = path / "checkpoints" / result["checkpoint"]
-  adapters = load_params(folder, wanted).params
+  adapters = checkpoint.load_params(folder, wanted).params
   if params_digest(adapters) != result["fingerprint"]:
     raise CheckpointError(
       f"{folder} does not hold the adapter that {path / 'result.json'} names. Remove "
@@ -133,13 +131,7 @@ def as_stored(path: Path, abstract_params: Any) -> Any:
   result = load_result(path)
   assert result is not None, "whoever resolves the run checks that it is complete"
   folder = path / "checkpoints" / result["checkpoint"]
-  saved = ocp.checkpointables_metadata(str(folder)).metadata["params"]
-
-  def cast(leaf, stored):
-    return jax.ShapeDtypeStruct(leaf.shape, stored.dtype, sharding=leaf.sharding)
-
-  found = from_nested(saved, abstract_params)
-  return jax.tree.map(cast, abstract_params, found)
+  return checkpoint.as_stored(folder, abstract_params)
 
 
 def _widen(layer: Params, modules: tuple[str, ...]) -> Params:

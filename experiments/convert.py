@@ -2,6 +2,8 @@
 
 phi4 convert --from=FOLDER_OR_FILE --to=ckpt/NAME          published -> run
 phi4 convert --from=RUN --to=FOLDER --format=hf            run -> Hugging Face
+phi4 convert --from=RUN --to=FOLDER --format=peft          adapter -> PEFT
+phi4 convert --from=FOLDER --to=ckpt/NAME --base=RUN       PEFT -> adapter
 """
 
 import argparse
@@ -16,11 +18,14 @@ from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.text import format_duration
 from phi4_jax.model.hf_weights import ARCHITECTURES
+from phi4_jax.model.peft_files import is_peft_folder
 
 _DTYPES = ("stored", "bfloat16", "float32")
 _EPILOG = """what --from may be:
   a Hugging Face folder   config.json and safetensors files, of a phi3 or llama model
   a GGUF file             of architecture llama or phi3; quantised tensors are widened
+  a PEFT folder           a LoRA adapter (adapter_config.json); --base is the run that
+                          it adapts
   a run                   any folder of a training run or of an earlier conversion; its
                           checkpoints folder or one step in that will do as well
 
@@ -36,6 +41,8 @@ examples:
   phi4 convert --from=downloads/phi-4 --to=ckpt/phi-4
   phi4 convert --from=SmolLM2-135M-Instruct-Q8_0.gguf --to=ckpt/smollm2
   phi4 convert --from=runs/sft --to=out/sft --format=hf --dtype=bfloat16
+  phi4 convert --from=runs/sft_lora --to=out/adapter --format=peft
+  phi4 convert --from=downloads/adapter --base=ckpt/phi-4 --to=ckpt/phi-4-adapted
 """
 
 
@@ -65,9 +72,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   parser.add_argument(
     "--format",
-    choices=("run", "hf"),
-    help="what to make: a run folder or a Hugging Face folder (by default what --from "
-    "is not)",
+    choices=("run", "hf", "peft"),
+    help="what to make: a run folder, a Hugging Face folder (by default what --from is "
+    "not; adapters are merged) or the PEFT files of a run's adapter",
   )
   reading = parser.add_argument_group("of published weights")
   reading.add_argument(
@@ -79,6 +86,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     "--chat_format",
     metavar="NAME",
     help="how conversations are written, instead of what the chat template says",
+  )
+  reading.add_argument(
+    "--base",
+    metavar="RUN",
+    help="of a PEFT folder: the run that it adapts",
   )
   writing = parser.add_argument_group("of runs")
   writing.add_argument(
@@ -104,7 +116,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def find_kind(path: Path) -> str:
-  """Tells what a path is: "hf", "gguf" or "run".
+  """Tells what a path is: "hf", "gguf", "peft" or "run".
 
   Raises:
     ConfigError: if it is nothing that can be converted; says what was looked for.
@@ -115,6 +127,8 @@ def find_kind(path: Path) -> str:
     raise ConfigError(f"--from={path} does not exist.")
   if path.name == "checkpoints" or path.parent.name == "checkpoints":
     return "run"
+  if is_peft_folder(path):
+    return "peft"
   if not (path / "config.json").is_file():
     ggufs = sorted(p.name for p in path.glob("*.gguf"))
     hint = f" It holds {', '.join(ggufs[:3])}: name the file." if ggufs else ""
@@ -149,8 +163,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"--format={wanted}: nothing to convert. "
         + ("--format=hf exports it." if kind == "run" else "--format=run imports it.")
       )
+    if (kind == "peft") != (arguments.base is not None):
+      raise ConfigError(
+        f"--from={source} is a PEFT adapter: say with --base=RUN which run it adapts."
+        if kind == "peft"
+        else f"--base is for a PEFT adapter, and --from={source} is none."
+      )
+    if kind == "peft":
+      return _import_adapter(source, out, Path(arguments.base))
     if wanted == "run":
       return _import(source, out, arguments)
+    if wanted == "peft":
+      return _export_adapter(source, out, arguments)
     return _export(source, out, arguments)
 
   return cli.run_verb(body)
@@ -236,6 +260,48 @@ def _export(source: Path, out: Path, arguments: argparse.Namespace) -> int:
   for note in made["notes"]:
     print(f"warning: {note}", file=sys.stderr)
   print(f"convert: done -> {out}")
+  return 0
+
+
+def _import_adapter(source: Path, out: Path, base: Path) -> int:
+  from experiments.convert_peft import import_adapter
+
+  result = import_adapter(source, out, base=base)
+  if result is None:
+    print(f"convert: already complete in {out} (see result.json)")
+    return 0
+  _print_rows(
+    {
+      "adapter": f"{result['trained_parameters']:,} parameters, of {source}",
+      "base": f"{result['parameters']:,} parameters, {base} (stays where it is)",
+      "digest": result["fingerprint"],
+    }
+  )
+  print(f"convert: done -> {out}")
+  return 0
+
+
+def _export_adapter(source: Path, out: Path, arguments: argparse.Namespace) -> int:
+  from experiments.convert_peft import export_adapter
+  from experiments.model_folder import load_model_folder
+
+  folder = load_model_folder(source, needs_vocabulary=False)
+  made = export_adapter(folder, out, architecture=arguments.architecture)
+  if made is None:
+    print(f"convert: already complete in {out}")
+    return 0
+  _print_rows(
+    {
+      "adapter": f"rank {made['rank']}, alpha {made['alpha']:g}, "
+      f"{made['trained_parameters']:,} parameters on {', '.join(made['modules'])}",
+      "base": f"{made['base']}, a {made['model_type']} model",
+    }
+  )
+  print(
+    f"convert: done -> {out}\n\nnext:\n"
+    f"  phi4 convert --from={made['base']} --to=BASE --format=hf\n"
+    f"  PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), '{out}')"
+  )
   return 0
 
 

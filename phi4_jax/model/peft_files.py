@@ -135,7 +135,9 @@ def save_peft(
 
 
 def load_peft(
-  folder: str | os.PathLike, model: ModelConfig, architecture: Architecture
+  folder: str | os.PathLike,
+  model: ModelConfig,
+  architecture: Architecture | None = None,
 ) -> tuple[LoraConfig, Params]:
   """Reads a PEFT adapter of this model.
 
@@ -145,7 +147,9 @@ def load_peft(
   Args:
     folder: with adapter_config.json and adapter_model.safetensors.
     model: the base.
-    architecture: the Hugging Face class of the base that the adapter was made for.
+    architecture: the Hugging Face class of the base that the adapter was made for;
+      None takes phi3 where a fused projection is adapted, else llama (which of the
+      two makes no difference to the others).
 
   Returns:
     Settings, and float32 numpy adapters in the layout of `init_lora`.
@@ -164,6 +168,9 @@ def load_peft(
   config = read_json(folder / CONFIG_FILE)
   _check_config(config, folder / CONFIG_FILE)
   tensors = _read_tensors(folder / WEIGHTS_FILE)
+  if architecture is None:
+    fused = tuple(f".{name}.lora_A.weight" for name in FUSED["phi3"])
+    architecture = "phi3" if any(n.endswith(fused) for n in tensors) else "llama"
   found = _group(tensors, model, architecture, folder / WEIGHTS_FILE)
   pairs: dict[str, _Pair] = {}
   scale = _scale(config, "", int(config["r"]))

@@ -314,6 +314,7 @@ def as_stored(folder: str | os.PathLike, abstract_params: Params) -> Params:
   Raises:
     CheckpointError: if the leaves do not fit.
   """
+  folder = Path(folder).absolute()  # Orbax finds nothing under a relative path
   saved = ocp.checkpointables_metadata(str(folder)).metadata["params"]
   wanted = to_nested(abstract_params)
   check_fits({"params": saved}, {"params": wanted}, where=str(folder), same_dtype=False)

@@ -256,3 +256,9 @@ def test_random_weights_have_no_adapters():
 def test_a_target_that_is_none_is_named_where_it_stands(folder):
   with pytest.raises(ConfigError, match="matches norm, .*LoraConfig.targets is set at"):
     _config(folder, "LoraConfig.targets = 'norm|mlp/.*'")
+
+
+def test_a_relative_path_is_as_good_as_an_absolute_one(folder, trained, monkeypatch):
+  wanted = adapters.as_stored(trained, _placed(_MODEL))
+  monkeypatch.chdir(folder)
+  assert adapters.as_stored(trained.relative_to(folder), _placed(_MODEL)) == wanted
