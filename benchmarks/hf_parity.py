@@ -222,7 +222,7 @@ def compare_all(folder: Path) -> dict[str, dict[str, Any]]:
       "prompt": int(arrays["prompt"]),
       "config": json.loads(str(arrays["config"])),
     }
-    print(f"  {name}", flush=True)
+    print(f"  compared: {name}", flush=True)
   return records
 
 

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import logging
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,11 @@ SIZES = {
     vocab_size=1024,
     hidden_size=256,
     intermediate_size=512,
-    num_hidden_layers=6,
+    num_hidden_layers=4,
     num_attention_heads=8,
     rows=2,
-    length=384,
-    original=256,
+    length=160,
+    original=128,
     window=67,
   ),
 }
@@ -313,8 +314,10 @@ def compute(
   return arrays
 
 
-def compute_all(size_name: str, seed: int) -> dict[str, dict[str, np.ndarray]]:
-  """Returns for each case what `compute` does, with `weight/NAME` and `token_ids`.
+def compute_all(
+  size_name: str, seed: int
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+  """Yields each case's name and what `compute` finds, with weights and `token_ids`.
 
   A case that has the weights of another has `weights_of` in their place.
   """
@@ -322,7 +325,6 @@ def compute_all(size_name: str, seed: int) -> dict[str, dict[str, np.ndarray]]:
   rng = np.random.default_rng([seed, 1])
   token_ids = rng.integers(0, size.vocab_size, (size.rows, size.length))
   weights: dict[str, dict[str, np.ndarray]] = {}
-  found = {}
   for number, case in enumerate(make_cases(size, seed)):
     weights[case.name] = (
       weights[case.weights_of]
@@ -335,8 +337,7 @@ def compute_all(size_name: str, seed: int) -> dict[str, dict[str, np.ndarray]]:
       arrays["weights_of"] = np.array(case.weights_of)
     else:
       arrays |= {f"weight/{name}": w for name, w in weights[case.name].items()}
-    found[case.name] = arrays
-  return found
+    yield case.name, arrays
 
 
 def about(size_name: str, seed: int) -> dict[str, Any]:
@@ -359,9 +360,9 @@ def main() -> None:
   arguments = parser.parse_args()
   logging.disable(logging.WARNING)  # about special tokens that a text has none of
   arguments.out.mkdir(parents=True, exist_ok=True)
-  for name, arrays in compute_all(arguments.size, arguments.seed).items():
+  for name, arrays in compute_all(arguments.size, arguments.seed):
     np.savez(arguments.out / f"{name}.npz", **arrays)
-    print(name, flush=True)
+    print(f"  transformers: {name}", flush=True)
   text = json.dumps(about(arguments.size, arguments.seed), indent=2)
   (arguments.out / "about.json").write_text(text)
 

@@ -38,7 +38,7 @@ def main() -> None:
   logging.disable(logging.WARNING)
   arrays = {
     f"{case}/{name}": value
-    for case, found in hf_parity.compute_all("golden", SEED).items()
+    for case, found in hf_parity.compute_all("golden", SEED)
     for name, value in found.items()
   }
   arrays["about"] = np.array(json.dumps(hf_parity.about("golden", SEED)))
