@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "tokenize and pack documents into rows on disk",
   ),
   "pretrain": ("experiments.pretrain", "train a model on packed rows"),
+  "midtrain": ("experiments.midtrain", "train a pretrained model on longer rows"),
   "sft": ("experiments.sft", "fine-tune a pretrained model on chats"),
   "dpo": ("experiments.dpo", "train on preference pairs of a pivotal token search"),
   "rejection_sampling": (

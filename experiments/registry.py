@@ -10,6 +10,7 @@ from experiments.dpo import DpoConfig
 from experiments.evaluate import EvaluateConfig
 from experiments.find_pivotal_tokens import FindPivotalTokensConfig
 from experiments.materialize import DatasetConfig, MaterializeConfig
+from experiments.midtrain import MidtrainConfig
 from experiments.packed_training import ValidationConfig
 from experiments.pipeline import PipelineConfig
 from experiments.pretrain import PretrainConfig
@@ -38,6 +39,7 @@ CONFIG_CLASSES = (
   TrainTokenizerConfig,
   MaterializeConfig,
   PretrainConfig,
+  MidtrainConfig,
   SftConfig,
   DpoConfig,
   RejectionSamplingConfig,

@@ -179,6 +179,7 @@ def _stage_story(chain: Chain) -> str:
   verbs = [stage.verb for stage in chain.stages]
   words = {
     "pretrain": "pretrained from scratch",
+    "midtrain": "trained on longer rows",
     "sft": "fine-tuned on chats",
     "find_pivotal_tokens": "searched for tokens that decide whether its answers are "
     "right",

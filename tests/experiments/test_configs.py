@@ -75,7 +75,7 @@ def test_models_have_the_counted_parameters(path, root):
     shapes = transformer.abstract_params(model)
     total = sum(leaf.size for leaf in _leaves(shapes))
     assert total == counting.count_params(model)
-  if root in (PipelineConfig, _ROOTS["pretrain"]):
+  if root in (PipelineConfig, _ROOTS["pretrain"], _ROOTS["midtrain"]):
     assert models
 
 
@@ -90,6 +90,25 @@ def test_phi4_14b_has_exactly_the_released_number_of_parameters():
   shapes = transformer.abstract_params(config.model)
   assert sum(leaf.size for leaf in _leaves(shapes)) == 14_659_507_200
   assert sum(config.batches.datasets.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+  ("name", "parameters"),
+  [
+    ("phi4", 14_659_507_200),
+    ("phi4_reasoning", 14_659_507_200),
+    ("phi3_medium", 13_960_238_080),
+    ("phi4_mini", 3_836_021_760),
+    ("smollm2_135m", 134_515_008),
+  ],
+)
+def test_released_models_have_their_number_of_parameters(name, parameters):
+  path = _ROOT / "gin_configs" / "model" / f"{name}.gin"
+  model = config_lib.load(ModelConfig, [path], [])
+  shapes = transformer.abstract_params(model)
+  assert sum(leaf.size for leaf in _leaves(shapes)) == parameters
+  assert counting.count_params(model) == parameters
+  assert f"{parameters:,} parameters" in path.read_text()
 
 
 def test_every_config_field_is_read_somewhere():

@@ -1,0 +1,157 @@
+"""Midtraining as a stage: longer rows, another rotation, the parent's weights."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import config as config_lib
+from experiments import runner
+from experiments.midtrain import MidtrainConfig
+from experiments.packed_training import run_packed_training
+from experiments.pretrain import PretrainConfig
+from experiments.run_directory import RunDirectory, load_result
+from phi4_jax.common.errors import ConfigError, DataError
+from phi4_jax.data.chat import EncodedDocument
+from phi4_jax.data.loader import make_loader
+from phi4_jax.data.materialize import write_dataset
+from phi4_jax.data.packing import PackingConfig
+from phi4_jax.data.tokenizer import ByteVocabulary
+from phi4_jax.training.losses import make_language_model_loss
+from tests.experiments.parent_runs import write_parent
+from tests.experiments.test_chain import _metrics
+from tests.model.tiny import random_params, tiny_config
+
+V = ByteVocabulary()
+_ROW = 24
+_PARENT = tiny_config(
+  vocab_size=V.size, num_hidden_layers=1, max_position_embeddings=12
+)
+_GIN = f"""
+MidtrainConfig.model = @ModelConfig()
+MidtrainConfig.mesh = @MeshConfig()
+MidtrainConfig.data = 'stage:data'
+MidtrainConfig.parent = 'stage:pretrain'
+MidtrainConfig.batches = @DataConfig()
+MidtrainConfig.optimizer = @OptimizerConfig()
+MidtrainConfig.checkpoint = @CheckpointConfig()
+MidtrainConfig.num_steps = 2
+MidtrainConfig.num_loss_chunks = 1
+MidtrainConfig.log_every_steps = 1
+MeshConfig.data = 8
+DataConfig.datasets = {{'long': 1.0}}
+DataConfig.batch_size = 8
+OptimizerConfig.peak_lr = 1e-3
+OptimizerConfig.warmup_steps = 1
+CheckpointConfig.every_steps = 2
+ModelConfig.vocab_size = {V.size}
+""" + "".join(
+  f"ModelConfig.{field.name} = {getattr(_PARENT, field.name)!r}\n"
+  for field in dataclasses.fields(_PARENT)
+  if field.name not in ("vocab_size", "max_position_embeddings")
+)
+_LONGER = f"ModelConfig.max_position_embeddings = {_ROW}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Long rows, and a parent that was trained on short ones."""
+  folder = tmp_path_factory.mktemp("midtrain")
+  rng = np.random.default_rng(0)
+  write_dataset(
+    (
+      EncodedDocument(f"long:{i}", rng.integers(0, V.size, 20), np.ones(20, bool))
+      for i in range(40)
+    ),
+    folder / "data" / "long",
+    task="long",
+    source={"name": "long"},
+    vocabulary=V,
+    packing=PackingConfig(row_length=_ROW),
+  )
+  result = {"verb": "materialize", "fingerprint": "rows"}
+  (folder / "data" / "result.json").write_text(json.dumps(result))
+  write_parent(
+    folder / "pretrain", _PARENT, random_params(_PARENT), vocabulary=V.fingerprint
+  )
+  return folder
+
+
+def _run(folder, name, *bindings):
+  gin = folder / f"{name}.gin"
+  gin.write_text(_GIN)
+  config = config_lib.load(MidtrainConfig, [gin], list(bindings))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(runner, "start_jax", lambda *args, **kwargs: None)
+    with RunDirectory(folder / name, config, verb="midtrain") as directory:
+      directory.finish(run_packed_training(config, directory))
+  return config
+
+
+def test_it_starts_from_the_parents_weights_with_the_new_rotation(folder):
+  config = _run(
+    folder,
+    "midtrain",
+    _LONGER,
+    "ModelConfig.rope_theta = 250000.0",
+    "ModelConfig.rope_scaling = @LongRope()",
+    "LongRope.short_factor = (1.0, 1.5)",
+    "LongRope.long_factor = (1.0, 4.0)",
+    "LongRope.original_max_position_embeddings = 12",
+  )
+  result = load_result(folder / "midtrain")
+  assert result["verb"] == "midtrain"
+  assert result["vocabulary"] == V.fingerprint
+  lineage = json.loads((folder / "midtrain" / "lineage.json").read_text())
+  parent = load_result(folder / "pretrain")
+  assert lineage["parent"]["fingerprint"] == parent["fingerprint"]
+  # The loss of the first step is that of the parent's weights, turned anew.
+  batch = next(make_loader(folder / "data", config.batches))
+  loss_fn = make_language_model_loss(config.model, num_loss_chunks=1, z_loss=0.0)
+  params = random_params(_PARENT)
+  loss_sum, weight, _ = jax.jit(loss_fn)(params, jax.tree.map(jnp.asarray, batch))
+  first = _metrics(folder / "midtrain")[0]
+  assert first["loss/total"] == pytest.approx(float(loss_sum / weight), abs=1e-5)
+
+
+def test_nothing_else_of_the_model_may_change(folder):
+  half = "ModelConfig.partial_rotary_factor = 0.5"
+  with pytest.raises(DataError, match="partial_rotary_factor: 1.0 there, 0.5 here"):
+    _run(folder, "half", _LONGER, half)
+
+
+def test_rows_beyond_the_context_are_refused(folder):
+  with pytest.raises(ConfigError, match="rows of 24 tokens.*embeddings is 12"):
+    _run(folder, "short", "ModelConfig.max_position_embeddings = 12")
+
+
+def test_a_parent_is_needed(folder):
+  with pytest.raises(ConfigError, match="MidtrainConfig.parent is required"):
+    config_lib.load(
+      MidtrainConfig,
+      ["gin_configs/midtrain/tiny.gin"],
+      ["MidtrainConfig.parent = %gin.REQUIRED"],
+    )
+
+
+def test_the_papers_numbers_stand_in_the_gin_file():
+  path = "gin_configs/midtrain/phi4_14b_16k.gin"
+  config = config_lib.load(MidtrainConfig, [path], [])
+  shares = config.batches.datasets
+  assert sum(shares.values()) == pytest.approx(1)
+  assert shares["long"] == pytest.approx(0.3)
+  pretraining = config_lib.load(
+    PretrainConfig, ["gin_configs/pretrain/phi4_14b.gin"], []
+  )
+  recalled = {name: share / 0.7 for name, share in shares.items() if name != "long"}
+  assert recalled == pytest.approx(pretraining.batches.datasets)
+  tokens = config.batches.batch_size * config.model.max_position_embeddings
+  assert tokens == (
+    pretraining.batches.batch_size * pretraining.model.max_position_embeddings
+  )
+  assert 0 <= config.num_steps * tokens - 250e9 < tokens
+  assert config.optimizer.peak_lr == pytest.approx(pretraining.optimizer.peak_lr / 10)
+  assert config.model.rope_theta == 250_000.0
