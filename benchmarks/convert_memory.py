@@ -143,15 +143,15 @@ def run(width: float, folder: Path) -> dict[str, Any]:
        "--no_tokenizer"],
       1,
     ),
-    "run -> Hugging Face": (
-      ["-m", "experiments.cli", "convert", f"--from={made}", f"--to={back}",
-       "--format=hf"],
-      1,
-    ),
     f"process 7 of {SHARDS} reads its shards": (
       ["-m", "benchmarks.convert_memory", f"--width={width}", f"--folder={source}",
        "--play=7"],
       SHARDS,
+    ),
+    "run -> Hugging Face": (
+      ["-m", "experiments.cli", "convert", f"--from={made}", f"--to={back}",
+       "--format=hf"],
+      1,
     ),
   }  # fmt: skip
   records = {}
@@ -164,6 +164,7 @@ def run(width: float, folder: Path) -> dict[str, Any]:
       "bound_bytes": largest // parts + ALLOWANCE_BYTES,
       "holds": record["peak_bytes"] <= largest // parts + ALLOWANCE_BYTES,
     }
+    print(f"{record['seconds']:.0f} s, peak {record['peak_bytes'] / 2**30:.2f} GiB")
   return {
     "width": width,
     "parameters": sum(leaf.size for leaf in leaves),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import cli, process, stage
+from experiments.devices import keep_freed_memory
 from experiments.run_directory import peak_memory_gb
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError
@@ -171,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       )
     if kind == "peft":
       return _import_adapter(source, out, Path(arguments.base))
+    keep_freed_memory()  # or every piece is a mapping of its own: twice the time
     if wanted == "run":
       return _import(source, out, arguments)
     if wanted == "peft":

@@ -5,7 +5,7 @@ that come piece by piece. Orbax itself writes the folder's description (of leave
 one number), then each leaf is laid out anew at its true size, as the zarr array that
 Orbax reads. `StoredLeaf` reads a piece of any checkpoint's leaf.
 
-A piece is one file of at most 256 MiB: some layers of a stacked leaf, or some rows. It
+A piece is one file of at most 64 MiB: some layers of a stacked leaf, or some rows. It
 is cut in up to 8 x 8 chunks that can be read alone, so that a mesh of up to 8 along
 an axis reads no more than it keeps. Nothing is compressed: weights hardly shrink.
 Refuses to know where the numbers come from.
@@ -31,7 +31,7 @@ from phi4_jax.training.checkpoint_tree import leaf_names, to_nested
 
 Index = tuple[slice, ...]
 
-PIECE_BYTES = 2**28
+PIECE_BYTES = 2**26
 # Into how many chunks the dimensions of a piece are cut, and what is too small to cut.
 _CUTS = 8
 _SMALL_BYTES = 2**20
