@@ -45,8 +45,8 @@ def find_base(path: Path) -> Path:
   if result is None:
     raise DataError(
       f"{path} holds an adapter of the run {given['path']!r}, and {base} is no "
-      "complete run. Put it back there, and type the command in the folder that the path "
-      "counts from."
+      "complete run. Put it back there, and type the command in the folder that the "
+      "path counts from."
     )
   if result["fingerprint"] != given["fingerprint"]:
     raise DataError(
@@ -132,6 +132,13 @@ def as_stored(path: Path, abstract_params: Any) -> Any:
   assert result is not None, "whoever resolves the run checks that it is complete"
   folder = path / "checkpoints" / result["checkpoint"]
   return checkpoint.as_stored(folder, abstract_params)
+
+
+def find_foundation(path: Path) -> Path:
+  """Returns the whole model under a run's adapters: the run itself if it has none."""
+  while find_lora(path) is not None:
+    path = find_base(path)
+  return path
 
 
 def _widen(layer: Params, modules: tuple[str, ...]) -> Params:

@@ -10,7 +10,7 @@ which is how Orbax stores it).
 import itertools
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -62,9 +62,9 @@ class Leaf(Protocol):
   @property
   def dtype(self) -> np.dtype: ...
 
-  def slabs(self) -> list[slice]: ...
+  def slabs(self, axis: int = 0) -> list[slice]: ...
 
-  def read(self, slab: slice) -> np.ndarray: ...
+  def read(self, slab: slice, axis: int = 0) -> np.ndarray: ...
 
 
 class _ArrayLeaf(NamedTuple):
@@ -80,11 +80,11 @@ class _ArrayLeaf(NamedTuple):
   def dtype(self) -> np.dtype:
     return self.value.dtype
 
-  def slabs(self) -> list[slice]:
-    return [slice(0, len(self.value))]
+  def slabs(self, axis: int = 0) -> list[slice]:
+    return [slice(0, self.value.shape[axis])]
 
-  def read(self, slab: slice) -> np.ndarray:
-    return self.value[slab]
+  def read(self, slab: slice, axis: int = 0) -> np.ndarray:
+    return self.value[(slice(None),) * axis + (slab,)]
 
 
 def export_model(
@@ -127,7 +127,7 @@ def export_model(
     made = io.read_json(out / RECORD_FILE)
     if record["fingerprint"] and record.items() <= made.items():
       return None
-  stored = _open_leaves(source)
+  stored, merging_note = _open_leaves(source, dtype)
   maps = leaf_maps(source.model, config["model_type"])
   layout = _lay_out(maps, stored, dtype)
   num_bytes = sum(math.prod(shape) * kind.itemsize for shape, kind in layout.values())
@@ -147,7 +147,7 @@ def export_model(
     config.pop("auto_map", None)  # names code that does not come along
     io.write_json(folder / "config.json", config)
     _write_generation_config(source, original, folder / GENERATION_FILE)
-    notes = _copy_vocabulary(source.vocabulary_folder, folder)
+    notes = [*merging_note, *_copy_vocabulary(source.vocabulary_folder, folder)]
     made = {
       **record,
       "parameters": sum(leaf.size for leaf in maps),
@@ -177,18 +177,36 @@ def find_original(run: Path) -> Path | None:
   return None
 
 
-def _open_leaves(source: ModelFolder) -> dict[str, Leaf]:
-  """Opens the leaves of the checkpoint; adapters are merged, in memory."""
+def _open_leaves(
+  source: ModelFolder, dtype: Dtype
+) -> tuple[dict[str, Leaf], list[str]]:
+  """Opens the leaves of the checkpoint, and says what a person should know of them.
+
+  Adapters are merged in memory, in float32. Stored in bfloat16, as all else of the
+  base, is only the sum.
+  """
   if _is_adapter(source):
     params = source.load_params(MeshConfig())
-    return {
-      name: _ArrayLeaf(np.asarray(leaf))
-      for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True)
-    }
+    foundation = adapters.find_foundation(source.run)
+    wanted = adapters.as_stored(foundation, params) if dtype == "stored" else params
+    leaves: dict[str, Leaf] = {}
+    rounded = set()
+    for name, leaf, like in zip(
+      leaf_names(params), jax.tree.leaves(params), jax.tree.leaves(wanted), strict=True
+    ):
+      leaves[name] = _ArrayLeaf(np.asarray(leaf).astype(like.dtype, copy=False))
+      if leaf.dtype != like.dtype:
+        rounded.add(str(like.dtype))
+    notes = [
+      f"The adapter was merged in float32 and the sum rounded to {name}, in which "
+      f"{foundation} is stored. --dtype=float32 rounds nothing."
+      for name in sorted(rounded)
+    ]
+    return leaves, notes
   if not source.is_final and (damage := find_damage(source.checkpoint)):
     raise CheckpointError(f"{source.checkpoint} is not usable: {damage}.")
   names = [leaf.name for leaf in leaf_maps(source.model, "llama")]
-  return {name: StoredLeaf(source.checkpoint, name) for name in names}
+  return {name: StoredLeaf(source.checkpoint, name) for name in names}, []
 
 
 def _make_config(
@@ -275,8 +293,12 @@ def _write_leaves(
   done = 0
   try:
     for leaf in maps:
-      for slab, value in _slabs(leaf, stored[leaf.name]):
-        digest.add(leaf.path, (slab.start, *(0 for _ in leaf.shape[1:])), value)
+      axis = leaf.slab_axis
+      for slab in stored[leaf.name].slabs(axis):
+        value = stored[leaf.name].read(slab, axis)
+        starts = [0] * len(leaf.shape)
+        starts[axis] = slab.start
+        digest.add(leaf.path, tuple(starts), value)
         for name, row, rows in tensor_parts(leaf, value, slab.start):
           writer.write(name, row, rows.astype(layout[name][1], copy=False))
         done += value.nbytes
@@ -284,14 +306,6 @@ def _write_leaves(
   finally:
     progress.close()
   return digest.hexdigest()
-
-
-def _slabs(leaf: LeafMap, stored: Leaf) -> Iterator[tuple[slice, np.ndarray]]:
-  # A part of a matrix that is transposed is no block of rows in its tensor.
-  whole = leaf.transposed and not leaf.stacked
-  slabs = [slice(0, leaf.shape[0])] if whole else stored.slabs()
-  for slab in slabs:
-    yield slab, stored.read(slab)
 
 
 def _copy_vocabulary(vocabulary: Path | None, out: Path) -> list[str]:
