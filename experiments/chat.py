@@ -194,6 +194,7 @@ def _load_params(folder: "ModelFolder", weights: str) -> "Params":
   import jax
 
   from experiments import adapters
+  from phi4_jax.common.mesh import MeshConfig
   from phi4_jax.model.quantize import quantize_params
   from phi4_jax.model.transformer import abstract_params
   from phi4_jax.training.checkpoint import as_stored, load_params
@@ -202,7 +203,7 @@ def _load_params(folder: "ModelFolder", weights: str) -> "Params":
     shapes = as_stored(folder.checkpoint, abstract_params(folder.model))
     params = load_params(folder.checkpoint, shapes).params
   else:
-    params = jax.device_put(folder.load_params(), jax.local_devices()[0])
+    params = jax.device_put(folder.load_params(MeshConfig()), jax.local_devices()[0])
   return quantize_params(params) if weights == "int8" else params
 
 
