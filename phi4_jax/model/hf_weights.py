@@ -14,7 +14,7 @@ those layers, nothing else. Refuses to know file formats, meshes and checkpoints
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, get_args
 
 import jax
@@ -84,6 +84,11 @@ class LeafMap:
   def size(self) -> int:
     """Number of elements."""
     return math.prod(self.shape)
+
+  @property
+  def slab_axis(self) -> int:
+    """The axis along which a part of the leaf is tensors, or rows of one tensor."""
+    return int(self.transposed and not self.stacked)
 
   @property
   def part_shape(self) -> tuple[int, ...]:
@@ -335,19 +340,16 @@ def tensor_parts(
 
   Args:
     leaf: the leaf.
-    value: `leaf[first : first + len(value)]`: some layers of a stacked leaf, some
-      rows of one that is not transposed, else all of it.
-    first: where the part begins.
+    value: a range of its `slab_axis`, whole in the other axes.
+    first: where the range begins.
 
   Yields:
     The rows as new arrays in C order, made one layer at a time.
   """
-  assert value.shape[1:] == leaf.shape[1:], (leaf.name, value.shape)
+  parts: Iterable[tuple[int, np.ndarray]] = [(0, value)]
+  first_row = leaf.first_row + first
   if leaf.stacked:
     parts, first_row = enumerate(value, start=first), leaf.first_row
-  else:
-    assert not (leaf.transposed and value.shape != leaf.shape), leaf.name
-    parts, first_row = [(0, value)], leaf.first_row + first
   for layer, part in parts:
     rows = np.empty(part.shape[::-1] if leaf.transposed else part.shape, value.dtype)
     if leaf.transposed:

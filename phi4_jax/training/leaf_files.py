@@ -95,7 +95,7 @@ class LeafWriter:
 def piece_shape(shape: tuple[int, ...], dtype: np.dtype, limit: int) -> tuple[int, ...]:
   """Returns the shape of equal pieces of at most `limit` bytes, cut at the front.
 
-  [40, 17920, 5120] of bfloat16 in 256 MiB is 40 pieces of [1, 17920, 5120].
+  [40, 17920, 5120] of bfloat16 in 200 MB is 40 pieces of [1, 17920, 5120].
   """
   piece = list(shape)
   for axis in range(len(shape)):
@@ -190,16 +190,19 @@ class StoredLeaf:
   def dtype(self) -> np.dtype:
     return self._array.dtype.numpy_dtype
 
-  def slabs(self) -> list[slice]:
-    """Returns ranges of the first axis in which the leaf can be read one by one.
+  def slabs(self, axis: int = 0) -> list[slice]:
+    """Returns ranges of an axis in which the leaf can be read one by one.
 
     A leaf that was stored as one piece (as the checkpoints of training runs are) is
     one slab.
     """
-    size, chunk = self.shape[0], self._array.chunk_layout.write_chunk.shape
-    assert chunk is not None and chunk[0] is not None
-    return [slice(i, min(i + chunk[0], size)) for i in range(0, size, chunk[0])]
+    size, chunks = self.shape[axis], self._array.chunk_layout.read_chunk.shape
+    chunk = (chunks or self.shape)[axis] or size
+    # Chunks may be small: as many as make a piece.
+    slab_bytes = math.prod(self.shape) // size * chunk * self.dtype.itemsize
+    step = chunk * max(1, PIECE_BYTES // slab_bytes)
+    return [slice(i, min(i + step, size)) for i in range(0, size, step)]
 
-  def read(self, slab: slice) -> np.ndarray:
-    """Reads `leaf[slab]`."""
-    return self._array[slab].read().result()
+  def read(self, slab: slice, axis: int = 0) -> np.ndarray:
+    """Reads what lies in a range of an axis, whole in all others."""
+    return self._array[(slice(None),) * axis + (slab,)].read().result()
