@@ -179,7 +179,7 @@ def _read_and_draw(
   Slot i holds position i.
   """
   offsets = jnp.arange(ids.shape[1])[None]
-  hidden, cache = forward(
+  hidden, written = forward(
     params,
     config,
     ids,
@@ -192,11 +192,11 @@ def _read_and_draw(
       length=start,
     ),
   )
-  assert cache is not None
+  assert written is not None
   last = jax.lax.dynamic_index_in_dim(hidden, count - 1, axis=1, keepdims=False)
   law_logprobs = filter_logits(compute_logits(params, config, last), law)
   token, logprob = draw_tokens(law_logprobs, row_key, (start + count)[None])
-  return cache, token[:, None], logprob
+  return written, token[:, None], logprob
 
 
 class StreamSampler:
