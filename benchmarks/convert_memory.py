@@ -10,7 +10,8 @@ its own: `phi4 convert` to a run folder, `phi4 convert` back, and one process of
 that reads its shards of every leaf. A process' peak is its VmHWM, of which nothing is
 subtracted; what it may take is the largest stacked leaf (for the process of eight, an
 eighth of it) and 1 GiB. Reading sparse files costs no disk; all writing is real, so
-that a conversion takes twice the weights in the temporary folder (--folder).
+that the temporary folder (--folder) needs room for the weights twice, or once with
+--no_export.
 """
 
 import argparse
@@ -129,8 +130,8 @@ def play_process(folder: Path, model: ModelConfig, number: int) -> None:
     print(json.dumps({"bytes_read": source.num_bytes_read}))
 
 
-def run(width: float, folder: Path) -> dict[str, Any]:
-  """Measures the three programs in a folder of its own."""
+def run(width: float, folder: Path, *, with_export: bool) -> dict[str, Any]:
+  """Measures the programs in a folder of its own."""
   model = scaled_phi4(width)
   leaves = leaf_maps(model, "phi3")
   source, made, back = folder / "source", folder / "run", folder / "back"
@@ -154,6 +155,8 @@ def run(width: float, folder: Path) -> dict[str, Any]:
       1,
     ),
   }  # fmt: skip
+  if not with_export:
+    del cases["run -> Hugging Face"]
   records = {}
   for name, (command, parts) in cases.items():
     print(f"{name} ...", flush=True)
@@ -203,6 +206,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--quick", action="store_true", help="a sixteenth of the width")
   parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
   parser.add_argument("--output", type=Path, help="the JSON that is written")
+  parser.add_argument(
+    "--no_export",
+    action="store_true",
+    help="leave out the way back, which takes as much disk again",
+  )
   parser.add_argument("--play", type=int, help=argparse.SUPPRESS)
   return parser.parse_args(argv)
 
@@ -223,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       "git": machine.git_state(ROOT),
       "machine": machine.describe(),
       "numpy": np.__version__,
-      **run(width, temporary),
+      **run(width, temporary, with_export=not arguments.no_export),
     }
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
