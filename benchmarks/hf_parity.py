@@ -92,7 +92,7 @@ def read_config(arrays: Mapping[str, np.ndarray]) -> ModelConfig:
   return config_from_hf(json.loads(str(arrays["config"])))
 
 
-def _inputs(token_ids: Array, length: Any) -> dict[str, Array]:
+def _inputs(token_ids: Array, length: Any) -> dict[str, Any]:
   """Positions and segments of texts of `length` tokens, the rest padding."""
   positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
   return {

@@ -148,20 +148,22 @@ class _Reader:
   def _rope_dict(self) -> dict[str, Any]:
     """Returns the fields of both spellings in one dict, with `rope_type`."""
     config = self._config
-    found = [
-      dict(config[name])
-      for name in ("rope_scaling", "rope_parameters")
-      if config.get(name)
-    ]
+    found = []
+    for name in ("rope_scaling", "rope_parameters"):
+      value = config.get(name) or {}
+      if not isinstance(value, Mapping):
+        self.problems.append(f"{name} is {value!r}; it must be an object or null.")
+      elif value:
+        found.append(dict(value))
     if len(found) == 2 and found[0] != found[1]:
       self.problems.append("rope_scaling and rope_parameters differ. Remove one.")
     rope = found[0] if found else {}
     kinds = {rope.pop(name) for name in ("type", "rope_type") if name in rope}
-    kinds = {ROPE_ALIASES.get(kind, kind) for kind in kinds} - {None} or {"default"}
+    kinds = {str(ROPE_ALIASES.get(kind, kind)) for kind in kinds if kind} or {"default"}
     rope["rope_type"] = kind = kinds.pop()
     supported = ROPE_TYPES[self.family]
     if kinds or kind not in supported:
-      given = " and ".join(map(str, [kind, *kinds]))
+      given = " and ".join([kind, *kinds])
       self.problems.append(
         f"rope_scaling has the type {given}; supported with model_type "
         f"{self.family!r} are {', '.join(supported)}."
@@ -183,6 +185,8 @@ class _Reader:
     allowed = {*needed, "rope_type", "rope_theta"}
     if self.family == "phi3":
       allowed |= {"partial_rotary_factor", "original_max_position_embeddings"}
+    elif rope.get("partial_rotary_factor") == 1:
+      allowed.add("partial_rotary_factor")
     if kind == "longrope":
       allowed |= {"factor", "attention_factor"}
     problems = [

@@ -267,11 +267,10 @@ def _reread_grown_texts(
       values=jax.tree.map(replace, anew[1].values, now.values),
     )
 
-  def read_all(cache):
-    read = jax.lax.fori_loop(0, -(-cache.length // chunk), read_chunk, grown)
-    return dataclasses.replace(cache, keys=read.keys, values=read.values)
-
-  return jax.lax.cond(jnp.any(stale), read_all, lambda cache: cache, cache)
+  # As a rule there is nothing to read: a loop of no rounds, which copies nothing.
+  rounds = jnp.where(jnp.any(stale), -(-cache.length // chunk), 0)
+  read = jax.lax.fori_loop(0, rounds, read_chunk, grown)
+  return dataclasses.replace(cache, keys=read.keys, values=read.values)
 
 
 def output_head(params: Params, config: ModelConfig) -> Float[Array, "D V"]:

@@ -12,6 +12,8 @@ from experiments.registry import CONFIG_CLASSES
 from experiments.stage import StageConfig
 from phi4_jax.model import counting, transformer
 from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.rope_scaling import LinearRope, Llama3Rope
+from tests.model.tiny import long_rope, tiny_config
 
 _ROOT = Path(__file__).resolve().parents[2]
 _ROOTS = {cls.verb: cls for cls in CONFIG_CLASSES if issubclass(cls, StageConfig)}
@@ -109,6 +111,24 @@ def test_released_models_have_their_number_of_parameters(name, parameters):
   assert sum(leaf.size for leaf in _leaves(shapes)) == parameters
   assert counting.count_params(model) == parameters
   assert f"{parameters:,} parameters" in path.read_text()
+
+
+@pytest.mark.parametrize(
+  "scaling",
+  [
+    long_rope(2),
+    LinearRope(factor=2.0),
+    Llama3Rope(
+      factor=8.0,
+      low_freq_factor=1.0,
+      high_freq_factor=4.0,
+      original_max_position_embeddings=24,
+    ),
+  ],
+)
+def test_a_model_with_a_scaling_round_trips(scaling):
+  model = tiny_config(rope_scaling=scaling)
+  assert config_lib.load(ModelConfig, (), [config_lib.to_gin(model)]) == model
 
 
 def test_every_config_field_is_read_somewhere():

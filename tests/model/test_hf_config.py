@@ -143,6 +143,7 @@ def test_the_attention_factor_is_given_or_follows_from_factor(given, attention_f
     ({"model_type": "qwen2"}, "'qwen2'; supported are phi3, llama"),
     ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "type yarn.*default, longrope"),
     ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "default, longrope"),
+    ({"rope_scaling": [4.0]}, r"rope_scaling is \[4.0\]; it must be an object or null"),
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported is 'silu' or 'swish'"),
     ({"attention_bias": True}, "attention_bias is True; supported is False"),
     ({"resid_pdrop": 0.1}, "resid_pdrop is 0.1; supported is 0"),
