@@ -41,7 +41,8 @@ from phi4_jax.model import transformer
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.quantize import cast_for_inference, quantize_params
 from phi4_jax.sampling.generate import JaxSampler
-from phi4_jax.sampling.stream import StreamPrograms, StreamSampler
+from phi4_jax.sampling.stream import StreamSampler
+from phi4_jax.sampling.stream_programs import StreamPrograms
 
 NUM_PROMPTS, QUICK_PROMPTS = 200, 8
 NEW_TOKENS = 64

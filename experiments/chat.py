@@ -22,7 +22,7 @@ if TYPE_CHECKING:
   from experiments.conversation import Conversation
   from experiments.model_folder import ModelFolder
   from phi4_jax.common.axes import Params
-  from phi4_jax.sampling.stream import StreamPrograms
+  from phi4_jax.sampling.stream_programs import StreamPrograms
 
 _EPILOG = """without a terminal on standard input, all of it is one prompt:
   echo 'What is a monad?' | phi4 chat --checkpoint=ckpt/smollm2
@@ -123,7 +123,8 @@ def open_conversation(
   from experiments.model_folder import load_model_folder
   from phi4_jax.common.mesh import MeshConfig
   from phi4_jax.data.chat import encode_prompt
-  from phi4_jax.sampling.stream import StreamPrograms, StreamSampler
+  from phi4_jax.sampling.stream import StreamSampler
+  from phi4_jax.sampling.stream_programs import StreamPrograms
 
   # Somebody waits: programs that compile fast are worth a file, too.
   start_jax(MeshConfig(cpu_devices=1), rows=1, min_cached_seconds=0.0)

@@ -14,7 +14,8 @@ from phi4_jax.model.quantize import quantize_params
 from phi4_jax.model.rope_scaling import LongRope
 from phi4_jax.model.transformer import init_params
 from phi4_jax.sampling.generate import JaxSampler
-from phi4_jax.sampling.stream import StreamPrograms, StreamSampler
+from phi4_jax.sampling.stream import StreamSampler
+from phi4_jax.sampling.stream_programs import StreamPrograms
 
 CONFIG = ModelConfig(
   vocab_size=11,
