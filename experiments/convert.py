@@ -210,7 +210,7 @@ def _import(source: Path, out: Path, arguments: argparse.Namespace) -> int:
   _print_rows(rows)
   print(f"convert: done -> {out}\n\nnext:")
   if "chat" in cli.VERBS and not arguments.no_tokenizer:
-    print(f"  phi4 chat {out}")
+    print(f"  phi4 chat --checkpoint={out}")
   print(f"  phi4 convert --from={out} --to=OUT --format=hf")
   print(
     f"  in a gin file of evaluate, sft, dpo: include '{out}/model.gin', and\n"
