@@ -174,9 +174,9 @@ def load_peft(
   found = _group(tensors, model, architecture, folder / WEIGHTS_FILE)
   pairs: dict[str, _Pair] = {}
   scale = _scale(config, "", int(config["r"]))
-  for module, layers in found.items():
+  for module, by_layer in found.items():
     parts = _hf_modules(architecture)[module]
-    pairs |= _split(module, layers, parts, _widths(model, parts), config, scale)
+    pairs |= _split(module, by_layer, parts, _widths(model, parts), config, scale)
   rank = max(pair.a.shape[-1] for pair in pairs.values())
   modules = [module for module in ADAPTABLE if module in pairs]
   lora = LoraConfig(rank=rank, alpha=scale * rank, targets="|".join(modules))

@@ -136,7 +136,7 @@ class TrainStep:
 
   def model_params(self, trained: Params) -> Params:
     """Returns what the loss function takes: with the frozen parameters, if any."""
-    return self._combine(*self._frozen, trained) if self._combine else trained
+    return self._combine(self._frozen[0], trained) if self._combine else trained
 
   def num_compilations(self) -> int:
     """Returns how many programs were compiled so far; 1 in a healthy run."""
@@ -213,7 +213,7 @@ def make_train_step(
 
   def train_step(state: TrainState, batch, *frozen):
     def total_loss(params, part):
-      return loss_fn(params if combine is None else combine(*frozen, params), part)
+      return loss_fn(params if combine is None else combine(frozen[0], params), part)
 
     (loss_sum, weight_sum, metric_sums), grads = _accumulate(
       total_loss, state.params, batch, num_microbatches, mesh, state_shardings.params
