@@ -9,6 +9,7 @@ from experiments import convert
 from experiments.model_folder import load_model_folder
 from phi4_jax.common import io
 from phi4_jax.common.mesh import MeshConfig
+from phi4_jax.data.tokenizer import VocabularyConfig, train_vocabulary
 from phi4_jax.model.hf_config import config_from_hf
 from phi4_jax.model.transformer import init_params
 from tests.experiments.parent_runs import write_parent
@@ -152,6 +153,22 @@ def test_a_run_that_descends_from_a_published_model_keeps_its_configuration(
   after = io.read_json(tmp_path / "b" / "config.json")
   assert after["model_type"] == "llama" and after["eos_token_id"] == 300
   assert (tmp_path / "b" / "tokenizer.json").is_file()
+
+
+def test_a_sentencepiece_vocabulary_goes_along_with_a_warning(tmp_path, capsys):
+  settings = VocabularyConfig(size=280)
+  vocabulary = train_vocabulary(["abc " * 20], settings, tmp_path / "t" / "vocabulary")
+  model = dataclasses.replace(MODEL, vocab_size=vocabulary.size)
+  params = init_params(model, jax.random.key(0))
+  run_folder = write_parent(
+    tmp_path / "run", model, params, vocabulary=vocabulary.fingerprint
+  )
+  lineage = {"vocabulary": {"path": "stage:t", "fingerprint": "x"}}
+  io.write_json(run_folder / "lineage.json", lineage)
+  assert run(run_folder, tmp_path / "out") == 0
+  copied = (tmp_path / "out" / "vocabulary.model").read_bytes()
+  assert copied == (tmp_path / "t" / "vocabulary" / "vocabulary.model").read_bytes()
+  assert "transformers builds no tokenizer of it" in capsys.readouterr().err
 
 
 def test_the_same_command_again_does_nothing(trained, tmp_path, capsys):

@@ -65,3 +65,15 @@ def test_other_text_gets_its_own_line():
   progress.interrupt()
   progress.interrupt()
   assert stream.getvalue() == "\r\x1b[Ksft  1/10\n"
+
+
+def test_steps_may_be_what_no_person_counts():
+  stream, clock = Terminal(), Clock()
+  progress = Progress(
+    "convert", 400, stream=stream, clock=clock, describe=lambda done: f"{done} bytes"
+  )
+  for done in (100, 300):
+    clock.now += 5
+    progress.update(done)
+  progress.close()
+  assert stream.getvalue().endswith("convert  300 bytes  2s left\n")
