@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments import cli
+from experiments import cli, process
 from phi4_jax.common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -227,10 +227,15 @@ def _compile_meanwhile(programs: "StreamPrograms", stack: contextlib.ExitStack) 
 
 def answer_once(conversation: "Conversation", prompt: str) -> int:
   """Writes one answer to standard output, and what cut it off to standard error."""
-  for piece in conversation.ask(prompt):
-    sys.stdout.write(piece)
-    sys.stdout.flush()
+  from experiments.chat_terminal import StopOnInterrupt
+
+  with StopOnInterrupt() as stop:
+    for piece in conversation.ask(prompt, stop):
+      sys.stdout.write(piece)
+      sys.stdout.flush()
   print(flush=True)
+  if stop():
+    raise KeyboardInterrupt
   turn = conversation.turns[-1]
   if turn.end in ("max_tokens", "context"):
     limit = {
@@ -272,6 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     with contextlib.ExitStack() as stack:
       conversation = open_conversation(arguments, stack)
+      process.raise_early_interrupt()
       if prompt is None:
         return talk(conversation, arguments.checkpoint)
       return answer_once(conversation, prompt)

@@ -53,6 +53,14 @@ def catch_early_interrupt() -> None:
     signal.signal(signal.SIGINT, handle)
 
 
+def raise_early_interrupt() -> None:
+  """Raises KeyboardInterrupt if a Ctrl-C came while starting up and was swallowed."""
+  global _early_signum
+  if _early_signum is not None:
+    _early_signum = None
+    raise KeyboardInterrupt
+
+
 class StopRequest:
   """Turns the first SIGINT or SIGTERM into a flag that a loop can look at.
 

@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from experiments import chat
+from experiments import chat, process
 from experiments.chat_terminal import ChatTerminal, StopOnInterrupt
 from experiments.conversation import ContextFullError, Conversation
 from phi4_jax.common.errors import ConfigError, DataError
@@ -311,6 +311,22 @@ def test_no_prompt_and_wrong_flags(checkpoint, monkeypatch, capsys):
     with pytest.raises(SystemExit) as raised:
       chat.main(flags)
     assert raised.value.code == 2
+
+
+def test_one_answer_that_is_interrupted(capsys):
+  conversation, _ = start(
+    "Hello there.", on_token=lambda i: i == 2 and os.kill(os.getpid(), signal.SIGINT)
+  )
+  with pytest.raises(KeyboardInterrupt):
+    chat.answer_once(conversation, "Hi")
+  assert capsys.readouterr().out == "Hel\n"
+
+
+def test_an_interrupt_that_a_library_has_swallowed_is_not_lost(monkeypatch):
+  monkeypatch.setattr(process, "_early_signum", signal.SIGINT)
+  with pytest.raises(KeyboardInterrupt):
+    process.raise_early_interrupt()
+  assert process.raise_early_interrupt() is None
 
 
 def test_errors_have_the_types_that_the_verbs_know():
