@@ -74,8 +74,17 @@ def matmul_int8(
 
   Every int8 is exact in bfloat16 and float32. The scales come after the product, so
   that they are never rounded to `x.dtype`.
+
+  A single row is multiplied as a sum of products, which XLA fuses with the widening.
+  Before a CPU's product the matrix is written down in `x.dtype`, and a program of many
+  layers holds all of them at once.
   """
-  y = _dot(x, weight.astype(x.dtype), (x.ndim - 1,), (0,)) * scale
+  if x.size == x.shape[-1]:
+    row = x.reshape(-1, 1).astype(jnp.float32)
+    y = jnp.sum(row * weight.astype(jnp.float32), axis=0) * scale
+    y = y.reshape(*x.shape[:-1], -1)
+  else:
+    y = _dot(x, weight.astype(x.dtype), (x.ndim - 1,), (0,)) * scale
   return y.astype(out_dtype or x.dtype)
 
 

@@ -50,10 +50,31 @@ def test_formula_of_one_matrix():
   np.testing.assert_allclose(made["scale"], [0.01, 0.0, 2 / 127], rtol=1e-6)
   assert made["scale"].dtype == jnp.float32
   np.testing.assert_array_equal(made["weight"], [[127, 0, -127], [-30, 0, 1]])
-  x = np.array([[2.0, 3.0]], np.float32)
-  y = matmul_int8(jnp.asarray(x), made["weight"], made["scale"])
-  expected = (x @ np.asarray(made["weight"], np.float64)) * np.float64(made["scale"])
-  np.testing.assert_allclose(y, expected, rtol=1e-6)
+  # One row and several are computed in two ways.
+  for x in (np.array([[2.0, 3.0]]), np.array([[2.0, 3.0], [-1.0, 0.5]])):
+    for dtype in ("float32", "bfloat16"):
+      y = matmul_int8(
+        jnp.asarray(x, dtype), made["weight"], made["scale"], jnp.dtype("float32")
+      )
+      expected = (x @ np.float64(made["weight"])) * np.float64(made["scale"])
+      np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+
+def test_one_row_needs_no_wide_copy_of_the_weights():
+  config = tiny_config(scan_layers=False, num_hidden_layers=8)
+  shapes = jax.eval_shape(quantize_params, transformer.abstract_params(config))
+  cache = jax.eval_shape(lambda: init_cache(config, 1, 8))
+
+  def step(params, cache, ids):
+    hidden, cache = transformer.forward(
+      params, config, ids, positions=ids, segment_ids=jnp.ones_like(ids), cache=cache
+    )
+    return transformer.compute_logits(params, config, hidden), cache
+
+  ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  program = jax.jit(step, donate_argnums=1).lower(shapes, cache, ids).compile()
+  one_layer = 4 * (2 * 32 * 32 + 2 * 32 * 8 + 3 * 32 * 48)  # as float32, in bytes
+  assert program.memory_analysis().temp_size_in_bytes < one_layer
 
 
 def test_an_embedding_has_one_scale_a_row():
