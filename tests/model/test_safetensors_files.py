@@ -94,7 +94,7 @@ def test_a_forgotten_row_is_a_bug(tmp_path):
     writer.write("x", 0, np.zeros((3, 2), np.float32))
 
 
-def refuse(folder, *words):
+def assert_refused(folder, *words):
   with pytest.raises(DataError) as caught:
     SafetensorsFolder(folder)
   for word in words:
@@ -102,45 +102,47 @@ def refuse(folder, *words):
 
 
 def test_nothing_to_read(tmp_path):
-  refuse(tmp_path, "neither model.safetensors nor", "found: nothing")
+  assert_refused(tmp_path, "neither model.safetensors nor", "found: nothing")
   (tmp_path / "pytorch_model.bin").touch()
-  refuse(tmp_path, "found: pytorch_model.bin", "save them as safetensors")
+  assert_refused(tmp_path, "found: pytorch_model.bin", "save them as safetensors")
   (tmp_path / "adapter_config.json").touch()
-  refuse(tmp_path, "an adapter (PEFT)")
+  assert_refused(tmp_path, "an adapter (PEFT)")
 
 
 def test_two_sets_of_weights(sharded):
   (sharded / "model.safetensors").touch()
-  refuse(sharded, "two sets of weights")
+  assert_refused(sharded, "two sets of weights")
 
 
 def test_a_missing_file(sharded):
   (sharded / "model-00002-of-00003.safetensors").unlink()
-  refuse(sharded, "names 3 files, of which 1 are missing: model-00002-of-00003")
+  assert_refused(sharded, "names 3 files, of which 1 are missing: model-00002-of-00003")
 
 
 @pytest.mark.parametrize("size", [-1, 40, 3])
 def test_a_file_that_is_cut_short(single, size):
   path = single / "model.safetensors"
   os.truncate(path, size if size > 0 else path.stat().st_size - 1)
-  refuse(single, str(path), "first 8 of its 3 bytes" if size == 3 else "is cut short")
+  assert_refused(
+    single, str(path), "first 8 of its 3 bytes" if size == 3 else "is cut short"
+  )
 
 
 def test_files_that_are_something_else(single):
   path = single / "model.safetensors"
   path.write_bytes(path.read_bytes() + b"x")
-  refuse(single, "longer than it should be")
+  assert_refused(single, "longer than it should be")
   path.write_text("version https://git-lfs.github.com/spec/v1\n")
-  refuse(single, "Git LFS pointer")
+  assert_refused(single, "Git LFS pointer")
   path.write_bytes(b"\x10" + bytes(7) + b"not json".ljust(16))
-  refuse(single, "not a safetensors file")
+  assert_refused(single, "not a safetensors file")
   for entry, word in {
     '{"dtype":"F31","shape":[1],"data_offsets":[0,4]}': "F31 is unknown",
     '{"dtype":"F32","shape":[2],"data_offsets":[0,4]}': "[2] of float32 in 4 bytes",
   }.items():
     text = f'{{"x":{entry}}}'.encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
-    refuse(single, word)
+    assert_refused(single, word)
 
 
 def test_an_index_that_disagrees(sharded):
@@ -152,7 +154,7 @@ def test_an_index_that_disagrees(sharded):
   del files["c.weight"]
   files["e.weight"] = "model-00003-of-00003.safetensors"
   io.write_json(path, index)
-  refuse(
+  assert_refused(
     sharded,
     "disagrees with the files in 4 tensors",
     "d.weight: said to be in model-00001-of-00003.safetensors, is nowhere",
@@ -160,6 +162,6 @@ def test_an_index_that_disagrees(sharded):
     "c.weight: in model-00003-of-00003.safetensors, but not listed",
   )
   io.write_json(path, {"weight_map": {"a.weight": "../a"}})
-  refuse(sharded, "'../a', which is no file")
+  assert_refused(sharded, "'../a', which is no file")
   io.write_json(path, {})
-  refuse(sharded, "no weight_map")
+  assert_refused(sharded, "no weight_map")
