@@ -70,6 +70,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument(
     "--quick", action="store_true", help="few prompts and tokens; written under runs/"
   )
+  parser.add_argument(
+    "--threads",
+    type=int,
+    default=machine.num_cores(),
+    help="of transformers; 1 is faster on a busy machine",
+  )
   parser.add_argument("--seed", type=int, default=0, help="of the word problems")
   parser.add_argument("--output", type=Path, help="instead of the usual JSON file")
   return parser.parse_args(argv)
@@ -196,18 +202,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
   greedy = ours.continue_greedily(params, model, prompts[:num_greedy], new_tokens)
   del params
 
-  request = {
+  request: dict[str, Any] = {
     "prompts": prompts,
     "greedy": prompts[:num_greedy],
     "new_tokens": new_tokens,
-    "threads": machine.num_cores(),
+    "threads": arguments.threads,
   }
   print("transformers reads the GGUF file", flush=True)
   answers, gguf_answer = ask_peer("gguf", {"gguf": str(arguments.gguf), **request})
   print("phi4 convert --format=hf; transformers reads that", flush=True)
   exported, again, exported_again = (WORK / n for n in ("hf", "run", "hf_again"))
   convert(arguments.checkpoint, exported, "--format=hf")
-  hf_answers, hf_answer = ask_peer("hf_peer", {"folder": str(exported), **request})
+  request |= {"folder": str(exported), "prompts": prompts[:num_greedy]}
+  hf_answers, hf_answer = ask_peer("hf_peer", request)
   print("phi4 convert of that folder, and back once more", flush=True)
   convert(exported, again)
   convert(again, exported_again, "--format=hf")
@@ -220,7 +227,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
       "loading": gguf_answer["loading"],
     },
     "export": {
-      "logits": compare_logits(logits, hf_answers, len(prompts)),
+      "logits": compare_logits(logits, hf_answers, num_greedy),
       "greedy": compare_greedy(greedy, hf_answer["greedy"]),
       "loading": hf_answer["loading"],
     },
