@@ -20,6 +20,7 @@ from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.text import format_duration
 from phi4_jax.model.hf_weights import ARCHITECTURES
 from phi4_jax.model.peft_files import is_peft_folder
+from phi4_jax.training.step_folders import parse_step
 
 _DTYPES = ("stored", "bfloat16", "float32")
 _EPILOG = """what --from may be:
@@ -126,7 +127,9 @@ def find_kind(path: Path) -> str:
     return "gguf"
   if not path.is_dir():
     raise ConfigError(f"--from={path} does not exist.")
-  if path.name == "checkpoints" or path.parent.name == "checkpoints":
+  if path.name == "checkpoints" and (path.parent / "config.json").is_file():
+    return "run"
+  if path.parent.name == "checkpoints" and parse_step(path.name) is not None:
     return "run"
   if is_peft_folder(path):
     return "peft"

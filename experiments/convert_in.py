@@ -58,7 +58,6 @@ class ConvertConfig(StageConfig):
   Attributes:
     model: the model's settings, from the source's own configuration.
     source: path of the folder or file.
-    source_format: what the source is.
     has_tokenizer: whether the source's tokenizer was imported.
     chat_format: name of the chat format, where it was not left to the source.
   """
@@ -66,7 +65,6 @@ class ConvertConfig(StageConfig):
   verb: ClassVar[str] = "convert"
   model: ModelConfig
   source: str
-  source_format: Literal["hf", "gguf"]
   has_tokenizer: bool = True
   chat_format: str | None = None
 
@@ -99,14 +97,20 @@ class Original:
     """The model class; `config_from_hf` refuses those that are not known."""
     return self.config["model_type"]
 
-  def files(self) -> dict[str, int]:
-    """Returns name and size of the source's files."""
-    if self.path.is_file():
-      return {self.path.name: self.path.stat().st_size}
-    return {
-      path.name: path.stat().st_size
-      for path in sorted(self.path.iterdir())
+  def files(self) -> dict[str, dict[str, int]]:
+    """Returns name, size and time of change of the source's files.
+
+    The time, because a model that was trained further has files of the same sizes.
+    """
+    files = [self.path] if self.path.is_file() else sorted(self.path.iterdir())
+    states = {
+      path.name: path.stat()
+      for path in files
       if path.is_file() and not path.name.startswith(".")
+    }
+    return {
+      name: {"bytes": state.st_size, "changed_ns": state.st_mtime_ns}
+      for name, state in states.items()
     }
 
 
@@ -179,7 +183,6 @@ def import_model(
   config = ConvertConfig(
     model=model,
     source=str(path),
-    source_format=original.kind,
     has_tokenizer=with_tokenizer,
     chat_format=chat_format,
   )
@@ -192,7 +195,7 @@ def import_model(
     original.tensors, model, original.architecture, where=str(path)
   )
   check_room(out, sum(_num_bytes(original.tensors, leaf) for leaf in leaves))
-  if with_tokenizer and original.write_vocabulary is None:
+  if config.has_tokenizer and original.write_vocabulary is None:
     raise DataError(
       f"{path} has no tokenizer ({' or '.join(_TOKENIZER_FILES)}). Put the model's "
       "tokenizer files there, or say --no_tokenizer: the weights are then converted "
@@ -204,7 +207,7 @@ def import_model(
     RunDirectory(folder, config, verb="convert", seconds_before=began) as directory,
   ):
     vocabulary = None
-    if with_tokenizer and original.write_vocabulary is not None:
+    if config.has_tokenizer and original.write_vocabulary is not None:
       vocabulary = original.write_vocabulary(folder / "vocabulary", model.vocab_size)
     result = _write(original, model, leaves, folder)
     result["vocabulary"] = vocabulary.fingerprint if vocabulary else None

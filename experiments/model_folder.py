@@ -122,6 +122,11 @@ def load_model_folder(
       "run, or the folder that `phi4 convert` has written."
     )
   record = io.read_json(run / "config.json")
+  if "model_type" in record and "verb" not in record:
+    raise ConfigError(
+      f"{run} is a Hugging Face folder. Convert it first: phi4 convert --from={run} "
+      f"--to=ckpt/{run.name}"
+    )
   if record["config"].get("model") is None or not (run / "checkpoints").is_dir():
     raise ConfigError(
       f"{run} is a {record['verb']} run and holds no model. Give a run that has "

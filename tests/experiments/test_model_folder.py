@@ -83,6 +83,9 @@ def test_refusals(runs, tmp_path):
   )
   with pytest.raises(ConfigError, match="is a materialize run and holds no model"):
     load_model_folder(tmp_path / "data")
+  io.write_json(tmp_path / "data" / "config.json", {"model_type": "phi3"})
+  with pytest.raises(ConfigError, match=r"phi4 convert --from=.*/data --to=ckpt/data"):
+    load_model_folder(tmp_path / "data")
 
 
 def test_a_vocabulary_that_is_gone_or_another_one(tmp_path):
