@@ -36,6 +36,7 @@ from benchmarks.arms import ROOT
 from phi4_jax.common import io
 from phi4_jax.common.text import format_table
 from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.counting import count_params
 from phi4_jax.model.hf_config import config_to_hf
 from phi4_jax.model.hf_weights import leaf_maps, read_leaf_shard, tensor_shapes
 from phi4_jax.model.safetensors_files import INDEX_FILE, SafetensorsFolder
@@ -204,6 +205,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   parser.add_argument("--width", type=float, default=1.0, help="share of phi-4's width")
   parser.add_argument("--quick", action="store_true", help="a sixteenth of the width")
+  parser.add_argument("--seed", type=int, default=0, help="nothing is drawn")
   parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
   parser.add_argument("--output", type=Path, help="the JSON that is written")
   parser.add_argument(
@@ -223,11 +225,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     play_process(arguments.folder, scaled_phi4(width), arguments.play)
     return 0
   temporary = Path(tempfile.mkdtemp(prefix="convert_memory_", dir=arguments.folder))
+  needed = (1 if arguments.no_export else 2) * 2 * count_params(scaled_phi4(width))
+  free = shutil.disk_usage(temporary).free
+  if free < needed:
+    temporary.rmdir()
+    # Not an error: `make bench` runs every benchmark that can be run here.
+    print(
+      f"nothing measured: {needed / 1e9:.0f} GB are to be written, and "
+      f"{temporary.parent} has {free / 1e9:.0f}. Name another --folder, leave the way "
+      "back out (--no_export), or take a smaller --width."
+    )
+    return 0
   try:
     result = {
       "name": "convert_memory",
       "question": "how much memory, and how long, does a conversion take?",
       "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+      "quick": arguments.quick,
+      "seed": arguments.seed,
       "git": machine.git_state(ROOT),
       "machine": machine.describe(),
       "numpy": np.__version__,

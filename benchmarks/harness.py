@@ -119,6 +119,18 @@ def peer(module: str, *arguments: str) -> tuple[str, ...]:
   return (PEER_PYTHON, "-m", module, *arguments)
 
 
+def is_missing(path: Path, target: str) -> bool:
+  """Tells whether `path` (from the root) is absent, and prints which target makes it.
+
+  For benchmarks of what not every checkout has. It is no error there: `make bench`
+  runs every benchmark that can be run here.
+  """
+  if (ROOT / path).exists():
+    return False
+  print(f"nothing measured: there is no {path}. Run `make {target}` first.")
+  return True
+
+
 def parse_arguments(
   description: str | None, argv: Sequence[str] | None = None
 ) -> argparse.Namespace:

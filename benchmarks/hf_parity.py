@@ -239,6 +239,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--seed", type=int, default=0, help="of weights and texts")
   parser.add_argument("--output", type=Path, help="instead of the usual JSON file")
   arguments = parser.parse_args(argv)
+  if harness.is_missing(Path(harness.PEER_PYTHON), "bench-setup"):
+    return 0
   with tempfile.TemporaryDirectory() as folder:
     size = "quick" if arguments.quick else "full"
     about = run_peer(size, arguments.seed, Path(folder))

@@ -1,8 +1,10 @@
 """What do int8 weights change? Laws of the next token, greedy texts, memory, speed.
 
-  python -m benchmarks.int8_error --checkpoint=ckpt/smollm2 --prompts=gsm8k_test.jsonl
+  python -m benchmarks.int8_error --prompts=gsm8k_test.jsonl
+  python -m benchmarks.int8_error            # word problems that are drawn here
 
---prompts is a JSONL file; its "question" (or "prompt") becomes a user's message. Over
+--prompts is a JSONL file; its "question" (or "prompt") becomes a user's message.
+Without it, problems of benchmarks/word_problems.py are asked. Over
 all positions of the prompts: KL(full || int8) of the next token's law at temperature 1,
 and how often both have the same likeliest token. Then both continue every prompt
 greedily: how many continuations are the same, and where the others part. Speeds are
@@ -26,6 +28,7 @@ import numpy as np
 
 from benchmarks import harness, machine
 from benchmarks.arms import ROOT
+from benchmarks.word_problems import draw_problems
 from experiments.cli import run_verb
 from experiments.devices import start_jax
 from experiments.model_folder import load_model_folder
@@ -44,6 +47,7 @@ from phi4_jax.sampling.generate import JaxSampler
 from phi4_jax.sampling.stream import StreamSampler
 from phi4_jax.sampling.stream_programs import StreamPrograms
 
+CHECKPOINT = "ckpt/smollm2"
 NUM_PROMPTS, QUICK_PROMPTS = 200, 8
 NEW_TOKENS = 64
 # Rows whose laws are held at once, each [V] twice.
@@ -57,31 +61,40 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   add = parser.add_argument
-  add("--checkpoint", required=True, help="any folder with a model")
-  add("--prompts", required=True, type=Path, help="JSONL with question or prompt")
+  add("--checkpoint", default=CHECKPOINT, help="(default: %(default)s)")
+  add("--prompts", type=Path, help="JSONL with question or prompt")
   add("--num_prompts", type=int, default=NUM_PROMPTS, help="(default: %(default)s)")
   add("--compute_dtype", choices=("float32", "bfloat16"), default="float32")
   add("--quick", action="store_true", help=f"{QUICK_PROMPTS} prompts; under runs/")
-  add("--seed", type=int, default=0, help="kept in the file; nothing is drawn")
+  add("--seed", type=int, default=0, help="of the word problems")
   add("--output", type=Path, help="instead of the usual JSON file")
   return parser.parse_args(argv)
 
 
-def load_prompts(path: Path, vocabulary: Vocabulary, count: int) -> list[list[int]]:
-  """Returns the first prompts of a file as ids that an answer would follow.
+def load_questions(path: Path, count: int) -> list[str]:
+  """Returns the first questions of a file.
 
   Raises:
     DataError: if there are fewer, or one has no text.
   """
-  prompts = []
+  questions = []
   for number, record in read_jsonl(path):
     text = record.get("question", record.get("prompt"))
     if not isinstance(text, str):
       raise DataError(f"{path}:{number} has neither a question nor a prompt.")
-    prompts.append(encode_prompt([{"role": "user", "content": text}], vocabulary))
-    if len(prompts) == count:
-      return prompts
-  raise DataError(f"{path} has {len(prompts)} prompts; --num_prompts is {count}.")
+    questions.append(text)
+    if len(questions) == count:
+      return questions
+  raise DataError(f"{path} has {len(questions)} prompts; --num_prompts is {count}.")
+
+
+def encode_questions(
+  questions: Sequence[str], vocabulary: Vocabulary
+) -> list[list[int]]:
+  """Returns ids that an answer would follow, of each question."""
+  return [
+    encode_prompt([{"role": "user", "content": text}], vocabulary) for text in questions
+  ]
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -255,7 +268,12 @@ def run(arguments: argparse.Namespace) -> None:
   start_jax(MeshConfig(cpu_devices=1), rows=1)
   folder = load_model_folder(arguments.checkpoint)
   count = QUICK_PROMPTS if arguments.quick else arguments.num_prompts
-  prompts = load_prompts(arguments.prompts, folder.vocabulary, count)
+  if arguments.prompts is None:
+    problems = draw_problems("test", count, seed=arguments.seed)
+    questions = [problem["question"] for problem in problems]
+  else:
+    questions = load_questions(arguments.prompts, count)
+  prompts = encode_questions(questions, folder.vocabulary)
   config = dataclasses.replace(folder.model, compute_dtype=arguments.compute_dtype)
   stored = jax.device_put(folder.load_params(MeshConfig()), jax.local_devices()[0])
   small = quantize_params(stored)
@@ -285,7 +303,7 @@ def run(arguments: argparse.Namespace) -> None:
     "load": watch.verdict(time.perf_counter() - begin),
     "model": {"parameters": parameters, "compute_dtype": config.compute_dtype},
     "prompts": {
-      "file": arguments.prompts.name,
+      "file": arguments.prompts.name if arguments.prompts else "word_problems.py",
       "count": len(prompts),
       "tokens": sum(map(len, prompts)),
     },
@@ -299,7 +317,9 @@ def run(arguments: argparse.Namespace) -> None:
     "one_row": stream,
     "batch_tokens_per_second": rates,
   }
-  parent = "runs/benchmarks" if arguments.quick else "benchmarks/results"
+  # Problems as easy as these never replace a result of real ones.
+  whole = arguments.prompts and not arguments.quick
+  parent = "benchmarks/results" if whole else "runs/benchmarks"
   path = arguments.output or ROOT / parent / "int8_error.json"
   write_json(path, result)
   print(f"\n{format_result(result)}\n\nwritten to {path}")
@@ -347,6 +367,9 @@ def format_result(result: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
   arguments = parse_arguments(argv)
+  is_default = arguments.checkpoint == CHECKPOINT
+  if is_default and harness.is_missing(Path(CHECKPOINT), "real-model"):
+    return 0
   return run_verb(lambda: run(arguments))
 
 

@@ -237,6 +237,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--gguf", type=Path, help="a GGUF file")
   parser.add_argument("--output", type=Path, help="instead of the usual JSON file")
   arguments = parser.parse_args(argv)
+  if harness.is_missing(Path(harness.PEER_PYTHON), "bench-setup"):
+    return 0
   count = QUICK_TEXTS if arguments.quick else NUM_TEXTS
   subjects = {}
   with tempfile.TemporaryDirectory() as folder:
