@@ -43,10 +43,11 @@ def find_base(path: Path) -> Path:
   base = resolve_input(given["path"], path)
   result = load_result(base)
   if result is None:
+    state = "is no complete run" if base.is_dir() else "does not exist"
     raise DataError(
-      f"{path} holds an adapter of the run {given['path']!r}, and {base} is no "
-      "complete run. Put it back there, and type the command in the folder that the "
-      "path counts from."
+      f"{path} holds an adapter of the run {given['path']!r}, and {base.absolute()} "
+      f"{state}. Put the run back there; a relative path counts from the folder in "
+      "which the command is typed."
     )
   if result["fingerprint"] != given["fingerprint"]:
     raise DataError(

@@ -11,7 +11,7 @@ from phi4_jax.common import io
 from phi4_jax.common.axes import Params
 from phi4_jax.common.errors import CheckpointError, DataError
 from phi4_jax.model.config import ModelConfig
-from phi4_jax.training.checkpoint import load_params
+from phi4_jax.training.checkpoint import as_stored, load_params
 from phi4_jax.training.digest import params_digest
 
 # Settings that change how a model is computed or made, not what it is.
@@ -29,6 +29,7 @@ def load_parent(
   *,
   vocabulary_fingerprint: str,
   may_differ: frozenset[str] = frozenset(),
+  keep_dtypes: bool = False,
 ) -> Params:
   """Loads the final parameters of the complete training run in `path`.
 
@@ -40,6 +41,7 @@ def load_parent(
     abstract_params: shapes, dtypes and shardings to load them with.
     vocabulary_fingerprint: of the vocabulary that will be used with them.
     may_differ: fields of ModelConfig that may have changed.
+    keep_dtypes: loads each leaf in the dtype in which it is stored instead.
 
   Raises:
     DataError: if the vocabulary is another one than the parent was trained with, or
@@ -81,9 +83,12 @@ def load_parent(
         abstract_params,
         vocabulary_fingerprint=vocabulary_fingerprint,
         may_differ=may_differ | STAGE_BOUNDARY,
+        keep_dtypes=keep_dtypes,
       ),
     )
   folder = path / "checkpoints" / result["checkpoint"]
+  if keep_dtypes:
+    abstract_params = as_stored(folder, abstract_params)
   loaded = load_params(folder, abstract_params)
   if params_digest(loaded.params) != result["fingerprint"]:
     raise CheckpointError(

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 
-from experiments.adapters import as_stored
 from experiments.devices import start_jax
 from experiments.objective import BatchLoader, Objective
 from experiments.parents import STAGE_BOUNDARY, load_parent
@@ -191,9 +190,10 @@ def _load_base(config, mesh, loader, inputs):
   base = load_parent(
     inputs["parent"],
     config.model,
-    as_stored(inputs["parent"], placed),
+    placed,
     vocabulary_fingerprint=loader.vocabulary_fingerprint,
     may_differ=STAGE_BOUNDARY,
+    keep_dtypes=True,
   )
   print(
     f"adapters of rank {config.lora.rank} on {', '.join(config.lora.modules)}: "

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 
-from experiments import adapters
 from experiments.parents import load_parent
 from phi4_jax.common.axes import Params
 from phi4_jax.common.mesh import MeshConfig, make_mesh
@@ -53,8 +52,9 @@ def load_parent_params(
   params = load_parent(
     parent,
     model,
-    adapters.as_stored(parent, abstract_model(model, mesh)),
+    abstract_model(model, mesh),
     vocabulary_fingerprint=vocabulary.fingerprint,
+    keep_dtypes=True,
   )
   digest = params_digest(params)
   if weights == "int8":
