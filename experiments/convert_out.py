@@ -27,8 +27,7 @@ from phi4_jax.common import io
 from phi4_jax.common.errors import CheckpointError
 from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.data.vocabularies import read_description
-from phi4_jax.model.hf_config import config_to_hf
-from phi4_jax.model.hf_config_fields import CLASSES
+from phi4_jax.model.hf_config import config_to_hf, dtype_fields, new_config
 from phi4_jax.model.hf_weights import (
   Architecture,
   LeafMap,
@@ -143,7 +142,7 @@ def export_model(
         f"{source.checkpoint} does not hold the parameters that "
         f"{source.run / 'result.json'} names: it has changed since."
       )
-    config["dtype" if "dtype" in config else "torch_dtype"] = _main_dtype(layout)
+    config |= dtype_fields(config, _main_dtype(layout))
     config.pop("auto_map", None)  # names code that does not come along
     io.write_json(folder / "config.json", config)
     _write_generation_config(source, original, folder / GENERATION_FILE)
@@ -217,14 +216,7 @@ def _make_config(
     specials = _special_ids(source, base)
     if architecture is None:
       return config_to_hf(source.model) | specials
-    base = {
-      "architectures": [CLASSES[architecture]],
-      "model_type": architecture,
-      "hidden_act": "silu",
-      "attention_bias": False,
-      "attention_dropout": 0.0,
-      **specials,
-    }
+    base = new_config(architecture) | specials
   return config_to_hf(source.model, base)
 
 

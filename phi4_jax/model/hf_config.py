@@ -16,6 +16,7 @@ from phi4_jax.model.hf_config_fields import (
   ACCEPTED,
   CLASSES,
   COMPUTE_DTYPES,
+  DTYPE_FIELDS,
   INERT,
   NEEDED,
   OPTIONAL,
@@ -114,7 +115,7 @@ class _Reader:
     return kind(value)
 
   def _check_unused(self) -> None:
-    used = {*NEEDED, *OPTIONAL, *ROPE_FIELDS, "torch_dtype", "dtype"}
+    used = {*NEEDED, *OPTIONAL, *ROPE_FIELDS, *DTYPE_FIELDS}
     accepted = ACCEPTED | {"architectures": ([CLASSES[self.family]],)}
     if self.family == "phi3":
       used.add("sliding_window")
@@ -134,7 +135,7 @@ class _Reader:
   def _compute_dtype(self) -> str:
     given = {
       str(self._config[name]).removeprefix("torch.")
-      for name in ("torch_dtype", "dtype")
+      for name in DTYPE_FIELDS
       if self._config.get(name) is not None
     } or {"float32"}
     if len(given) > 1 or not given <= set(COMPUTE_DTYPES):
@@ -272,19 +273,25 @@ def config_to_hf(
   problem = _obstacle(model, family)
   if problem:
     raise ConfigError(f"model_type {family!r} of Hugging Face has {problem}.")
-  config = dict(base) if base else _new_config(family)
+  config = dict(base) if base else new_config(family)
   config |= {name: getattr(model, name) for name in (*NEEDED, *OPTIONAL)}
   if model.head_dim is None and not (base and base.get("head_dim")):
     del config["head_dim"]
   else:
     config["head_dim"] = model.head_width
-  config["dtype" if "dtype" in config else "torch_dtype"] = model.compute_dtype
+  config |= dtype_fields(config, model.compute_dtype)
   if family == "phi3":
     window = config.get("sliding_window")
     if model.sliding_window or (window or 0) < model.max_position_embeddings:
       config["sliding_window"] = model.sliding_window
   _put_rope(config, model, family)
   return config
+
+
+def dtype_fields(config: Mapping[str, Any], dtype: str) -> dict[str, str]:
+  """Returns the dtype under the names that a configuration has for it."""
+  names = [name for name in DTYPE_FIELDS if name in config] or DTYPE_FIELDS[:1]
+  return dict.fromkeys(names, dtype)
 
 
 def _family_of(model: ModelConfig) -> str:
@@ -308,7 +315,8 @@ def _rope_type(model: ModelConfig) -> str:
   return names.get(type(model.rope_scaling), "default")
 
 
-def _new_config(family: str) -> dict[str, Any]:
+def new_config(family: str) -> dict[str, Any]:
+  """Returns the fields of a family that are the same in all of its models."""
   config: dict[str, Any] = {
     "architectures": [CLASSES[family]],
     "model_type": family,

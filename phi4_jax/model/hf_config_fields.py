@@ -118,6 +118,8 @@ SCALING_FIELDS = {
   ),
   "longrope": ("short_factor", "long_factor"),
 }
+# Of transformers up to 4 and from 5 on; a file may have both.
+DTYPE_FIELDS = ("torch_dtype", "dtype")
 COMPUTE_DTYPES = {
   "bfloat16": "bfloat16",
   "float32": "float32",

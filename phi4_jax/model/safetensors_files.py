@@ -236,10 +236,14 @@ def read_header(file: Path) -> dict[str, _Entry]:
     entries = {name: _entry(file, e, 8 + length) for name, e in header.items()}
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise DataError(f"{file} is not a safetensors file: {error}.") from error
-  end = max(
-    (e.offset + math.prod(e.shape) * e.dtype.itemsize for e in entries.values()),
-    default=8 + length,
-  )
+  end = 8 + length
+  for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
+    if entry.offset != end and math.prod(entry.shape):
+      raise DataError(
+        f"{file} is damaged: {name} begins at byte {entry.offset}, and what lies "
+        f"before it ends at {end}. Get it again."
+      )
+    end += math.prod(entry.shape) * entry.dtype.itemsize
   if size != end:
     state = "cut short" if size < end else "longer than it should be"
     raise DataError(

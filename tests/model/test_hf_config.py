@@ -259,3 +259,11 @@ def test_a_longer_context_is_written_back():
   model = config_from_hf(PHI4 | {"rope_theta": 500_000.0})
   assert config_to_hf(model, PHI4)["rope_theta"] == 500_000.0
   assert config_to_hf(model, PHI4)["eos_token_id"] == 100265
+
+
+def test_a_configuration_with_both_names_of_the_dtype_stays_readable():
+  model = tiny_config()
+  base = config_to_hf(model) | {"torch_dtype": "float16", "dtype": "float16"}
+  written = config_to_hf(model, base)
+  assert written["torch_dtype"] == written["dtype"] == "float32"
+  assert config_from_hf(written) == model

@@ -139,6 +139,9 @@ def test_files_that_are_something_else(single):
   for entry, word in {
     '{"dtype":"F31","shape":[1],"data_offsets":[0,4]}': "F31 is unknown",
     '{"dtype":"F32","shape":[2],"data_offsets":[0,4]}': "[2] of float32 in 4 bytes",
+    '{"dtype":"I8","shape":[3],"data_offsets":[1,4]}': "is damaged: x begins at byte",
+    '{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+    '"y":{"dtype":"I16","shape":[1],"data_offsets":[2,4]}': "is damaged: y begins at",
   }.items():
     text = f'{{"x":{entry}}}'.encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
