@@ -32,7 +32,7 @@ def keep_freed_memory() -> None:
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
   if mallopt is not None:
     mallopt(-4, 0)  # M_MMAP_MAX: no allocation gets a mapping of its own
-    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing is given back at once
+    mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is ever given back
     mallopt(-8, 1)  # M_ARENA_MAX: what one thread frees, another can use
 
 
