@@ -82,8 +82,9 @@ def _forward(hidden, head, weights, targets, num_chunks, z_loss):
   def step(total, chunk):
     hidden, weights, targets = chunk
     scores, _ = _scores(_logits(hidden, head), targets, z_loss)
-    return tuple(t + jnp.sum(weights * s) for t, s in zip(total, scores, strict=True)), (
-    )
+    return tuple(
+      t + jnp.sum(weights * s) for t, s in zip(total, scores, strict=True)
+    ), ()
 
   chunks = tuple(_split(x, num_chunks) for x in (hidden, weights, targets))
   zeros = (jnp.zeros((), jnp.float32),) * 3
