@@ -13,6 +13,7 @@ from benchmarks.harness import Contender
 from benchmarks.machine import num_cores
 from experiments import config as config_lib
 from experiments.devices import num_host_devices
+from experiments.memory import huge_page_settings
 from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.model.config import ModelConfig
 
@@ -22,10 +23,13 @@ Group = dict[str, Any]
 
 # For torch: glibc keeps freed memory instead of giving it back after each step, which
 # saves a page fault for every 4 KiB of intermediates (a quarter to a third of a step).
+# Both get large pages, as `phi4` gives itself (experiments/memory.py).
+OUR_ENV = huge_page_settings({})
 PEER_ENV = {
+  **OUR_ENV,
   "MALLOC_ARENA_MAX": "1",
   "MALLOC_MMAP_MAX_": "0",
-  "MALLOC_TRIM_THRESHOLD_": "2147483647",
+  "MALLOC_TRIM_THRESHOLD_": "1000000000000",
 }
 PEER_ENV_ASSUMPTION = (
   "torch runs with glibc's malloc told to keep freed memory (`env` in the record), "
@@ -105,7 +109,12 @@ def sampling_flops_per_token(config: ModelConfig, prompt: int, new: int) -> floa
 
 
 def ceilings(
-  groups: Sequence[Group], *, steps: int, flops_per_unit: float, devices: int
+  groups: Sequence[Group],
+  *,
+  steps: int,
+  flops_per_unit: float,
+  devices: int,
+  precision: str = "float32",
 ) -> list[Contender]:
   """Returns contenders that do nothing but the products, in JAX and in torch.
 
@@ -118,15 +127,22 @@ def ceilings(
     steps: repetitions of `groups` in one run.
     flops_per_unit: operations of the whole model for one unit of the case.
     devices: host devices that JAX splits the rows over.
+    precision: dtype of the factors.
   """
   done = steps * sum(group_flops(group) for group in groups)
-  options = {"groups": groups, "steps": steps, "work": done / flops_per_unit}
+  options = {
+    "groups": groups,
+    "steps": steps,
+    "work": done / flops_per_unit,
+    "precision": precision,
+  }
   return [
     Contender(
       name="products, JAX",
       role="ceiling",
       command=harness.ours("benchmarks.ours.products"),
       options={**options, "devices": devices},
+      env=OUR_ENV,
     ),
     Contender(
       name="products, torch",

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments import process
+from experiments import memory, process
 from experiments.config_types import did_you_mean
 from phi4_jax.common.errors import CheckpointError, ConfigError, DataError
 
@@ -69,6 +69,8 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one verb; returns its exit code (2 for what the caller can mend)."""
+  if argv is None:
+    memory.restart_with_huge_pages()
   arguments = list(sys.argv[1:] if argv is None else argv)
   if not arguments or arguments[0] in ("-h", "--help", "help"):
     print(help_text(), end="")

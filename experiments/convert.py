@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import cli, process, stage
-from experiments.devices import keep_freed_memory
+from experiments.memory import keep_freed_memory
 from experiments.run_directory import peak_memory_gb
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError

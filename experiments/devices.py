@@ -1,10 +1,9 @@
 """Starts JAX for a run: number of host devices, memory, compilation cache."""
 
-import ctypes
 import os
-import sys
 from pathlib import Path
 
+from experiments.memory import keep_freed_memory
 from phi4_jax.common.mesh import MeshConfig
 
 _CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
@@ -19,21 +18,6 @@ def num_host_devices(config: MeshConfig, rows: int, cores: int) -> int:
   if config.cpu_devices:
     return config.cpu_devices
   return max(n for n in range(1, cores + 1) if rows % n == 0)
-
-
-def keep_freed_memory() -> None:
-  """Lets glibc keep what XLA frees, instead of mapping it anew at every step.
-
-  Each step of a CPU run otherwise takes 17,000 page faults (tiny) to 400,000
-  (small), up to a third of its time. Does nothing where there is no glibc.
-  """
-  if not sys.platform.startswith("linux"):
-    return
-  mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-  if mallopt is not None:
-    mallopt(-4, 0)  # M_MMAP_MAX: no allocation gets a mapping of its own
-    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing is given back at once
-    mallopt(-8, 1)  # M_ARENA_MAX: what one thread frees, another can use
 
 
 def start_jax(

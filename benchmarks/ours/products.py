@@ -18,7 +18,9 @@ from phi4_jax.common.mesh import (
 )
 
 
-def make_products(group: dict[str, Any], mesh: jax.sharding.Mesh, seed: int):
+def make_products(
+  group: dict[str, Any], mesh: jax.sharding.Mesh, seed: int, precision: str
+):
   """Returns a function that starts a group's products and returns what to wait for.
 
   Each device multiplies its share of the rows by all weights; nothing is exchanged.
@@ -26,7 +28,7 @@ def make_products(group: dict[str, Any], mesh: jax.sharding.Mesh, seed: int):
   split = PartitionSpec(BATCH_AXES)
 
   def draw(*shape: int) -> np.ndarray:
-    return random.standard_normal(shape, np.float32)
+    return random.standard_normal(shape, np.float32).astype(jnp.dtype(precision))
 
   random = np.random.default_rng(seed)
   weights = jax.device_put(
@@ -61,7 +63,11 @@ def make_products(group: dict[str, Any], mesh: jax.sharding.Mesh, seed: int):
 def make_prepared(options: dict[str, Any], devices: list[Any]) -> Prepared:
   """Returns the contender on the given devices."""
   mesh = make_mesh(MeshConfig(), devices)
-  groups = [make_products(group, mesh, options["seed"]) for group in options["groups"]]
+  precision = options["precision"]
+  groups = [
+    make_products(group, mesh, options["seed"], precision)
+    for group in options["groups"]
+  ]
 
   def run() -> dict[str, float]:
     for _ in range(options["steps"]):
@@ -72,7 +78,7 @@ def make_prepared(options: dict[str, Any], devices: list[Any]) -> Prepared:
     run=run,
     settings={
       "device": "cpu",
-      "precision": "float32",
+      "precision": precision,
       "threads": "XLA's choice",
       "host devices": len(devices),
     },

@@ -11,17 +11,19 @@ from benchmarks.peers import tuning
 class Products:
   """The products of one group, into memory that is already there."""
 
-  def __init__(self, group: dict[str, Any]):
+  def __init__(self, group: dict[str, Any], precision: str):
+    dtype = getattr(torch, precision)
     self._times = group["times"]
     self._work = []
     rows = group["rows"]
-    inputs = {i: torch.randn(rows, i) for i, _, _ in group["weights"]}
-    outputs = {o: torch.empty(rows, o) for _, o, _ in group["weights"]}
-    gradients = {i: torch.empty(rows, i) for i in inputs}
+    inputs = {i: torch.randn(rows, i, dtype=dtype) for i, _, _ in group["weights"]}
+    outputs = {o: torch.empty(rows, o, dtype=dtype) for _, o, _ in group["weights"]}
+    gradients = {i: torch.empty(rows, i, dtype=dtype) for i in inputs}
     for i, o, count in group["weights"]:
-      x, y, dx, dweight = inputs[i], outputs[o], gradients[i], torch.empty(i, o)
+      x, y, dx = inputs[i], outputs[o], gradients[i]
+      dweight = torch.empty(i, o, dtype=dtype)
       for _ in range(count):
-        weight = torch.randn(i, o)
+        weight = torch.randn(i, o, dtype=dtype)
         self._work.append((x, weight, y))
         if group["backward"]:
           self._work += [(y, weight.t(), dx), (x.t(), y, dweight)]
@@ -35,7 +37,8 @@ class Products:
 def prepare(options: dict[str, Any]) -> Prepared:
   torch.manual_seed(options["seed"])
   torch.set_grad_enabled(False)
-  groups = [Products(group) for group in options["groups"]]
+  precision = options["precision"]
+  groups = [Products(group, precision) for group in options["groups"]]
 
   def do_all() -> None:
     for group in groups:
@@ -56,7 +59,7 @@ def prepare(options: dict[str, Any]) -> Prepared:
       do_all()
     return {"work": options["work"]}
 
-  return Prepared(run=run, settings={"device": "cpu", "precision": "float32", **best})
+  return Prepared(run=run, settings={"device": "cpu", "precision": precision, **best})
 
 
 if __name__ == "__main__":

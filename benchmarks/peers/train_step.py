@@ -28,6 +28,7 @@ class Trainer:
   ):
     torch.set_num_threads(threads)
     self._threads = threads
+    self._autocast = options["model"]["compute_dtype"] == "bfloat16"
     given = options["optimizer"]
     self.model = phi3.make_model(
       options["model"], attention=attention, seed=options["seed"]
@@ -53,8 +54,11 @@ class Trainer:
   def step(self) -> torch.Tensor:
     """Makes one step; returns the loss before it."""
     inputs, targets = next(self._batches)
-    logits = self.model(input_ids=inputs, use_cache=False).logits
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._autocast):
+      logits = self.model(input_ids=inputs, use_cache=False).logits
+    loss = torch.nn.functional.cross_entropy(
+      logits.flatten(0, 1).float(), targets.flatten()
+    )
     loss.backward()
     torch.nn.utils.clip_grad_norm_(
       self.model.parameters(), self._clip_norm, foreach=True
@@ -96,7 +100,7 @@ def prepare(options: dict[str, Any]) -> Prepared:
     run=run,
     settings={
       "device": "cpu",
-      "precision": "float32",
+      "precision": options["model"]["compute_dtype"],
       **best,
       "compiled": options["compiled"],
       "batch": f"{options['rows']} x {options['length']}",

@@ -1,13 +1,14 @@
 """Attention whose mask is positions and segments: the operation and its definition.
 
 Files: `problem` (shapes, and which pairs may meet), `reference` (the definition),
-`chunked` (memory linear in the sequence). All give the same numbers.
+`blocked` (rows to themselves: half of the scores), `chunked` (memory linear in the
+sequence). All give the same numbers.
 """
 
 import jax
 from jaxtyping import Array, Float, Int
 
-from kernels.attention import chunked, reference
+from kernels.attention import blocked, chunked, reference
 from kernels.attention.problem import AttentionProblem, make_problem
 from kernels.dispatch import Implementation, choose
 
@@ -15,6 +16,8 @@ from kernels.dispatch import Implementation, choose
 # product is faster than a loop; decoding always is such a case. By T and S only: a
 # row's numbers must not depend on how many other rows share the batch.
 _CHUNKED_PAIRS = 512 * 512
+# Blocks are unrolled: more of them than this make a program that is slow to compile.
+_BLOCKED_QUERIES = 1024
 
 
 def _no_refusal(problem: AttentionProblem) -> str | None:
@@ -29,8 +32,29 @@ def _reference_yields(problem: AttentionProblem) -> str | None:
   return None
 
 
+def _blocked_refuses(problem: AttentionProblem) -> str | None:
+  if not problem.in_order:
+    return "keys are not the queries' own tokens, one by one (in_order)"
+  return None
+
+
+def _blocked_yields(problem: AttentionProblem) -> str | None:
+  if not 2 * blocked.BLOCK <= problem.queries <= _BLOCKED_QUERIES:
+    return (
+      f"there are {problem.queries} queries, not {2 * blocked.BLOCK} to "
+      f"{_BLOCKED_QUERIES}"
+    )
+  return None
+
+
 # In order of preference for "auto".
 IMPLEMENTATIONS = (
+  Implementation(
+    name="blocked",
+    run=blocked.attention,
+    refuses=_blocked_refuses,
+    yields=_blocked_yields,
+  ),
   Implementation(
     name="reference",
     run=reference.attention,
@@ -57,6 +81,7 @@ def attention(
   kv_segment_ids: Int[Array, "B S"],
   sliding_window: int | None = None,
   scale: float | None = None,
+  in_order: bool = False,
   implementation: str = "auto",
 ) -> Float[Array, "B T N H"]:
   """Grouped-query attention; who may see whom follows from positions and segments.
@@ -81,13 +106,17 @@ def attention(
     kv_segment_ids: likewise; 0 = padding or empty cache slot.
     sliding_window: how many latest positions are seen, the own one included.
     scale: of the scores; None means 1 / sqrt(H).
+    in_order: promises that query t and key t are the same token and that later tokens
+      of a segment have later positions (no cache): nobody sees a later key.
     implementation: "auto", or the name of one of IMPLEMENTATIONS.
 
   Raises:
     ValueError: if shapes disagree, the window is not positive, the name is unknown,
       or nothing can run (every reason is listed).
   """
-  problem = make_problem(q, k, v, sliding_window=sliding_window, scale=scale)
+  problem = make_problem(
+    q, k, v, sliding_window=sliding_window, scale=scale, in_order=in_order
+  )
   chosen = choose("attention", IMPLEMENTATIONS, implementation, problem)
   with jax.named_scope(f"attention_{chosen.name}"):
     return chosen.run(

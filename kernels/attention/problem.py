@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Int
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionProblem:
-  """The static side of one call: T, S, N, K, H, window and scale."""
+  """The static side of one call: T, S, N, K, H, window, scale, and the order."""
 
   queries: int
   keys: int
@@ -20,6 +20,7 @@ class AttentionProblem:
   head_width: int
   sliding_window: int | None
   scale: float
+  in_order: bool = False
 
   @property
   def group(self) -> int:
@@ -34,6 +35,7 @@ def make_problem(
   *,
   sliding_window: int | None,
   scale: float | None,
+  in_order: bool = False,
 ) -> AttentionProblem:
   """Checks the arrays against each other.
 
@@ -54,6 +56,11 @@ def make_problem(
     raise ValueError(
       f"q, k and v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}."
     )
+  if in_order and q.shape[1] != k.shape[1]:
+    raise ValueError(
+      f"in_order says that queries and keys are the same tokens, but there are "
+      f"{q.shape[1]} queries and {k.shape[1]} keys."
+    )
   if sliding_window is not None and sliding_window < 1:
     raise ValueError(f"sliding_window ({sliding_window}) must be positive or None.")
   return AttentionProblem(
@@ -64,6 +71,7 @@ def make_problem(
     head_width=q.shape[3],
     sliding_window=sliding_window,
     scale=q.shape[3] ** -0.5 if scale is None else scale,
+    in_order=in_order,
   )
 
 

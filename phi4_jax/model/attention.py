@@ -76,6 +76,7 @@ class SelfAttention(nn.Module):
       q_segment_ids=inputs.q_segment_ids,
       kv_segment_ids=inputs.kv_segment_ids,
       sliding_window=config.sliding_window,
+      in_order=layer_cache is None,
       implementation=config.attention,
     )
     y = y.reshape(*x.shape[:2], heads * width)  # [B, T, N*H]

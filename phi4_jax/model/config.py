@@ -69,7 +69,7 @@ class ModelConfig:
   compute_dtype: Literal["float32", "bfloat16"] = "float32"
   scan_layers: bool = True
   remat: Literal["none", "full", "dots"] = "none"
-  attention: Literal["auto", "reference", "chunked"] = "auto"
+  attention: Literal["auto", "reference", "blocked", "chunked"] = "auto"
 
   def __post_init__(self):
     for name in (

@@ -90,6 +90,16 @@ class Embedding(nn.Module):
     return rows.astype(config.dtype)
 
 
+@jax.checkpoint
+def swiglu(up: Float[Array, "*lead F"], gate: Float[Array, "*lead F"]) -> Array:
+  """Returns up * silu(gate), computed in float32 and rounded once.
+
+  The backward pass makes the gate's sigmoid again instead of keeping it.
+  """
+  wide = up.astype(jnp.float32) * jax.nn.silu(gate.astype(jnp.float32))
+  return wide.astype(up.dtype)
+
+
 class MLP(nn.Module):
   """SwiGLU: down(up(x) * silu(gate(x)))."""
 
@@ -104,4 +114,4 @@ class MLP(nn.Module):
 
     gate = projection(config.intermediate_size, "gate_proj")(x)
     up = projection(config.intermediate_size, "up_proj")(x)
-    return projection(config.hidden_size, "down_proj")(up * jax.nn.silu(gate))
+    return projection(config.hidden_size, "down_proj")(swiglu(up, gate))

@@ -50,9 +50,12 @@ def test_sampling_counts_each_read_token_once():
 def test_a_ceiling_reports_what_its_operations_are_worth(monkeypatch):
   groups = workload.train_groups(MODEL, rows=4, length=8)
   flops = sum(map(workload.group_flops, groups))
-  options = {"groups": groups, "steps": 3, "work": 1.5, "seed": 0, "quick": True}
-  prepared = products.make_prepared(options, jax.devices()[:2])
-  assert prepared.run() == {"work": 1.5}
+  for precision in ("float32", "bfloat16"):
+    options = {"groups": groups, "steps": 3, "work": 1.5, "seed": 0, "quick": True}
+    options["precision"] = precision
+    prepared = products.make_prepared(options, jax.devices()[:2])
+    assert prepared.run() == {"work": 1.5}
+    assert prepared.settings["precision"] == precision
   # The peers' environment need not be there for this.
   monkeypatch.setattr(workload.harness, "peer", lambda module: ("python", "-m", module))
   contenders = workload.ceilings(groups, steps=3, flops_per_unit=flops / 2, devices=2)
@@ -93,10 +96,28 @@ def test_sampling_reports_every_new_token():
 
 
 def test_every_size_fits_its_model():
-  for name, (rows, length, steps) in (
-    train_step.SIZES | train_step.QUICK_SIZES
-  ).items():
-    model = workload.load_model(name)
-    assert length <= model.max_position_embeddings and min(rows, steps) > 0
+  for size in train_step.SIZES + train_step.QUICK_SIZES:
+    model = size.load_model()
+    assert size.length <= model.max_position_embeddings
+    assert min(size.rows, size.steps) > 0 and model.compute_dtype == size.precision
   for name, (_, prompt, new) in (sampling.SIZES | sampling.QUICK_SIZES).items():
     assert prompt + new <= workload.load_model(name).max_position_embeddings
+
+
+def test_ratios_to_torch_are_taken_round_by_round():
+  def record(role, seconds):
+    rounds = [{"seconds": value} for value in seconds]
+    rate = {"median": 1 / sorted(seconds)[1]}
+    return {"role": role, "rounds": rounds, "summary": {"rate": rate}}
+
+  contenders = {
+    "ours": record("ours", [2.0, 4.0, 3.0]),
+    "eager": record("peer", [9.0, 9.0, 9.0]),
+    "compiled": record("peer", [4.0, 4.0, 9.0]),
+    "products": record("ceiling", [1.0, 1.0, 1.0]),
+  }
+  name = "smollm2_135m, 8 x 256, bfloat16"
+  found = train_step.ratios_to_torch({"cases": {name: {"contenders": contenders}}})
+  assert found["ratio_vs_torch_bfloat16"] == 2.0
+  assert found["spread_bfloat16"]["ratio"]["min"] == 1.0
+  assert "ratio_vs_torch_float32" not in found

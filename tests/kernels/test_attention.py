@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from kernels import attention as attention_package
-from kernels.attention import chunked
+from kernels.attention import blocked, chunked
 from kernels.attention.problem import make_problem
+from kernels.dispatch import choose
 
 B, T, N, K, H = 2, 11, 4, 2, 8
 
@@ -18,16 +19,19 @@ _WHERE = ("q_positions", "kv_positions", "q_segment_ids", "kv_segment_ids")
 
 @functools.cache
 def _jitted(name, gradients, sliding_window, scale):
-  """An implementation, compiled; "chunked_4" is the chunked one, 4 keys a chunk."""
+  """An implementation, compiled; "chunked_4" takes 4 keys at a time, and so on."""
+  parts = {
+    "chunked_4": functools.partial(chunked.attention, chunk=4),
+    "blocked_4": functools.partial(blocked.attention, block=4),
+  }
 
   def forward(q, k, v, where):
-    if name == "chunked_4":
-      problem = make_problem(q, k, v, sliding_window=sliding_window, scale=scale)
-      arrays = tuple(where[key] for key in _WHERE)
-      return chunked.attention(q, k, v, arrays, problem, chunk=4)
-    return attention_package.attention(
-      q, k, v, **where, sliding_window=sliding_window, scale=scale, implementation=name
-    )
+    ordered = name.startswith("blocked")
+    options = dict(sliding_window=sliding_window, scale=scale, in_order=ordered)
+    if name in parts:
+      problem = make_problem(q, k, v, **options)
+      return parts[name](q, k, v, tuple(where[key] for key in _WHERE), problem)
+    return attention_package.attention(q, k, v, **where, **options, implementation=name)
 
   def with_gradients(q, k, v, where, upstream):
     out, pull = jax.vjp(lambda *x: forward(*x, where), q, k, v)
@@ -49,8 +53,11 @@ class _Runner:
     return _jitted(self.name, True, sliding_window, None)(q, k, v, where, upstream)
 
 
-# A chunk that does not divide S, and the default (longer than S).
-@pytest.fixture(params=["reference", "chunked", "chunked_4"])
+# A part that does not divide T and S, and the default (longer than both).
+ANY_ORDER = ["reference", "chunked", "chunked_4"]
+
+
+@pytest.fixture(params=[*ANY_ORDER, "blocked", "blocked_4"])
 def run(request):
   return _Runner(request.param)
 
@@ -121,7 +128,9 @@ class TestAttention:
     out = run(q, k, v, _where(), scale=0.1)
     np.testing.assert_allclose(out, _float64(q, k, v, _where(), scale=0.1), atol=1e-6)
 
-  def test_cache_layout_with_empty_slots_and_unordered_positions(self, run):
+  @pytest.mark.parametrize("name", ANY_ORDER)
+  def test_cache_layout_with_empty_slots_and_unordered_positions(self, name):
+    run = _Runner(name)
     q, k, v = _qkv(keys=17)
     rng = np.random.default_rng(3)
     where = dict(
@@ -250,7 +259,7 @@ def test_chunked_memory_grows_linearly_with_the_row():
     (dict(k=(B, T, K, H + 1)), "agree in rows and head width"),
     (dict(k=(B + 1, T, K, H)), "agree in rows and head width"),
     (dict(sliding_window=0), "sliding_window .0. must be positive"),
-    (dict(implementation="pallas"), "Known: auto, reference, chunked"),
+    (dict(implementation="pallas"), "Known: auto, blocked, reference, chunked"),
   ],
 )
 def test_refusals_say_what_is_wrong(change, message):
@@ -268,3 +277,35 @@ def test_mixed_dtypes_are_refused():
   q, k = jnp.zeros((B, T, N, H)), jnp.zeros((B, T, K, H))
   with pytest.raises(ValueError, match="must have one dtype"):
     make_problem(q, k.astype(jnp.bfloat16), k, sliding_window=None, scale=None)
+
+
+def _problem(queries, keys, in_order):
+  q, k = jnp.zeros((1, queries, N, H)), jnp.zeros((1, keys, K, H))
+  return make_problem(q, k, k, sliding_window=None, scale=None, in_order=in_order)
+
+
+@pytest.mark.parametrize(
+  "queries, keys, in_order, name",
+  [
+    (64, 64, True, "reference"),
+    (128, 128, True, "blocked"),
+    (1024, 1024, True, "blocked"),
+    (2048, 2048, True, "chunked"),
+    (128, 128, False, "reference"),
+    (1, 4096, False, "reference"),
+    (1024, 1024, False, "chunked"),
+  ],
+)
+def test_the_free_choice(queries, keys, in_order, name):
+  problem = _problem(queries, keys, in_order)
+  implementations = attention_package.IMPLEMENTATIONS
+  assert choose("attention", implementations, "auto", problem).name == name
+
+
+def test_blocked_refuses_keys_in_any_order():
+  with pytest.raises(ValueError, match="in_order"):
+    q, k, v = map(jnp.asarray, _qkv())
+    where = {name: jnp.asarray(x) for name, x in _where().items()}
+    attention_package.attention(q, k, v, **where, implementation="blocked")
+  with pytest.raises(ValueError, match="11 queries and 17 keys"):
+    _problem(11, 17, True)
