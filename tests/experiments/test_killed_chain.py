@@ -68,6 +68,26 @@ def test_killed_in_every_stage(tmp_path, seed):
 
 
 @pytest.mark.slow
+def test_killed_while_adapters_train(tmp_path):
+  straight, killed = tmp_path / "straight", tmp_path / "killed"
+  smaller = [
+    *_SMALLER,
+    "--gin.SftConfig.lora=@LoraConfig()",
+    "--gin.LoraConfig.rank=2",
+    "--gin.LoraConfig.alpha=4.0",
+    "--gin.SftConfig.num_steps=100",
+  ]
+  code, output = _run("pipeline", *_arguments("tiny_chain.gin", straight), *smaller)
+  assert code == 0, output
+  arguments = [*_arguments("tiny_chain.gin", killed), *smaller]
+  _kill_all(("sft", "evaluate"), arguments, straight, killed, seed=0)
+  assert _results(killed, _STAGES) == _results(straight, _STAGES)
+  assert _metrics(killed / "sft") == _metrics(straight / "sft")
+  result = run_directory.load_result(killed / "sft")
+  assert result is not None and result["trained_parameters"] > 0
+
+
+@pytest.mark.slow
 def test_killed_in_search_arms_and_comparison(tmp_path):
   """At full size: only a model that has learned the task has pivotal tokens."""
   straight, killed = tmp_path / "straight", tmp_path / "killed"
