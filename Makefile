@@ -55,6 +55,10 @@ demo: $(READY)  ## from a corpus to a model improved by pivotal tokens, with a r
 	$(VENV)/bin/phi4 pipeline --gin_file=gin_configs/demo.gin --workdir=runs/demo
 	$(VENV)/bin/phi4 report runs/demo
 
+.PHONY: real-model
+real-model: $(READY)  ## get SmolLM2-135M-Instruct (Apache-2.0) and convert it to ckpt/smollm2
+	.ci/real_model
+
 .PHONY: test
 test: $(READY)  ## run the default tests (ARGS="-k name" is passed on)
 	$(PY) -m pytest $(ARGS)
