@@ -178,6 +178,7 @@ class TestParent:
     assert adapters.find_lora(folder / "sft") is None
     assert adapters.find_base(trained) == folder / "sft"
 
+  @pytest.mark.slow
   def test_adapters_on_adapters(self, folder, trained):
     """The second run's base and reference are the merged first run."""
     second = _train(

@@ -152,8 +152,9 @@ def test_the_cached_pass_equals_the_whole_one():
   config = tiny_config(scan_layers=False)
   params = quantize_params(random_params(config))
   cache, outputs = init_cache(config, 8, 6), []
+  forward = jax.jit(transformer.forward, static_argnums=1)
   for part in (slice(0, 4), slice(4, 5), slice(5, 6)):
-    hidden, cache = transformer.forward(
+    hidden, cache = forward(
       params,
       config,
       IDS[:, part],

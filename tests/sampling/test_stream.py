@@ -157,6 +157,7 @@ def test_it_stops_when_it_is_asked_to(params):
   assert len(draw(stream, [1] * 20, (0,), should_stop=lambda: next(answers))) == 3
 
 
+@pytest.mark.slow
 def test_int8_weights(params):
   law = dataclasses.replace(LAW, max_length=12)
   small = quantize_params(params)
