@@ -9,6 +9,7 @@ configuration must be equal, nothing may be missing, left over or warned about.
 """
 
 import argparse
+import logging
 import subprocess
 import sys
 import tempfile
@@ -75,13 +76,21 @@ def convert(python: str, source: Path, out: Path) -> None:
 
 
 def load(folder: Path) -> tuple[Any, list[str]]:
-  """Returns the model, and all that the loader complained of."""
-  with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-      folder, output_loading_info=True
-    )
-  complaints = [str(warning.message) for warning in caught]
+  """Returns the model, and all that the loader complained of or logged."""
+  logged: list[str] = []
+  handler = logging.Handler(logging.WARNING)
+  handler.emit = lambda record: logged.append(record.getMessage())
+  logger = transformers.utils.logging.get_logger("transformers")
+  logger.addHandler(handler)
+  try:
+    with warnings.catch_warnings(record=True) as caught:
+      warnings.simplefilter("always")
+      model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True
+      )
+  finally:
+    logger.removeHandler(handler)
+  complaints = [*logged, *(str(warning.message) for warning in caught)]
   return model, complaints + [f"{key}: {value}" for key, value in info.items() if value]
 
 
