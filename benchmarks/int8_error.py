@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import datetime
 import functools
+import os
 import statistics
 import sys
 import time
@@ -135,7 +136,13 @@ def _compare_laws(
 def compare_laws(
   full: Params, small: Params, config: ModelConfig, prompts: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
-  """Compares the two models' laws of the next token at all positions of texts."""
+  """Compares the two models' laws of the next token at the positions of texts.
+
+  Counted from the last token that all texts begin with: before it (the chat format's
+  opening, a system message) every text would count the same numbers again.
+  """
+  shared = len(os.path.commonprefix([tuple(prompt) for prompt in prompts]))
+  first = max(shared - 1, 0) if len(prompts) > 1 else 0
   rows: dict[str, list[np.ndarray]] = {}
   for number, prompt in enumerate(prompts):
     length = len(prompt)
@@ -150,10 +157,11 @@ def compare_laws(
         (full, small), config, (hidden[0][part], hidden[1][part]), targets[part]
       )
       for name, values in jax.device_get(found).items():
-        rows.setdefault(name, []).append(values[: length - start])
+        kept = values[max(first - start, 0) : length - start]
+        rows.setdefault(name, []).append(kept)
     if (number + 1) % 20 == 0:
       print(f"  laws: {number + 1} of {len(prompts)} prompts", flush=True)
-  ends = np.cumsum([len(prompt) for prompt in prompts]) - 1
+  ends = np.cumsum([len(prompt) - first for prompt in prompts]) - 1
   joined = {name: np.concatenate(values) for name, values in rows.items()}
   divergence = np.float64(joined["divergence"])
   has_next = np.ones(divergence.size, bool)
@@ -161,6 +169,7 @@ def compare_laws(
   quantiles = np.quantile(divergence, [0.5, 0.9, 0.99])
   return {
     "positions": int(divergence.size),
+    "shared_positions_left_out": first,
     "kl_mean": float(divergence.mean()),
     "kl_median": float(quantiles[0]),
     "kl_quantile_90": float(quantiles[1]),

@@ -79,7 +79,8 @@ def row_major_on_cpu(x: Float[Array, "..."]) -> Float[Array, "..."]:
   """
 
   def pinned(x):
-    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+    order: Any = Layout(major_to_minor=tuple(range(x.ndim)))
+    return with_layout_constraint(x, order)
 
   return jax.lax.platform_dependent(x, cpu=pinned, default=lambda x: x)
 
