@@ -79,15 +79,15 @@ def row_major_on_cpu(x: Float[Array, "..."]) -> Float[Array, "..."]:
   """
 
   def pinned(x):
-    order: Any = Layout(major_to_minor=tuple(range(x.ndim)))
-    return with_layout_constraint(x, order)
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
   return jax.lax.platform_dependent(x, cpu=pinned, default=lambda x: x)
 
 
 def _backward_rule(out_dtype, residuals, gradient):
   del out_dtype
-  return matmul_gradients(*residuals, gradient)
+  x, weight = residuals
+  return matmul_gradients(x, weight, gradient)
 
 
 _matmul: Any = jax.custom_vjp(_forward, nondiff_argnums=(2,))
