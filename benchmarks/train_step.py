@@ -24,13 +24,14 @@ from phi4_jax.model.counting import model_flops_per_token
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
-  """A model, its batch, steps in one run, and the dtype of the products."""
+  """A model, its batch, steps in one run, dtype of the products, parts of our loss."""
 
   model: str
   rows: int
   length: int
   steps: int
   precision: Literal["float32", "bfloat16"] = "float32"
+  num_loss_chunks: int = 1
 
   @property
   def name(self) -> str:
@@ -51,7 +52,7 @@ SIZES = [
   Size(model="tiny", rows=24, length=64, steps=20),
   Size(model="small", rows=8, length=512, steps=2),
   Size(**_STAND_IN_SIZE),
-  Size(**_STAND_IN_SIZE, precision="bfloat16"),
+  Size(**_STAND_IN_SIZE, precision="bfloat16", num_loss_chunks=4),
 ]
 QUICK_SIZES = [Size(model="tiny", rows=24, length=64, steps=4)]
 OPTIMIZER = {
@@ -86,7 +87,7 @@ def make_case(size: Size, *, quick: bool) -> Case:
     Contender(
       name=workload.devices_text(devices),
       command=harness.ours("benchmarks.ours.train_step"),
-      options={**work, "devices": devices},
+      options={**work, "devices": devices, "num_loss_chunks": size.num_loss_chunks},
       env=workload.OUR_ENV,
       timeout_seconds=1200.0,
     )

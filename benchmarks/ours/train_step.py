@@ -49,7 +49,9 @@ def make_prepared(options: dict[str, Any], devices: list[Any]) -> Prepared:
     mesh=mesh,
   )
   step_fn = make_train_step(
-    losses.make_language_model_loss(model, num_loss_chunks=1),
+    losses.make_language_model_loss(
+      model, num_loss_chunks=options.get("num_loss_chunks", 1)
+    ),
     tx,
     mesh=mesh,
     state_shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
