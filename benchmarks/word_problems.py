@@ -6,11 +6,11 @@ For models that GSM8K itself is too hard for: one or two steps, small numbers, s
 kinds. Whether a question belongs to train or test is decided by a hash of its text.
 """
 
+import argparse
 import hashlib
 import json
 import random
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -86,5 +86,13 @@ def write_files(folder: Path) -> None:
     print(f"{folder / split}.jsonl: {count} problems")
 
 
+def run(argv: Sequence[str] | None = None) -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("folder", type=Path, help="where both files are written")
+  write_files(parser.parse_args(argv).folder)
+
+
 if __name__ == "__main__":
-  write_files(Path(sys.argv[1]))
+  run()

@@ -151,6 +151,22 @@ def open_conversation(
   )
 
 
+def _open_aloud(
+  arguments: argparse.Namespace, stack: contextlib.ExitStack
+) -> "Conversation":
+  """Opens the conversation; a person at a terminal is told what takes so long."""
+  line = f"loading {arguments.checkpoint} (the first time compiles, too) ..."
+  shown = sys.stderr.isatty()
+  if shown:
+    print(line, end="", file=sys.stderr, flush=True)
+  try:
+    with process.leave_at_interrupt():
+      return open_conversation(arguments, stack)
+  finally:
+    if shown:
+      print("\r" + " " * len(line) + "\r", end="", file=sys.stderr, flush=True)
+
+
 def _make_law(arguments: argparse.Namespace, max_length: int):
   from phi4_jax.common.sampler import SamplingLaw
 
@@ -270,14 +286,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompt = arguments.prompt
     if prompt is None and not sys.stdin.isatty():
       prompt = sys.stdin.read().rstrip("\n")
-      if not prompt.strip():
-        raise ConfigError(
-          "Standard input is no terminal and holds no prompt. Give --prompt=TEXT, or "
-          "pipe a text in."
-        )
+    if prompt is not None and not prompt.strip():
+      raise ConfigError(
+        "The prompt is empty. Give --prompt=TEXT, or pipe a text in; without either, "
+        "on a terminal, phi4 chat is a conversation."
+      )
     with contextlib.ExitStack() as stack:
-      conversation = open_conversation(arguments, stack)
-      process.raise_early_interrupt()
+      conversation = _open_aloud(arguments, stack)
       if prompt is None:
         return talk(conversation, arguments.checkpoint)
       return answer_once(conversation, prompt)

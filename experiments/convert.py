@@ -206,13 +206,13 @@ def _import(source: Path, out: Path, arguments: argparse.Namespace) -> int:
     "time": f"{format_duration(seconds)}, peak memory "
     f"{result['peak_memory_gb']:.2f} GB",
     "vocabulary": _describe_vocabulary(out),
-    "digest": result["fingerprint"],
+    "fingerprint": result["fingerprint"],
   }
   if result["note"]:
     rows["source"] = result["note"]
   _print_rows(rows)
   print(f"convert: done -> {out}\n\nnext:")
-  if "chat" in cli.VERBS and not arguments.no_tokenizer:
+  if not arguments.no_tokenizer and _can_chat(out):
     print(f"  phi4 chat --checkpoint={out}")
   print(f"  phi4 convert --from={out} --to=OUT --format=hf")
   print(
@@ -220,6 +220,12 @@ def _import(source: Path, out: Path, arguments: argparse.Namespace) -> int:
     f"  parent = '{out}', vocabulary = '{out}'"
   )
   return 0
+
+
+def _can_chat(out: Path) -> bool:
+  from phi4_jax.data.tokenizer import load_vocabulary
+
+  return load_vocabulary(out / "vocabulary").chat is not None
 
 
 def _describe_vocabulary(out: Path) -> str:
@@ -279,7 +285,7 @@ def _import_adapter(source: Path, out: Path, base: Path) -> int:
     {
       "adapter": f"{result['trained_parameters']:,} parameters, of {source}",
       "base": f"{result['parameters']:,} parameters, {base} (stays where it is)",
-      "digest": result["fingerprint"],
+      "fingerprint": result["fingerprint"],
     }
   )
   print(f"convert: done -> {out}")

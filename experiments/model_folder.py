@@ -92,8 +92,10 @@ class ModelFolder:
       return load_parent_params(self.model, mesh, self.run, self.vocabulary)[0]
     if adapters.find_lora(self.run) is not None:
       raise CheckpointError(
-        f"{self.checkpoint} holds an adapter that is not its run's last: only that one "
-        f"can be merged. Give {self.run}, once it is complete."
+        f"{self.checkpoint} holds an adapter, and {self.run} "
+        + ("has a later one." if load_result(self.run) else "is not complete.")
+        + " Only the adapter of a complete run's end can be used: repeat the command "
+        f"that began the run until it says done, then give {self.run}."
       )
     wanted = as_stored(self.checkpoint, abstract_model(self.model, mesh))
     return load_params(self.checkpoint, wanted).params
@@ -106,7 +108,8 @@ def load_model_folder(
 
   Args:
     path: a run's folder (its final checkpoint, or the newest one of a run that is not
-      complete), the checkpoints folder in it, or one step's folder.
+      complete; a run of adapters must be complete), the checkpoints folder in it, or
+      one step's folder.
     needs_vocabulary: whether weights without a vocabulary are refused.
 
   Raises:
@@ -115,6 +118,11 @@ def load_model_folder(
     CheckpointError: if there is no finished checkpoint.
   """
   run, wanted = _split(Path(path))
+  if run.suffix == ".gguf" and run.is_file():
+    raise ConfigError(
+      f"{run} is a GGUF file. Convert it first: phi4 convert --from={run} "
+      f"--to=ckpt/{run.stem}"
+    )
   if not (run / "config.json").is_file():
     state = "has no config.json" if run.is_dir() else "does not exist"
     raise ConfigError(
@@ -122,6 +130,10 @@ def load_model_folder(
       "run, or the folder that `phi4 convert` has written."
     )
   record = io.read_json(run / "config.json")
+  if "model_type" in record and (run.parent / "model.gin").is_file():
+    raise ConfigError(
+      f"{run} holds what a converted model came with. Give {run.parent}."
+    )
   if "model_type" in record and "verb" not in record:
     raise ConfigError(
       f"{run} is a Hugging Face folder. Convert it first: phi4 convert --from={run} "

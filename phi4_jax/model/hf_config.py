@@ -50,7 +50,7 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
   fields = reader.read()
   if reader.problems:
     raise ConfigError(
-      "This Hugging Face configuration is not supported:"
+      "This Hugging Face configuration cannot be used:"
       + "".join(f"\n  {problem}" for problem in reader.problems)
     )
   return ModelConfig(**fields)

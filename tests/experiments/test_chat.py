@@ -306,7 +306,7 @@ def test_what_a_person_can_mend_is_one_line(
 def test_no_prompt_and_wrong_flags(checkpoint, monkeypatch, capsys):
   monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
   assert chat.main([f"--checkpoint={checkpoint}"]) == 2
-  assert "holds no prompt" in capsys.readouterr().err
+  assert "The prompt is empty" in capsys.readouterr().err
   for flags in ([], [f"--checkpoint={checkpoint}", "--weights=int4"]):
     with pytest.raises(SystemExit) as raised:
       chat.main(flags)

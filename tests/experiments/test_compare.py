@@ -89,7 +89,8 @@ def sampler(monkeypatch):
     found.set_params(params)
     return found
 
-  def load(model, mesh, parent, vocabulary):
+  def load(model, mesh, parent, vocabulary, weights):
+    assert weights == "full"
     found.loaded.append(parent.name)
     return parent.name, f"digest of {parent.name}"
 

@@ -85,7 +85,7 @@ BREAKS = {
   ),
   "config without a field": (
     lambda folder: edit_json(folder / "config.json", intermediate_size=None),
-    "config.json: This Hugging Face configuration is not supported:\n  missing: "
+    "config.json: This Hugging Face configuration cannot be used:\n  missing: "
     "intermediate_size",
   ),
   "config of another family": (

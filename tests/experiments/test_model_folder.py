@@ -108,3 +108,17 @@ def test_settings_from_before_a_field_existed(runs):
   io.write_json(runs / "pretrain" / "config.json", record)
   assert load_model_folder(runs / "pretrain").model == MODEL
   assert isinstance(MODEL, ModelConfig)
+
+
+def test_a_gguf_file_names_the_command_that_converts_it(tmp_path):
+  (tmp_path / "m.gguf").write_bytes(b"GGUF")
+  with pytest.raises(ConfigError, match="phi4 convert --from=.*m.gguf --to=ckpt/m"):
+    load_model_folder(tmp_path / "m.gguf")
+
+
+def test_the_folder_inside_a_converted_model_names_the_model(tmp_path):
+  (tmp_path / "model.gin").touch()
+  (tmp_path / "huggingface").mkdir()
+  (tmp_path / "huggingface" / "config.json").write_text('{"model_type": "llama"}')
+  with pytest.raises(ConfigError, match=f"Give {tmp_path}\\."):
+    load_model_folder(tmp_path / "huggingface")

@@ -83,3 +83,22 @@ def test_child_stops_when_its_parent_is_killed():
   assert parent.stdout.read() == "stopped\n"
   assert time.monotonic() - started < 30
   parent.wait()
+
+
+def test_ctrl_c_while_loading_is_one_line_and_ends_the_process():
+  code = (
+    "import os, signal\n"
+    "from experiments import process\n"
+    "with process.leave_at_interrupt():\n"
+    "  os.kill(os.getpid(), signal.SIGINT)\n"
+    "  print('went on')\n"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_after_loading_is_an_exception_again():
+  with process.leave_at_interrupt():
+    pass
+  with pytest.raises(KeyboardInterrupt):
+    signal.raise_signal(signal.SIGINT)
