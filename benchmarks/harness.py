@@ -19,7 +19,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,9 +132,15 @@ def is_missing(path: Path, target: str) -> bool:
 
 
 def parse_arguments(
-  description: str | None, argv: Sequence[str] | None = None
+  description: str | None,
+  argv: Sequence[str] | None = None,
+  *,
+  add_flags: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> argparse.Namespace:
-  """Reads the flags that every benchmark takes: quick, seed, repeats, output."""
+  """Reads the flags that every benchmark takes: quick, seed, repeats, output.
+
+  `add_flags` adds those of one benchmark alone.
+  """
   parser = argparse.ArgumentParser(
     description=description, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -148,6 +154,8 @@ def parse_arguments(
     "--repeats", type=int, default=MIN_REPEATS, help=f"{MIN_REPEATS} or more"
   )
   parser.add_argument("--output", type=Path, help="instead of the usual JSON file")
+  if add_flags is not None:
+    add_flags(parser)
   arguments = parser.parse_args(argv)
   if arguments.repeats < MIN_REPEATS:
     parser.error(f"--repeats ({arguments.repeats}) must be {MIN_REPEATS} or more")
