@@ -76,8 +76,8 @@ DISTINCT_BATCHES = 4
 PEER = "transformers"
 
 
-def make_case(size: Size, *, quick: bool) -> Case:
-  """Returns the contenders at one size."""
+def make_case(size: Size, *, quick: bool, compiled: bool = False) -> Case:
+  """Returns the contenders at one size; `compiled` leaves the eager peer out."""
   model = size.load_model()
   rows, length, steps = size.rows, size.length, size.steps
   work = {
@@ -102,13 +102,15 @@ def make_case(size: Size, *, quick: bool) -> Case:
   ]
   # Compiling transformers takes too long for the quick form; of the large model three
   # trainers at once need more than 24 GB.
-  for compiled in [False] if quick or size.model == STAND_IN else [False, True]:
+  alone = quick or size.model == STAND_IN
+  peers = [True] if compiled else [False] if alone else [False, True]
+  for is_compiled in peers:
     contenders.append(
       Contender(
-        name=PEER + ", compiled" * compiled,
+        name=PEER + ", compiled" * is_compiled,
         role="peer",
         command=harness.peer("benchmarks.peers.train_step"),
-        options={**work, "compiled": compiled},
+        options={**work, "compiled": is_compiled},
         env=workload.PEER_ENV,
         timeout_seconds=1200.0,
       )
@@ -127,7 +129,7 @@ def make_case(size: Size, *, quick: bool) -> Case:
   return Case(
     name=size.name,
     contenders=contenders,
-    reference=PEER,
+    reference=PEER + ", compiled" * (False not in peers),
     work_unit="tokens",
   )
 
@@ -135,6 +137,14 @@ def make_case(size: Size, *, quick: bool) -> Case:
 def _add_flags(parser: argparse.ArgumentParser) -> None:
   models = sorted({size.model for size in SIZES})
   parser.add_argument("--model", choices=models, help="this one alone")
+  parser.add_argument(
+    "--precision", choices=("float32", "bfloat16"), help="this one alone"
+  )
+  parser.add_argument(
+    "--compiled",
+    action="store_true",
+    help="beside compiled PyTorch only; give --output, too",
+  )
 
 
 def ratios_to_torch(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,13 +180,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   arguments = harness.parse_arguments(__doc__, argv, add_flags=_add_flags)
   sizes = QUICK_SIZES if arguments.quick else SIZES
   sizes = [size for size in sizes if arguments.model in (None, size.model)]
+  sizes = [size for size in sizes if arguments.precision in (None, size.precision)]
   flops_per_token = {
     size.name: model_flops_per_token(size.load_model(), size.length) for size in sizes
   }
   benchmark = Benchmark(
     name="train_step",
     question="how fast is one optimizer step, against transformers and the hardware?",
-    cases=[make_case(size, quick=arguments.quick) for size in sizes],
+    cases=[
+      make_case(size, quick=arguments.quick, compiled=arguments.compiled)
+      for size in sizes
+    ],
     constants={"flops_per_token": flops_per_token},
     assumptions=[
       "FLOP are the model's own: 6 for each multiplied parameter and token, plus "
