@@ -1,9 +1,14 @@
 """Test set-up: eight virtual CPU devices, a compilation cache, shapes checked."""
 
 import os
+import signal
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
+
+# A shell's background job ignores Ctrl-C, and hands that on to what is tested here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before jax is imported anywhere: the platform cannot change later.
 os.environ["JAX_PLATFORMS"] = "cpu"
