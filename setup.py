@@ -51,6 +51,8 @@ EXTRAS = {
     "gguf>=0.17",
   ],
   "dev": [
+    # Compiles for real TPU topologies on a CPU: `phi4 plan`, `python -m kernels.check`.
+    "jax[tpu]>=0.10.1,<0.12; sys_platform == 'linux'",
     "pytest>=8",
     "pytest-xdist>=3.6",
     "beartype>=0.20",
