@@ -5,15 +5,18 @@ a stack of layers. Knows shapes; refuses to know when a row has finished.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.core import Tracer
+from jaxtyping import Shaped
 
 from phi4_jax.common.axes import Array, Float, Int
 from phi4_jax.common.errors import ConfigError
+from phi4_jax.model.cache_dtype import needs_scales, resolve_cache_dtype, store
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.rope_scaling import LongRope
 
@@ -38,6 +41,9 @@ class KVCache:
     length: int32 scalar, the next slot to be written.
     token_ids: [B, S] int32 where a row may outgrow the original context of LongRope
       (all is then read again, with other frequencies); None for other models.
+    key_scales: one [B, K, S] float32 array per layer when the keys are int8: what
+      the integers of a slot are multiplied by; None for other dtypes.
+    value_scales: likewise for the values.
   """
 
   keys: Any
@@ -46,11 +52,38 @@ class KVCache:
   segment_ids: Any
   length: Any
   token_ids: Any = None
+  key_scales: Any = None
+  value_scales: Any = None
 
   @property
   def capacity(self) -> int:
     """S, the number of slots."""
     return self.positions.shape[1]
+
+  def layer(self, index: int) -> "LayerSlots":
+    """Returns one layer's part."""
+    parts = (self.keys, self.values, self.key_scales, self.value_scales)
+    return LayerSlots(*(None if part is None else part[index] for part in parts))
+
+  def with_layers(self, layers: Sequence["LayerSlots"]) -> "KVCache":
+    """Returns the cache with other keys and values, and their scales."""
+
+    def gather(name: str) -> tuple[Any, ...] | None:
+      parts = tuple(getattr(layer, name) for layer in layers)
+      return None if parts[0] is None else parts
+
+    names = ("keys", "values", "key_scales", "value_scales")
+    return dataclasses.replace(self, **{name: gather(name) for name in names})
+
+
+@struct.dataclass
+class LayerSlots:
+  """One layer of a `KVCache`: keys and values [B, K, S, H], int8's scales [B, K, S]."""
+
+  keys: Any
+  values: Any
+  key_scales: Any = None
+  value_scales: Any = None
 
 
 def init_cache(
@@ -62,10 +95,11 @@ def init_cache(
     config: the model; gives layers, key-value heads and head width.
     batch: B.
     capacity: S, prompt plus new tokens.
-    dtype: of keys and values; None means the compute dtype.
+    dtype: of keys and values, one of `CacheDtype`; None means the compute dtype.
 
   Raises:
-    ConfigError: if `capacity` exceeds the model's longest sequence.
+    ConfigError: if `capacity` exceeds the model's longest sequence, or the dtype is
+      not one that a cache may have.
   """
   if not 0 < capacity <= config.max_position_embeddings:
     raise ConfigError(
@@ -73,10 +107,13 @@ def init_cache(
       f"({config.max_position_embeddings}). Shorten the prompt plus completion."
     )
   shape = (batch, config.num_key_value_heads, capacity, config.head_width)
-  dtype = dtype or config.dtype
+  dtype = resolve_cache_dtype(dtype, config)
 
-  def zeros() -> tuple[jax.Array, ...]:
+  def zeros(shape: tuple[int, ...], dtype: Any) -> tuple[jax.Array, ...]:
     return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
+
+  def scales() -> tuple[jax.Array, ...] | None:
+    return zeros(shape[:3], jnp.float32) if needs_scales(dtype) else None
 
   slots = jnp.zeros((batch, capacity), jnp.int32)
   scaling = config.rope_scaling
@@ -85,12 +122,14 @@ def init_cache(
     and capacity > scaling.original_max_position_embeddings
   )
   return KVCache(
-    keys=zeros(),
-    values=zeros(),
+    keys=zeros(shape, dtype),
+    values=zeros(shape, dtype),
     positions=slots,
     segment_ids=jnp.zeros_like(slots),
     length=jnp.zeros((), jnp.int32),
     token_ids=jnp.zeros_like(slots) if may_cross else None,
+    key_scales=scales(),
+    value_scales=scales(),
   )
 
 
@@ -138,10 +177,26 @@ def write_slots(
 
 
 def write_layer(
-  slots: Float[Array, "B K S H"],
+  slots: LayerSlots,
+  keys: Float[Array, "B T K H"],
+  values: Float[Array, "B T K H"],
+  start: Int[Array, ""],
+) -> LayerSlots:
+  """Writes one layer's new keys and values at slots start..start+T of all rows."""
+  new_keys, key_scales = _write(slots.keys, slots.key_scales, keys, start)
+  new_values, value_scales = _write(slots.values, slots.value_scales, values, start)
+  return LayerSlots(new_keys, new_values, key_scales, value_scales)
+
+
+def _write(
+  slots: Shaped[Array, "B K S H"],
+  scales: Float[Array, "B K S"] | None,
   new: Float[Array, "B T K H"],
   start: Int[Array, ""],
-) -> Float[Array, "B K S H"]:
-  """Writes one layer's new keys or values at slots start..start+T of all rows."""
-  new = jnp.swapaxes(new, 1, 2).astype(slots.dtype)  # [B, K, T, H]
-  return jax.lax.dynamic_update_slice(slots, new, (0, 0, start, 0))
+) -> tuple[Shaped[Array, "B K S H"], Float[Array, "B K S"] | None]:
+  stored, scale = store(jnp.swapaxes(new, 1, 2), slots.dtype)  # [B, K, T, H]
+  slots = jax.lax.dynamic_update_slice(slots, stored, (0, 0, start, 0))
+  if scale is not None:
+    assert scales is not None
+    scales = jax.lax.dynamic_update_slice(scales, scale, (0, 0, start))
+  return slots, scales

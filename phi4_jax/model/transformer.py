@@ -29,9 +29,10 @@ import jax.numpy as jnp
 from kernels.matmul import matmul, matmul_int8, transpose
 from phi4_jax.common.axes import Array, Float, Int, Params
 from phi4_jax.common.errors import ConfigError
-from phi4_jax.model.attention import AttentionInputs, LayerCache, SelfAttention
+from phi4_jax.model.attention import AttentionInputs, SelfAttention
 from phi4_jax.model.config import ModelConfig
-from phi4_jax.model.kv_cache import KVCache, check_room, write_slots
+from phi4_jax.model.inference_sharding import check_serving_mesh
+from phi4_jax.model.kv_cache import KVCache, LayerSlots, check_room, write_slots
 from phi4_jax.model.layers import MLP, Embedding, Projection, RMSNorm
 from phi4_jax.model.rope import find_long_texts, rope_cos_sin
 from phi4_jax.model.rope_scaling import LongRope
@@ -57,8 +58,8 @@ class Block(nn.Module):
     self,
     x: Float[Array, "B T D"],
     inputs: AttentionInputs,
-    layer_cache: LayerCache | None = None,
-  ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+    layer_cache: LayerSlots | None = None,
+  ) -> tuple[Float[Array, "B T D"], LayerSlots | None]:
     config = self.config
     y = RMSNorm(config.rms_norm_eps, name="input_layernorm")(x)
     y, layer_cache = SelfAttention(config, name="self_attn")(y, inputs, layer_cache)
@@ -126,12 +127,11 @@ class Transformer(nn.Module):
       return x, cache
     written = []
     for i in range(config.num_hidden_layers):
-      layer_cache = None if cache is None else (cache.keys[i], cache.values[i])
+      layer_cache = None if cache is None else cache.layer(i)
       x, layer_cache = block(config, name=f"layers_{i}")(x, inputs, layer_cache)
       written.append(layer_cache)
     if cache is not None:
-      keys, values = zip(*written, strict=True)
-      cache = dataclasses.replace(cache, keys=keys, values=values)
+      cache = cache.with_layers(written)
     return x, cache
 
 
@@ -216,7 +216,8 @@ def forward(
         "stacked ones. Call unstack_layers(params, config) once before the loop."
       )
     check_room(cache, token_ids.shape[1])
-  check_mesh(jax.sharding.get_abstract_mesh(), config)
+  check = check_mesh if cache is None else check_serving_mesh
+  check(jax.sharding.get_abstract_mesh(), config)
   if cache is not None and cache.token_ids is not None:
     cache = _reread_grown_texts(
       params, config, cache, token_ids, positions, segment_ids
@@ -260,17 +261,19 @@ def _reread_grown_texts(
       there(grown.segment_ids),
       dataclasses.replace(now, length=start),
     )
-    replace = functools.partial(jnp.where, stale[:, None, :, None])
-    return dataclasses.replace(
-      now,
-      keys=jax.tree.map(replace, anew[1].keys, now.keys),
-      values=jax.tree.map(replace, anew[1].values, now.values),
+
+    def replace(new, old):  # [B, K, S, H], scales [B, K, S]
+      return jnp.where(jnp.expand_dims(stale[:, None], range(3, old.ndim)), new, old)
+
+    layers = range(config.num_hidden_layers)
+    return now.with_layers(
+      [jax.tree.map(replace, anew[1].layer(i), now.layer(i)) for i in layers]
     )
 
   # As a rule there is nothing to read: a loop of no rounds, which copies nothing.
   rounds = jnp.where(jnp.any(stale), -(-cache.length // chunk), 0)
   read = jax.lax.fori_loop(0, rounds, read_chunk, grown)
-  return dataclasses.replace(cache, keys=read.keys, values=read.values)
+  return cache.with_layers([read.layer(i) for i in range(config.num_hidden_layers)])
 
 
 def output_head(params: Params, config: ModelConfig) -> Float[Array, "D V"]:
