@@ -20,12 +20,15 @@ class Implementation:
     yields: called likewise; returns why another implementation should be preferred
       when the choice is free ("auto"), or None. Never consulted for a name that was
       asked for.
+    is_per_device: XLA cannot split it over a mesh (a Pallas kernel): who has a mesh
+      calls it on each device's part, inside `jax.shard_map`.
   """
 
   name: str
   run: Callable[..., Any]
   refuses: Callable[[Any], str | None]
   yields: Callable[[Any], str | None]
+  is_per_device: bool = False
 
 
 def choose(

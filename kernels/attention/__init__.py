@@ -2,15 +2,19 @@
 
 Files: `problem` (shapes, and which pairs may meet), `reference` (the definition),
 `blocked` (rows to themselves: half of the scores), `chunked` (memory linear in the
-sequence). All give the same numbers.
+sequence), `pallas_tpu*` (kernels for TPUs). All give the same numbers.
 """
+
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float, Int
 
-from kernels.attention import blocked, chunked, reference
+from kernels.attention import blocked, chunked, pallas_tpu, reference
+from kernels.attention.blocks import vmem_refusal
 from kernels.attention.problem import AttentionProblem, make_problem
 from kernels.dispatch import Implementation, choose
+from kernels.target import current_target
 
 # With fewer (query, key) pairs a head, the score matrix is small (below 1 MB) and one
 # product is faster than a loop; decoding always is such a case. By T and S only: a
@@ -33,7 +37,7 @@ def _reference_yields(problem: AttentionProblem) -> str | None:
 
 
 def _blocked_refuses(problem: AttentionProblem) -> str | None:
-  if not problem.in_order:
+  if not problem.in_order or problem.is_slice:
     return "keys are not the queries' own tokens, one by one (in_order)"
   return None
 
@@ -47,8 +51,36 @@ def _blocked_yields(problem: AttentionProblem) -> str | None:
   return None
 
 
+def _pallas_tpu_refuses(problem: AttentionProblem) -> str | None:
+  target = current_target()
+  if target.platform != "tpu" and not problem.interpret:
+    return f"needs a TPU, and this is traced for {target.kind} ({target.platform})"
+  if not problem.in_order:
+    return "keys are not the queries' own tokens (in_order)"
+  if problem.dtype.name not in ("bfloat16", "float32"):
+    return f"takes bfloat16 and float32, not {problem.dtype.name}"
+  if problem.head_width % 8:
+    return f"head width {problem.head_width} is not a multiple of 8"
+  if not problem.interpret:
+    return vmem_refusal(target.kind, problem)
+  return None
+
+
+def _pallas_tpu_yields(problem: AttentionProblem) -> str | None:
+  if problem.queries < 128:
+    return f"there are {problem.queries} queries, not at least 128"
+  return None
+
+
 # In order of preference for "auto".
 IMPLEMENTATIONS = (
+  Implementation(
+    name="pallas_tpu",
+    run=pallas_tpu.attention,
+    refuses=_pallas_tpu_refuses,
+    yields=_pallas_tpu_yields,
+    is_per_device=True,
+  ),
   Implementation(
     name="blocked",
     run=blocked.attention,
@@ -82,7 +114,9 @@ def attention(
   sliding_window: int | None = None,
   scale: float | None = None,
   in_order: bool = False,
+  q_start: jax.Array | None = None,
   implementation: str = "auto",
+  interpret: Any = False,
 ) -> Float[Array, "B T N H"]:
   """Grouped-query attention; who may see whom follows from positions and segments.
 
@@ -108,16 +142,28 @@ def attention(
     scale: of the scores; None means 1 / sqrt(H).
     in_order: promises that query t and key t are the same token and that later tokens
       of a segment have later positions (no cache): nobody sees a later key.
+    q_start: with `in_order`, that the queries are a slice of the row whose keys are
+      given: T divides S, and query 0 is token `q_start` (a scalar multiple of T).
     implementation: "auto", or the name of one of IMPLEMENTATIONS.
+    interpret: for tests: run Pallas kernels as plain JAX, on any device (True, or
+      Pallas's own parameters of that).
 
   Raises:
     ValueError: if shapes disagree, the window is not positive, the name is unknown,
       or nothing can run (every reason is listed).
   """
   problem = make_problem(
-    q, k, v, sliding_window=sliding_window, scale=scale, in_order=in_order
+    q,
+    k,
+    v,
+    sliding_window=sliding_window,
+    scale=scale,
+    in_order=in_order,
+    is_slice=q_start is not None,
+    interpret=interpret,
   )
   chosen = choose("attention", IMPLEMENTATIONS, implementation, problem)
+  start = {"q_start": q_start} if chosen.is_per_device and problem.is_slice else {}
   with jax.named_scope(f"attention_{chosen.name}"):
     return chosen.run(
       q,
@@ -125,4 +171,5 @@ def attention(
       v,
       (q_positions, kv_positions, q_segment_ids, kv_segment_ids),
       problem,
+      **start,
     )

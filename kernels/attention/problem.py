@@ -4,14 +4,20 @@ Knows sizes, the window and the scale; refuses to know who computes.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionProblem:
-  """The static side of one call: T, S, N, K, H, window, scale, and the order."""
+  """The static side of one call: T, S, N, K, H, window, scale, order and dtype.
+
+  `is_slice`: the queries are an equal slice of the tokens that the keys are.
+  `interpret` is for tests: Pallas kernels run as plain JAX, on any device.
+  """
 
   queries: int
   keys: int
@@ -21,6 +27,9 @@ class AttentionProblem:
   sliding_window: int | None
   scale: float
   in_order: bool = False
+  is_slice: bool = False
+  dtype: Any = jnp.dtype("float32")
+  interpret: Any = False
 
   @property
   def group(self) -> int:
@@ -36,8 +45,12 @@ def make_problem(
   sliding_window: int | None,
   scale: float | None,
   in_order: bool = False,
+  is_slice: bool = False,
+  interpret: Any = False,
 ) -> AttentionProblem:
   """Checks the arrays against each other.
+
+  With `is_slice` the queries of an `in_order` call are a slice of the keys' tokens.
 
   Raises:
     ValueError: if shapes or dtypes disagree or the window is not positive.
@@ -56,7 +69,12 @@ def make_problem(
     raise ValueError(
       f"q, k and v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}."
     )
-  if in_order and q.shape[1] != k.shape[1]:
+  if in_order and is_slice and (k.shape[1] % q.shape[1] if q.shape[1] else True):
+    raise ValueError(
+      f"The queries are an equal slice of the row, but {q.shape[1]} queries do not "
+      f"divide {k.shape[1]} keys."
+    )
+  if in_order and not is_slice and q.shape[1] != k.shape[1]:
     raise ValueError(
       f"in_order says that queries and keys are the same tokens, but there are "
       f"{q.shape[1]} queries and {k.shape[1]} keys."
@@ -72,6 +90,9 @@ def make_problem(
     sliding_window=sliding_window,
     scale=q.shape[3] ** -0.5 if scale is None else scale,
     in_order=in_order,
+    is_slice=is_slice,
+    dtype=jnp.dtype(q.dtype),
+    interpret=interpret,
   )
 
 

@@ -259,7 +259,10 @@ def test_chunked_memory_grows_linearly_with_the_row():
     (dict(k=(B, T, K, H + 1)), "agree in rows and head width"),
     (dict(k=(B + 1, T, K, H)), "agree in rows and head width"),
     (dict(sliding_window=0), "sliding_window .0. must be positive"),
-    (dict(implementation="pallas"), "Known: auto, blocked, reference, chunked"),
+    (
+      dict(implementation="pallas"),
+      "Known: auto, pallas_tpu, blocked, reference, chunked",
+    ),
   ],
 )
 def test_refusals_say_what_is_wrong(change, message):
