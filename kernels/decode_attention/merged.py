@@ -1,0 +1,140 @@
+"""Decode attention in two parts that each cache is read by once, put together after.
+
+The prefix meets all rows that share it in one product per key-value head; a suffix
+meets its own row. Each part has its softmax and log-sum-exp, and the two results are
+weighed by these. Pure JAX, for any device and under any sharding of P and K. The
+scores of the prefix are held, [P, K, R * T * G, S] in float32.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kernels.decode_attention.problem import Cache, DecodeProblem, last_slots
+
+
+def merge_parts(
+  outs: tuple[jax.Array, jax.Array], log_sums: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+  """Puts two results together that were each divided by their own softmax sum.
+
+  Args:
+    outs: float32 [..., H]; zero where a part saw nothing.
+    log_sums: float32 [...]; -inf where a part saw nothing.
+  """
+  top = jnp.maximum(*log_sums)
+  top = jnp.where(jnp.isfinite(top), top, 0.0)
+  weights = [jnp.exp(log_sum - top) for log_sum in log_sums]
+  total = weights[0] + weights[1]
+  share = [weight / jnp.where(total > 0, total, 1.0) for weight in weights]
+  return outs[0] * share[0][..., None] + outs[1] * share[1][..., None]
+
+
+def prefix_rows(q: jax.Array, problem: DecodeProblem) -> jax.Array:
+  """[P, R, T, N, H] -> [P, K, R*T*G, H]: all queries of a prefix beside each other."""
+  p, r, t, _, h = q.shape
+  q = q.reshape(p, r, t, problem.kv_heads, problem.group, h)
+  q = q.transpose(0, 3, 1, 2, 4, 5)  # [P, K, R, T, G, H]
+  return q.reshape(p, problem.kv_heads, r * t * problem.group, h)
+
+
+def suffix_rows(q: jax.Array, problem: DecodeProblem) -> jax.Array:
+  """[P, R, T, N, H] -> [P*R, K, T*G, H]: the queries of a row beside each other."""
+  p, r, t, _, h = q.shape
+  q = q.reshape(p * r, t, problem.kv_heads, problem.group, h).swapaxes(1, 2)
+  return q.reshape(p * r, problem.kv_heads, t * problem.group, h)
+
+
+def from_prefix_rows(x: jax.Array, problem: DecodeProblem) -> jax.Array:
+  """[P, K, R*T*G, ...] -> [P, R, T, K, G, ...]."""
+  rows = (problem.rollouts, problem.new_tokens, problem.group)
+  return jnp.moveaxis(x.reshape(*x.shape[:2], *rows, *x.shape[3:]), 1, 3)
+
+
+def from_suffix_rows(x: jax.Array, problem: DecodeProblem) -> jax.Array:
+  """[P*R, K, T*G, ...] -> [P, R, T, K, G, ...]."""
+  lead = (problem.prefixes, problem.rollouts, problem.kv_heads)
+  x = x.reshape(*lead, problem.new_tokens, problem.group, *x.shape[3:])
+  return x.swapaxes(2, 3)
+
+
+def merge_rows(
+  prefix: tuple[jax.Array, jax.Array],
+  suffix: tuple[jax.Array, jax.Array],
+  problem: DecodeProblem,
+) -> Float[Array, "P R T N H"]:
+  """Puts results and log-sum-exps of prefix and suffix rows together, in float32."""
+  outs = (from_prefix_rows(prefix[0], problem), from_suffix_rows(suffix[0], problem))
+  log_sums = (
+    from_prefix_rows(prefix[1], problem),
+    from_suffix_rows(suffix[1], problem),
+  )
+  out = merge_parts(outs, log_sums)  # [P, R, T, K, G, H]
+  return out.reshape(*out.shape[:3], problem.heads, problem.head_width)
+
+
+def _part(
+  q: Float[Array, "A K M H"], cache: Cache, may: jax.Array, scale: float
+) -> tuple[jax.Array, jax.Array]:
+  """Attends to one kind of cache.
+
+  Args:
+    q: M queries for each of A rows of the cache.
+    cache: leading axis A.
+    may: [A, M, S], True where a query sees a slot.
+
+  Returns:
+    The result [A, K, M, H] and the log-sum-exp [A, K, M], both float32.
+  """
+  scores = jnp.einsum(
+    "akmh,aksh->akms", q, cache.k.astype(q.dtype), preferred_element_type=jnp.float32
+  )
+  if cache.k_scale is not None:
+    scores = scores * cache.k_scale[:, :, None]
+  scores = jnp.where(may[:, None], scores * scale, -jnp.inf)
+  top = scores.max(axis=-1, keepdims=True)
+  weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))
+  total = weights.sum(axis=-1)
+  if cache.v_scale is not None:
+    weights = weights * cache.v_scale[:, :, None]
+  out = jnp.einsum(
+    "akms,aksh->akmh",
+    weights.astype(q.dtype),
+    cache.v.astype(q.dtype),
+    preferred_element_type=jnp.float32,
+  )
+  out = out / jnp.where(total > 0, total, 1.0)[..., None]
+  # log(0) is the -inf that is wanted, since top is then -inf as well.
+  return out, jnp.log(total) + jnp.where(total > 0, top[..., 0], 0.0)
+
+
+def decode_attention(
+  q: Float[Array, "P R T N H"],
+  prefix: Cache,
+  suffix: Cache,
+  problem: DecodeProblem,
+) -> Float[Array, "P R T N H"]:
+  """See `kernels.decode_attention.decode_attention`."""
+  p, r = q.shape[:2]
+  own = last_slots(suffix.lengths, problem)[..., None]  # [P, R, T, 1]
+  length = prefix.lengths[:, None, None, None]
+  prefix_slots = jnp.arange(problem.prefix_slots)
+  suffix_slots = jnp.arange(problem.suffix_slots)
+  in_prefix = prefix_slots < length  # [P, 1, 1, S]
+  in_suffix = suffix_slots <= own  # [P, R, T, S2]
+  if problem.sliding_window is not None:
+    in_prefix &= length + own - prefix_slots < problem.sliding_window
+    in_suffix &= own - suffix_slots < problem.sliding_window
+
+  def each_head(may: jax.Array) -> jax.Array:  # G queries a new token
+    return jnp.repeat(may, problem.group, axis=2)
+
+  rows = (p, 1) if problem.sliding_window is None else (p, -1)
+  in_prefix = in_prefix if rows[1] == 1 else each_head(in_prefix)
+  in_prefix = in_prefix.reshape(*rows, problem.prefix_slots)
+  in_suffix = each_head(in_suffix).reshape(p * r, -1, problem.suffix_slots)
+  parts = [
+    _part(prefix_rows(q, problem), prefix, in_prefix, problem.scale),
+    _part(suffix_rows(q, problem), suffix.flatten(), in_suffix, problem.scale),
+  ]
+  return merge_rows(parts[0], parts[1], problem).astype(q.dtype)

@@ -1,0 +1,318 @@
+"""Decode attention for TPUs: no slot past a length is fetched, no score leaves VMEM.
+
+One kernel, called for the prefixes (all R * T * G queries of a prefix beside each
+other, so that a block of keys is read once for all of them) and for the suffixes
+(T * G queries a row). It walks blocks of slots with an online softmax; which block
+comes next is looked up in scalars that are there before the kernel starts, so that a
+block past the length is the one that was fetched last, and is not fetched again.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from kernels.decode_attention import merged
+from kernels.decode_attention.problem import Cache, DecodeProblem
+
+BLOCK_SLOTS = 512
+BLOCK_QUERIES = 512
+# Of key-value heads a block; several make a transfer long enough.
+MAX_HEADS = 5
+# So many queries and fewer are too little work to keep a core busy head by head.
+FEW_QUERIES = 64
+# Of a vector register; statistics are kept that wide.
+_LANES = 128
+_SUBLANES = 8
+_VMEM_BYTES = 32 * 2**20
+_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+
+
+def refuses(problem: DecodeProblem) -> str | None:
+  """Says why the kernel cannot run a problem."""
+  if problem.platform != "tpu":
+    return f"it runs on TPUs, and this is for {problem.platform}"
+  if problem.sliding_window is not None:
+    return "it knows no sliding_window"
+  if problem.head_width % _LANES:
+    return f"the head width ({problem.head_width}) is no multiple of {_LANES}"
+  for slots in (problem.prefix_slots, problem.suffix_slots):
+    if slots % _SUBLANES:
+      return f"a cache of {slots} slots, no multiple of {_SUBLANES}, would be copied"
+  return None
+
+
+def _heads_per_block(kv_heads: int) -> int:
+  return max(n for n in range(1, MAX_HEADS + 1) if kv_heads % n == 0)
+
+
+def _kernel(
+  lengths_ref,
+  rows_ref,  # for the index maps
+  blocks_ref,  # likewise
+  *refs,
+  scale: float,
+  group: int,
+  new_tokens: int,
+  block_slots: int,
+  block_queries: int,
+  heads: int,
+):
+  """One block of slots for some key-value heads and queries of row a.
+
+  With new_tokens, query m belongs to new token m // group, and sees all slots but
+  those of later new tokens; without (0), all.
+  """
+  del rows_ref, blocks_ref
+  q_ref, k_ref, v_ref = refs[:3]
+  scale_refs = refs[3:-5]
+  out_ref, log_sum_ref, top_ref, total_ref, result_ref = refs[-5:]
+  a, head_block, query_block, j = (pl.program_id(axis) for axis in range(4))
+  length = lengths_ref[a]
+
+  @pl.when(j == 0)
+  def _start():
+    top_ref[...] = jnp.full_like(top_ref, _MASKED)
+    total_ref[...] = jnp.zeros_like(total_ref)
+    result_ref[...] = jnp.zeros_like(result_ref)
+
+  def for_each_head(body: Any) -> None:
+    # Heads side by side hide each other's latency, and make a longer program.
+    unroll = heads if block_queries <= FEW_QUERIES else 1
+    jax.lax.fori_loop(0, heads, body, None, unroll=unroll)
+
+  def add_block(whole: bool) -> None:
+    def add_head(h: Any, carry: None) -> None:
+      q, k, v = q_ref[0, h], k_ref[0, h], v_ref[0, h]
+      # float32 is for truth, not for speed.
+      precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+      product = functools.partial(
+        jax.lax.dot_general, precision=precision, preferred_element_type=jnp.float32
+      )
+      scores = product(q, k.astype(q.dtype), (((1,), (1,)), ((), ()))) * scale
+      if scale_refs:
+        head = head_block * heads + h
+        scores = scores * scale_refs[0][0, pl.ds(head, 1)]
+      seen: Any = None
+      if not whole:
+        slots = j * block_slots + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+        limit = length
+        if new_tokens:
+          rows = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
+          token = (query_block * block_queries + rows) // group
+          limit = length - (new_tokens - 1) + token
+        seen = slots < limit
+        scores = jnp.where(seen, scores, _MASKED)
+      old_top = top_ref[h][:, :1]
+      top = jnp.maximum(old_top, scores.max(axis=1, keepdims=True))
+      weights = jnp.exp(scores - top)
+      shrink = jnp.exp(old_top - top)
+      if not whole:
+        # A query that has seen nothing yet has top = _MASKED and weights of one.
+        weights = jnp.where(seen, weights, 0.0)
+        # What lies past the end of the array may be anything, and 0 * nan is nan.
+        slots = j * block_slots + jax.lax.broadcasted_iota(jnp.int32, v.shape, 0)
+        v = jnp.where(slots < length, v.astype(jnp.float32), 0.0)
+      total = total_ref[h][:, :1] * shrink + weights.sum(axis=1, keepdims=True)
+      if scale_refs:
+        v_scale = scale_refs[1][0, pl.ds(head_block * heads + h, 1)]
+        weights = weights * v_scale
+        if not whole:
+          weights = jnp.where(seen, weights, 0.0)
+      part = product(
+        weights.astype(q.dtype), v.astype(q.dtype), (((1,), (0,)), ((), ()))
+      )
+      result_ref[h] = result_ref[h] * shrink + part
+      top_ref[h] = jnp.broadcast_to(top, top_ref.shape[1:])
+      total_ref[h] = jnp.broadcast_to(total, total_ref.shape[1:])
+      return carry
+
+    for_each_head(add_head)
+
+  # With several new tokens the first of them sees fewer slots than the last.
+  unmasked = length - max(new_tokens - 1, 0)
+
+  @pl.when((j + 1) * block_slots <= unmasked)
+  def _whole():
+    add_block(whole=True)
+
+  @pl.when(((j + 1) * block_slots > unmasked) & (j * block_slots < length))
+  def _partial():
+    add_block(whole=False)
+
+  @pl.when(j == pl.num_programs(3) - 1)
+  def _finish():
+    def finish_head(h: Any, carry: None) -> None:
+      total = total_ref[h][:, :1]
+      seen = total > 0
+      divisor = jnp.where(seen, total, 1.0)
+      out_ref[0, h] = result_ref[h] / divisor
+      log_sum = jnp.where(seen, top_ref[h][:, :1] + jnp.log(divisor), -jnp.inf)
+      # A column to a row, [M, 1] -> [1, M], as a sum over the diagonal.
+      shape = (block_queries, block_queries)
+      rows = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+      columns = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+      diagonal = jnp.where(rows == columns, log_sum, 0.0)
+      log_sum_ref[0, 0, pl.ds(h, 1)] = diagonal.sum(axis=0, keepdims=True)
+      return carry
+
+    for_each_head(finish_head)
+
+
+def _sources(
+  lengths: Int[Array, "A"], block_slots: int
+) -> tuple[Int[Array, "A"], Int[Array, "A"]]:
+  """Returns whose blocks each row reads, and the last of them.
+
+  An empty row reads nothing: it is given the row before it that is not empty.
+  """
+  used = lengths > 0
+  rows = jax.lax.cummax(jnp.where(used, jnp.arange(lengths.shape[0]), 0))
+  last = jnp.maximum((lengths - 1) // block_slots, 0)
+  return rows.astype(jnp.int32), last[rows].astype(jnp.int32)
+
+
+def _block_to_fetch(
+  a: Any, head_block: Any, j: Any, rows: Any, blocks: Any, head_blocks: int
+) -> tuple[Any, Any, Any]:
+  """Returns row, block of heads and block of slots; the last fetched, where no more
+  are needed."""
+  empty = rows[a] != a
+  return (
+    rows[a],
+    jnp.where(empty, head_blocks - 1, head_block),
+    jnp.where(empty, blocks[a], jnp.minimum(j, blocks[a])),
+  )
+
+
+def _attend(
+  q: Float[Array, "A K M H"],
+  cache: Cache,
+  *,
+  name: str,
+  scale: float,
+  group: int,
+  new_tokens: int,
+  block_slots: int,
+  block_queries: int,
+  interpret: Any,
+) -> tuple[jax.Array, jax.Array]:
+  """Runs the kernel: the result [A, K, M, H] and the log-sum-exp [A, K, M]."""
+  a, kv_heads, m, h = q.shape
+  slots = cache.k.shape[2]
+  block_slots, block_queries = min(block_slots, slots), min(block_queries, m)
+  heads = _heads_per_block(kv_heads)
+  head_blocks = kv_heads // heads
+  slot_blocks = math.ceil(slots / block_slots)
+  grid = (a, head_blocks, math.ceil(m / block_queries), slot_blocks)
+  lengths = jnp.minimum(cache.lengths, slots).astype(jnp.int32)
+  rows, blocks = _sources(lengths, block_slots)
+
+  def cache_block(a, head_block, query_block, j, lengths, rows, blocks):
+    del query_block, lengths
+    row, head_block, block = _block_to_fetch(
+      a, head_block, j, rows, blocks, head_blocks
+    )
+    return row, head_block, block, 0
+
+  def scale_block(a, head_block, query_block, j, lengths, rows, blocks):
+    del query_block, lengths
+    row, _, block = _block_to_fetch(a, head_block, j, rows, blocks, head_blocks)
+    return row, 0, block
+
+  def query_block_of(a, head_block, query_block, j, *scalars):
+    del j, scalars
+    return a, head_block, query_block, 0
+
+  def log_sum_block(a, head_block, query_block, j, *scalars):
+    del j, scalars
+    return a, head_block, 0, query_block
+
+  cache_spec = pl.BlockSpec((1, heads, block_slots, h), cache_block)
+  scale_spec = pl.BlockSpec((1, kv_heads, block_slots), scale_block)
+  query_spec = pl.BlockSpec((1, heads, block_queries, h), query_block_of)
+  scales = [] if cache.k_scale is None else [cache.k_scale, cache.v_scale]
+  read = 2 * cache.k.size * cache.k.dtype.itemsize + q.size * (q.dtype.itemsize + 4)
+  out, log_sum = pl.pallas_call(
+    functools.partial(
+      _kernel,
+      scale=scale,
+      group=group,
+      new_tokens=new_tokens,
+      block_slots=block_slots,
+      block_queries=block_queries,
+      heads=heads,
+    ),
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=3,
+      grid=grid,
+      in_specs=[query_spec, cache_spec, cache_spec, *[scale_spec] * len(scales)],
+      out_specs=[
+        query_spec,
+        pl.BlockSpec((1, 1, heads, block_queries), log_sum_block),
+      ],
+      scratch_shapes=[
+        pltpu.VMEM((heads, block_queries, _LANES), jnp.float32),
+        pltpu.VMEM((heads, block_queries, _LANES), jnp.float32),
+        pltpu.VMEM((heads, block_queries, h), jnp.float32),
+      ],
+    ),
+    out_shape=[
+      jax.ShapeDtypeStruct(q.shape, jnp.float32),
+      jax.ShapeDtypeStruct((a, head_blocks, heads, m), jnp.float32),
+    ],
+    compiler_params=pltpu.CompilerParams(
+      # Rows may be given to the cores of a chip; within a row, an empty one reads
+      # what came before it.
+      dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+      vmem_limit_bytes=_VMEM_BYTES,
+    ),
+    cost_estimate=pl.CostEstimate(
+      flops=4 * a * kv_heads * m * slots * h,
+      transcendentals=a * kv_heads * m * slots,
+      bytes_accessed=read,
+    ),
+    name=name,
+    interpret=interpret,
+  )(lengths, rows, blocks, q, cache.k, cache.v, *scales)
+  return out, log_sum.reshape(a, kv_heads, m)
+
+
+def decode_attention(
+  q: Float[Array, "P R T N H"],
+  prefix: Cache,
+  suffix: Cache,
+  problem: DecodeProblem,
+  block_slots: int = BLOCK_SLOTS,
+  block_queries: int = BLOCK_QUERIES,
+  interpret: Any = False,
+) -> Float[Array, "P R T N H"]:
+  """See `kernels.decode_attention.decode_attention`."""
+  attend = functools.partial(
+    _attend,
+    scale=problem.scale,
+    group=problem.group,
+    block_slots=block_slots,
+    block_queries=block_queries,
+    interpret=interpret,
+  )
+  parts = (
+    attend(
+      merged.prefix_rows(q, problem),
+      prefix,
+      name="phi4_decode_attention_prefix",
+      new_tokens=0,
+    ),
+    attend(
+      merged.suffix_rows(q, problem),
+      suffix.flatten(),
+      name="phi4_decode_attention_suffix",
+      new_tokens=problem.new_tokens,
+    ),
+  )
+  return merged.merge_rows(*parts, problem).astype(q.dtype)

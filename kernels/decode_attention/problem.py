@@ -1,0 +1,181 @@
+"""What every implementation of decode attention is given: checked sizes and caches.
+
+Knows sizes, lengths, scales and the window; refuses to know who computes.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+
+class Cache(NamedTuple):
+  """Keys and values of one kind, and how many slots of each row are in use.
+
+  Leading axes are P for a shared prefix, P and R for suffixes.
+
+  Attributes:
+    k: [..., K, S, H], in q.dtype or 8 bits wide (integers with scales).
+    v: likewise.
+    lengths: [...] int32.
+    k_scale: [..., K, S] float32, what a slot's keys are multiplied by; None: by 1.
+    v_scale: likewise for values.
+  """
+
+  k: jax.Array
+  v: jax.Array
+  lengths: jax.Array
+  k_scale: jax.Array | None = None
+  v_scale: jax.Array | None = None
+
+  def flatten(self) -> "Cache":
+    """Joins the two leading axes: [P, R, ...] -> [P * R, ...]."""
+    return Cache(*(x if x is None else jax.lax.collapse(x, 0, 2) for x in self))  # pyright: ignore
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeProblem:
+  """The static side of one call: P, R, T, N, K, H, slots, dtypes, window, scale."""
+
+  prefixes: int
+  rollouts: int
+  new_tokens: int
+  heads: int
+  kv_heads: int
+  head_width: int
+  prefix_slots: int
+  suffix_slots: int
+  dtype: str
+  cache_dtypes: tuple[str, str]
+  sliding_window: int | None
+  scale: float
+  platform: str = "cpu"
+
+  @property
+  def group(self) -> int:
+    """G: query heads that share a key-value head."""
+    return self.heads // self.kv_heads
+
+
+def _check_cache(name: str, cache: Cache, lead: tuple[int, ...], q: jax.Array) -> None:
+  """Refuses a cache that is no [*lead, K, S, H] beside q [P, R, T, N, H]."""
+  k, v = cache.k, cache.v
+  heads, width = q.shape[-2:]
+  if k.shape != v.shape or k.ndim != len(lead) + 3 or k.shape[: len(lead)] != lead:
+    raise ValueError(
+      f"decode_attention needs {name}_k and {name}_v of shape {lead} + (K, S, H), got "
+      f"{k.shape} and {v.shape}."
+    )
+  if k.shape[-1] != width or heads % k.shape[-3]:
+    raise ValueError(
+      f"q {q.shape} and {name}_k {k.shape} must agree in head width, and the query "
+      "heads must be a multiple of the key-value heads."
+    )
+  if cache.lengths.shape != lead:
+    raise ValueError(
+      f"{name}_lengths must have shape {lead}, got {cache.lengths.shape}."
+    )
+  if k.dtype != v.dtype:
+    raise ValueError(
+      f"{name}_k and {name}_v must have one dtype, got {k.dtype} and {v.dtype}."
+    )
+  if (cache.k_scale is None) != (cache.v_scale is None):
+    raise ValueError(f"{name}_scales must hold scales of keys and of values.")
+  narrow, scaled = k.dtype.itemsize == 1, cache.k_scale is not None
+  if not narrow and k.dtype != q.dtype:
+    raise ValueError(
+      f"{name}_k ({k.dtype}) must have the dtype of q ({q.dtype}), or 8 bits."
+    )
+  if scaled and not narrow or jnp.issubdtype(k.dtype, jnp.integer) and not scaled:
+    raise ValueError(
+      f"{name}_scales are for caches of 8 bits, and integers need them; the cache is "
+      f"{k.dtype}, {'with' if scaled else 'without'} scales."
+    )
+  for scale in (cache.k_scale, cache.v_scale):
+    if scale is not None and scale.shape != k.shape[:-1]:
+      raise ValueError(
+        f"{name}_scales must have shape {k.shape[:-1]}, one for a slot of a head; got "
+        f"{scale.shape}."
+      )
+
+
+def make_problem(
+  q: jax.Array,
+  prefix: Cache,
+  suffix: Cache,
+  *,
+  sliding_window: int | None,
+  scale: float | None,
+  platform: str = "cpu",
+) -> DecodeProblem:
+  """Checks q [P, R, T, N, H] and the caches against each other.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree or the window is not positive.
+  """
+  if q.ndim != 5:
+    raise ValueError(f"q must be [P, R, N, H] or [P, R, T, N, H], got {q.shape}.")
+  _check_cache("prefix", prefix, q.shape[:1], q)
+  _check_cache("suffix", suffix, q.shape[:2], q)
+  if prefix.k.shape[-3] != suffix.k.shape[-3]:
+    raise ValueError(
+      f"prefix and suffix must have as many key-value heads, got {prefix.k.shape} and "
+      f"{suffix.k.shape}."
+    )
+  if sliding_window is not None and sliding_window < 1:
+    raise ValueError(f"sliding_window ({sliding_window}) must be positive or None.")
+  return DecodeProblem(
+    prefixes=q.shape[0],
+    rollouts=q.shape[1],
+    new_tokens=q.shape[2],
+    heads=q.shape[3],
+    kv_heads=prefix.k.shape[-3],
+    head_width=q.shape[4],
+    prefix_slots=prefix.k.shape[-2],
+    suffix_slots=suffix.k.shape[-2],
+    dtype=q.dtype.name,
+    cache_dtypes=(prefix.k.dtype.name, suffix.k.dtype.name),
+    sliding_window=sliding_window,
+    scale=q.shape[4] ** -0.5 if scale is None else scale,
+    platform=platform,
+  )
+
+
+def last_slots(
+  suffix_lengths: Int[Array, "P R"], problem: DecodeProblem
+) -> Int[Array, "P R T"]:
+  """Returns the suffix slot of every new token: they are the last T of the row."""
+  back = jnp.arange(problem.new_tokens) - problem.new_tokens
+  return suffix_lengths[:, :, None] + back
+
+
+def cache_bytes(
+  problem: DecodeProblem, prefix_lengths: list[int], suffix_lengths: list[int]
+) -> dict[str, int]:
+  """Counts the bytes of caches that one call has to read: its floor in memory time.
+
+  40 query and 10 key-value heads of 128, bfloat16, one prefix of 2048 that 64 rows
+  share, and 128 own slots each: 5120 bytes a slot.
+
+      shared    10,485,760 + 41,943,040 =  52,428,800
+      repeated 671,088,640 + 41,943,040 = 713,031,680, the prefix once per row
+
+  Args:
+    problem: gives heads, width, rows and dtypes.
+    prefix_lengths: P of them.
+    suffix_lengths: P * R of them.
+  """
+
+  def slot(dtype: str) -> int:
+    size = jnp.dtype(dtype).itemsize
+    scale = 4 if dtype == "int8" else 0
+    return 2 * problem.kv_heads * (problem.head_width * size + scale)
+
+  prefix = sum(prefix_lengths) * slot(problem.cache_dtypes[0])
+  suffix = sum(suffix_lengths) * slot(problem.cache_dtypes[1])
+  return {
+    "shared": prefix + suffix,
+    "repeated": problem.rollouts * prefix + suffix,
+  }
