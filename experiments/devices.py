@@ -1,12 +1,44 @@
-"""Starts JAX for a run: number of host devices, memory, compilation cache."""
+"""Starts JAX for a run: platform, number of host devices, memory, compilation cache."""
 
+import glob
 import os
+import sys
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 
 from experiments.memory import keep_freed_memory
 from phi4_jax.common.mesh import MeshConfig
 
 _CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
+# What the drivers of TPUs, NVIDIA's and AMD's GPUs make, and Windows for its Linux.
+_ACCELERATORS = (
+  "/dev/accel*",
+  "/dev/vfio/[0-9]*",
+  "/dev/nvidia*",
+  "/dev/kfd",
+  "/dev/dxg",
+)
+
+
+def list_accelerators(
+  find: Callable[[str], list[str]] = glob.glob,
+) -> list[str]:
+  """Returns the device files of accelerators; `find` expands a pattern."""
+  return [name for pattern in _ACCELERATORS for name in find(pattern)]
+
+
+def choose_platform(
+  environment: MutableMapping[str, str],
+  accelerators: Callable[[], list[str]] = list_accelerators,
+) -> str | None:
+  """Returns "cpu" where nothing else can be meant, None to let jax look.
+
+  Where libtpu is installed (it compiles for TPUs anywhere) but no TPU is, jax's own
+  look prints several lines of errors.
+  """
+  if environment.get("JAX_PLATFORMS") or not sys.platform.startswith("linux"):
+    return None
+  return None if accelerators() else "cpu"
 
 
 def num_host_devices(config: MeshConfig, rows: int, cores: int) -> int:
@@ -23,18 +55,21 @@ def num_host_devices(config: MeshConfig, rows: int, cores: int) -> int:
 def start_jax(
   config: MeshConfig, *, rows: int, min_cached_seconds: float = 0.5
 ) -> None:
-  """Sets the number of CPU devices and the compilation cache.
+  """Sets the platform, the number of CPU devices and the compilation cache.
 
   Must run before the first JAX computation of the process.
 
   Args:
     config: the run's mesh.
-    rows: rows of one microbatch, which are split over the devices.
+    rows: rows of one microbatch in this process, which are split over its devices.
     min_cached_seconds: programs that compile faster are not worth a file.
   """
   import jax
 
   keep_freed_memory()
+  platform = choose_platform(os.environ)
+  if platform is not None:
+    jax.config.update("jax_platforms", platform)
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
   devices = num_host_devices(config, rows, cores or os.cpu_count() or 1)
   jax.config.update("jax_num_cpu_devices", devices)

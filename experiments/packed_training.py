@@ -18,6 +18,7 @@ from experiments.run_directory import RunDirectory
 from experiments.runner import TrainConfig, run_training
 from phi4_jax.common.axes import Params
 from phi4_jax.common.errors import ConfigError, DataError, OutOfData
+from phi4_jax.common.mesh import batch_readers, make_mesh
 from phi4_jax.data.loader import DataConfig, make_loader
 from phi4_jax.training import losses
 from phi4_jax.training.step import TrainStep
@@ -67,6 +68,13 @@ class PackedTrainConfig(TrainConfig):
     return self.batches.seed
 
 
+def make_loss_fn(config: PackedTrainConfig) -> losses.LossFn:
+  """Returns the loss that a configuration asks for."""
+  return losses.make_language_model_loss(
+    config.model, num_loss_chunks=config.num_loss_chunks, z_loss=config.z_loss
+  )
+
+
 class PackedRows:
   """The objective of pretraining and fine-tuning: the next token of packed rows."""
 
@@ -88,16 +96,15 @@ class PackedRows:
     del directory
     self._config = config
     self._data = inputs["data"]
+    self._reader, self._num_readers = batch_readers(make_mesh(config.mesh))
     self.loader = make_loader(
       self._data,
       config.batches,
-      host_index=jax.process_index(),
-      host_count=jax.process_count(),
+      host_index=self._reader,
+      host_count=self._num_readers,
     )
     self._check_fits()
-    self.loss_fn = losses.make_language_model_loss(
-      config.model, num_loss_chunks=config.num_loss_chunks, z_loss=config.z_loss
-    )
+    self.loss_fn = make_loss_fn(config)
 
   def _check_fits(self) -> None:
     config, loader, name = self._config, self.loader, type(self._config).__name__
@@ -135,8 +142,8 @@ class PackedRows:
     loader = make_loader(
       self._data,
       held_out,
-      host_index=jax.process_index(),
-      host_count=jax.process_count(),
+      host_index=self._reader,
+      host_count=self._num_readers,
     )
     if loader.row_length != self.loader.row_length:
       raise DataError(

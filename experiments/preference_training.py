@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import jax
+import numpy as np
 
 from experiments.objective import Validation
 from experiments.run_directory import RunDirectory, load_result
@@ -16,9 +16,10 @@ from experiments.runner import TrainConfig
 from phi4_jax.common import io
 from phi4_jax.common.axes import Params
 from phi4_jax.common.errors import ConfigError, DataError
-from phi4_jax.common.mesh import Mesh, num_batch_shards
+from phi4_jax.common.mesh import Mesh, batch_readers, make_mesh, num_batch_shards
 from phi4_jax.data.preferences import PreferenceConfig, make_preference_loader
 from phi4_jax.posttrain import reference
+from phi4_jax.training import distributed
 from phi4_jax.training.losses import LossFn
 from phi4_jax.training.step import TrainStep
 
@@ -109,12 +110,13 @@ class PreferenceObjective:
         f"{found!r}. Search first, for example `phi4 find_pivotal_tokens "
         "--gin_file=gin_configs/pts/tiny.gin --workdir=runs/pts`, and give its folder."
       )
+    reader, num_readers = batch_readers(make_mesh(config.mesh))
     self.loader = make_preference_loader(
       inputs["data"],
       config.pairs,
       vocabulary_fingerprint=result["vocabulary"],
-      host_index=jax.process_index(),
-      host_count=jax.process_count(),
+      host_index=reader,
+      host_count=num_readers,
     )
     self.loss_fn = loss_fn
     self.result_metrics = result_metrics
@@ -134,7 +136,9 @@ class PreferenceObjective:
     """Says so when the responses were sampled from another model than the parent."""
     file = data / "lineage.json"
     searched = (io.read_json(file) if file.exists() else {}).get("parent")
-    if searched and searched["fingerprint"] != self._parent_fingerprint:
+    if not searched or not distributed.current().is_first:
+      return
+    if searched["fingerprint"] != self._parent_fingerprint:
       print(
         f"warning: the responses in {data} were sampled from another run "
         f"({searched['path']}) than {type(self._config).__name__}.parent "
@@ -161,30 +165,49 @@ class PreferenceObjective:
       "kl_top_k": top_k,
     }
     file = self._directory.path / "reference.npz"
-    columns = reference.load_reference(file, identity)
-    if columns is None:
-      rows_per_call = config.batch_size // config.num_microbatches
-      if rows_per_call % num_batch_shards(mesh):
-        raise ConfigError(
-          f"PreferenceConfig.batch_size / num_microbatches ({rows_per_call}) must be a "
-          f"multiple of {num_batch_shards(mesh)} (devices along MeshConfig.data and "
-          "fsdp)."
-        )
-      columns = reference.compute_reference(
-        reference.make_reference_fn(
-          config.model,
-          kind,
-          kl_top_k=top_k,
-          num_loss_chunks=config.num_loss_chunks,
-        ),
-        load_initial(),
-        self.loader.rows.arrays,
-        mesh=mesh,
-        rows_per_call=rows_per_call,
+    processes = distributed.current()
+    found: list[dict[str, np.ndarray]] = []
+
+    def find_columns() -> bool:
+      columns = reference.load_reference(file, identity)
+      found.extend([] if columns is None else [columns])
+      return bool(found)
+
+    # All compute or none does: what one process sees of the folder must not decide.
+    if not processes.on_first("reference", find_columns):
+      found.append(self._compute_reference(mesh, load_initial))
+      if processes.is_first:
+        reference.save_reference(file, identity, found[0])
+    elif not found and not find_columns():
+      raise DataError(
+        f"Process {processes.index} does not see {file} as process 0 does. The run "
+        "directory must lie on a file system that all hosts share."
       )
-      if jax.process_index() == 0:
-        reference.save_reference(file, identity, columns)
-    self.loader.add_columns(columns)
+    self.loader.add_columns(found[0])
+
+  def _compute_reference(
+    self, mesh: Mesh, load_initial: Callable[[], Params]
+  ) -> dict[str, np.ndarray]:
+    config = self._config
+    rows_per_call = config.batch_size // config.num_microbatches
+    if rows_per_call % num_batch_shards(mesh):
+      raise ConfigError(
+        f"PreferenceConfig.batch_size / num_microbatches ({rows_per_call}) must be a "
+        f"multiple of {num_batch_shards(mesh)} (devices along MeshConfig.data and "
+        "fsdp)."
+      )
+    return reference.compute_reference(
+      reference.make_reference_fn(
+        config.model,
+        config.pairs.kind,
+        kl_top_k=config.anchor_top_k,
+        num_loss_chunks=config.num_loss_chunks,
+      ),
+      load_initial(),
+      self.loader.rows.arrays,
+      mesh=mesh,
+      rows_per_call=rows_per_call,
+    )
 
   def make_validation(self, step_fn: TrainStep) -> Validation | None:
     """Returns None: held-out pairs say less than the task's own score."""

@@ -7,14 +7,17 @@
   clock.json                seconds that earlier processes of this run took
   result.json               written last: the run is complete
 
-A run directory belongs to one configuration and to one process at a time.
+A run directory belongs to one configuration and to one process at a time, or to one
+group of processes: then process 0 writes all of this, and the others read.
 """
 
+import contextlib
 import fcntl
 import importlib.metadata
 import os
 import platform
 import resource
+import secrets
 import subprocess
 import sys
 import time
@@ -24,6 +27,7 @@ from typing import Any
 from experiments import config as config_lib
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError, DataError
+from phi4_jax.training import distributed
 
 _LIBRARIES = (
   "jax",
@@ -115,9 +119,19 @@ class RunDirectory:
     self.allow_config_change = allow_config_change
     self._started = time.monotonic() - seconds_before
     self._seconds_of_others = 0.0
+    self._processes = distributed.current()
     self.result: dict[str, Any] | None = None
 
   def __enter__(self) -> "RunDirectory":
+    token = self._processes.on_first("run directory", self._open)
+    if not self._processes.is_first:
+      self._check_shared(token)
+    # In process 0, so that no other process acts on what it sees a moment later.
+    self.result = self._processes.on_first("result", lambda: load_result(self.path))
+    return self
+
+  def _open(self) -> str:
+    """Takes the folder for this process and what belongs to it; returns a token."""
     self.path.mkdir(parents=True, exist_ok=True)
     self._lock = open(self.path / ".lock", "a+")
     try:
@@ -133,12 +147,32 @@ class RunDirectory:
     except BaseException:
       self._lock.close()
       raise
-    self.result = load_result(self.path)
     clock = self.path / "clock.json"
     self._seconds_of_others = io.read_json(clock)["seconds"] if clock.exists() else 0.0
-    return self
+    token = secrets.token_hex(8)
+    self._lock.truncate(0)
+    self._lock.write(token)
+    self._lock.flush()
+    return token
+
+  def _check_shared(self, token: str) -> None:
+    """Makes sure that this process sees the folder that process 0 has opened."""
+    found = None
+    for _ in range(30):  # a network file system may take a few seconds
+      with contextlib.suppress(OSError):
+        found = (self.path / ".lock").read_text("utf-8")
+      if found == token:
+        return
+      time.sleep(0.5)
+    raise ConfigError(
+      f"Process {self._processes.index} does not see the files of process 0 in "
+      f"{self.path.absolute()}. --workdir must lie on a file system that all hosts "
+      "share, under the same path."
+    )
 
   def __exit__(self, *unused) -> None:
+    if not self._processes.is_first:
+      return
     if self.result is None:
       io.write_json(self.path / "clock.json", {"seconds": self._seconds})
     self._lock.close()
@@ -207,10 +241,14 @@ class RunDirectory:
 
   def link_inputs(self, inputs: dict[str, str]) -> dict[str, Path]:
     """Resolves the inputs, checks them (`check_inputs`), and records them."""
-    lineage = check_inputs(self.path, inputs)
-    file = self.path / "lineage.json"
-    if not file.exists() or io.read_json(file) != lineage:
-      io.write_json(file, lineage)
+
+    def check_and_record() -> None:
+      lineage = check_inputs(self.path, inputs)
+      file = self.path / "lineage.json"
+      if not file.exists() or io.read_json(file) != lineage:
+        io.write_json(file, lineage)
+
+    self._processes.on_first("inputs", check_and_record)
     return {name: resolve_input(given, self.path) for name, given in inputs.items()}
 
   def finish(self, result: dict[str, Any]) -> dict[str, Any]:
@@ -227,7 +265,8 @@ class RunDirectory:
       "minutes": round(seconds / 60, 3),
       "peak_memory_gb": round(peak_memory_gb(), 3),
     }
-    io.write_json(self.path / "result.json", self.result)
+    if self._processes.is_first:
+      io.write_json(self.path / "result.json", self.result)
     return self.result
 
 

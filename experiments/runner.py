@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -26,6 +26,7 @@ from phi4_jax.model import transformer
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.lora import LoraConfig, combine, count_lora_params, init_lora
 from phi4_jax.model.sharding import param_shardings
+from phi4_jax.training import distributed
 from phi4_jax.training import state as state_lib
 from phi4_jax.training.checkpoint import CheckpointConfig, Checkpoints
 from phi4_jax.training.guard import GuardConfig
@@ -48,6 +49,8 @@ class TrainConfig(StageConfig, abc.ABC):
     num_loss_chunks: the loss is computed in so many parts along the sequence.
     log_every_steps: steps between two records of metrics.
   """
+
+  several_processes: ClassVar[bool] = True
 
   model: ModelConfig
   mesh: MeshConfig
@@ -118,7 +121,10 @@ def run_training(
       the first step.
     NonFiniteLoss: names the last good checkpoint.
   """
-  start_jax(config.mesh, rows=config.batch_size // config.num_microbatches)
+  processes = distributed.current()
+  rows = config.batch_size // config.num_microbatches
+  start_jax(config.mesh, rows=max(rows // processes.count, 1))
+  _check_devices(processes)
   inputs = directory.link_inputs(config.inputs())
   mesh = make_mesh(config.mesh)
   objective = make_objective(config, directory, inputs)
@@ -150,6 +156,21 @@ def run_training(
       seconds_before=seconds,
     )
     return run.train(state)
+
+
+def _check_devices(processes: distributed.Processes) -> None:
+  """Refuses hosts that differ in their devices: a mesh has as many of each."""
+  if processes.count > 1:
+    kinds = sorted({device.device_kind for device in jax.local_devices()})
+    processes.agree(
+      "their devices",
+      {"number": str(jax.local_device_count()), "kind": ", ".join(kinds)},
+    )
+
+
+def _say(line: str) -> None:
+  if distributed.current().is_first:
+    print(line, flush=True)
 
 
 def check_fits(config: TrainConfig, loader: BatchLoader) -> None:
@@ -195,11 +216,10 @@ def _load_base(config, mesh, loader, inputs):
     may_differ=STAGE_BOUNDARY,
     keep_dtypes=True,
   )
-  print(
+  _say(
     f"adapters of rank {config.lora.rank} on {', '.join(config.lora.modules)}: "
     f"{count_lora_params(config.model, config.lora):,} trained parameters; base "
-    f"{inputs['parent']}",
-    flush=True,
+    f"{inputs['parent']}"
   )
   return base
 
@@ -245,20 +265,21 @@ def _find_state(config, mesh, tx, checkpoints, objective, inputs, base):
         "another --workdir."
       )
     loader.set_state(restored.data_state["loader"])
-    print(f"continues from {checkpoints.path(restored.step)}", flush=True)
-    before = (checkpoints.read_run(restored.step)["lineage"] or {}).get("mesh")
-    if before != dict(mesh.shape):
-      print(
-        f"warning: this run was saved on a mesh {before}, and now has "
-        f"{dict(mesh.shape)}: results will agree to rounding, not bit for bit "
-        "(MeshConfig.cpu_devices sets the number of devices on a CPU)",
-        flush=True,
+    _say(f"continues from {checkpoints.path(restored.step)}")
+    lineage = checkpoints.read_run(restored.step)["lineage"] or {}
+    before = lineage.get("mesh"), lineage.get("processes", 1)
+    now = dict(mesh.shape), distributed.current().count
+    if before != now:
+      _say(
+        f"warning: this run was saved on a mesh {before[0]} of {before[1]} process(es) "
+        f"and now has {now[0]} of {now[1]}: results will agree to rounding, not bit "
+        "for bit (MeshConfig.cpu_devices sets the number of devices on a CPU)"
       )
     objective.prepare(mesh, load_initial)
     return restored.state, restored.data_state["seconds"]
   if config.parent is not None and base is None:
     params = load_initial()
-    print(f"starts from {inputs['parent']}", flush=True)
+    _say(f"starts from {inputs['parent']}")
     objective.prepare(mesh, lambda: params)
     return state_lib.create_state(lambda p: p, params, **setting), 0.0
   objective.prepare(mesh, load_initial)

@@ -8,23 +8,37 @@ ones continue, and the same command does both.
 import argparse
 import dataclasses
 import logging
+import os
 import sys
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from experiments import cli, process
+from experiments import cli, process, processes
 from experiments import config as config_lib
 from experiments.run_directory import RunDirectory
+from phi4_jax.common.errors import CheckpointError, ConfigError, DataError
+from phi4_jax.training.distributed import Processes
+from phi4_jax.training.watcher import AGAIN, LOST_CODE
 
 Run = Callable[[Any, RunDirectory], dict[str, Any]]
+# What collectives and the coordinator say when a partner is gone.
+_SIGNS_OF_LOSS = ("Gloo", "UNAVAILABLE", "NCCL", "Socket closed", "Connection reset")
+_WATCHER_SECONDS = 3.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageConfig:
-  """The root of a verb's configuration."""
+  """The root of a verb's configuration.
+
+  Attributes:
+    several_processes: whether the verb runs over several hosts.
+  """
 
   verb: ClassVar[str] = ""
+  several_processes: ClassVar[bool] = False
 
   def inputs(self) -> dict[str, str]:
     """The folders of other runs that this one reads, by name."""
@@ -39,13 +53,13 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def show_log_messages() -> None:
+def show_log_messages(level: int = logging.INFO) -> None:
   """Lets the library's log messages appear as plain lines, and no other's."""
   logger = logging.getLogger("phi4_jax")
   if not logger.handlers:
     logger.addHandler(logging.StreamHandler(sys.stdout))
-    logger.setLevel(logging.INFO)
     logger.propagate = False
+  logger.setLevel(level)
 
 
 def run_stage(
@@ -53,13 +67,29 @@ def run_stage(
 ) -> int:
   """The main() of a stage: parse, load, open the folder, run, record. Exit code."""
 
+  def add_flags(parser: argparse.ArgumentParser) -> None:
+    add_run_flags(parser)
+    if root.several_processes:
+      processes.add_process_flags(parser)
+
   def body() -> int:
     process.watch_parent()
     show_log_messages()
     arguments = cli.parse_verb_args(
-      root.verb, root, argv, description, add_flags=add_run_flags
+      root.verb, root, argv, description, add_flags=add_flags
     )
     config = config_lib.load(root, arguments.gin_files, arguments.bindings)
+    if not root.several_processes:
+      return run_in_directory(arguments, config, Processes())
+    group = processes.start_processes(arguments, os.environ)
+    return _end_together(group, lambda: run_in_directory(arguments, config, group))
+
+  def run_in_directory(
+    arguments: argparse.Namespace, config: StageConfig, group: Processes
+  ) -> int:
+    if not group.is_first:
+      show_log_messages(logging.WARNING)
+    processes.agree_on_run(group, root.verb, config, arguments.workdir)
     workdir = Path(arguments.workdir)
     directory = RunDirectory(
       workdir,
@@ -71,14 +101,63 @@ def run_stage(
     with directory:
       if directory.result is not None:
         directory.link_inputs(config.inputs())
-        print(f"{root.verb}: already complete in {workdir} (see result.json)")
+        _say(group, f"{root.verb}: already complete in {workdir} (see result.json)")
         return 0
       try:
         result = directory.finish(run(config, directory))
       except process.Interrupted as stop:
-        print(f"{root.verb}: {stop}. The same command continues.", flush=True)
+        _say(group, f"{root.verb}: {stop}. The same command continues.")
         return stop.exit_code
-    print(f"{root.verb}: done in {result['minutes']:.1f} min -> {workdir}", flush=True)
+    _say(group, f"{root.verb}: done in {result['minutes']:.1f} min -> {workdir}")
     return 0
 
   return cli.run_verb(body)
+
+
+def _say(group: Processes, line: str) -> None:
+  if group.is_first:
+    print(line, flush=True)
+
+
+def _end_together(group: Processes, body: Callable[[], int]) -> int:
+  """Calls `body` so that no process of the group outlives the others.
+
+  An exception here would leave the others waiting for this process in a collective:
+  they are told, and end too. Nor can a process wait at its end for others that are
+  gone, so it leaves at once.
+  """
+  if group.count == 1:
+    return body()
+  try:
+    code = body()
+  except BaseException as error:
+    message, code = _explain_end(group, error)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    group.fail(message, code)
+    raise
+  group.close()
+  return code
+
+
+def _explain_end(group: Processes, error: BaseException) -> tuple[str, int]:
+  """Returns what to say of the error that ended this process, and its exit code."""
+  if isinstance(error, KeyboardInterrupt):
+    return "interrupted", 130
+  causes: list[BaseException] = []
+  at: BaseException | None = error
+  while at is not None:
+    causes.append(at)
+    at = at.__cause__
+  if any(sign in str(cause) for cause in causes for sign in _SIGNS_OF_LOSS):
+    # The watcher may know which process it was and why; then it ends this one.
+    time.sleep(_WATCHER_SECONDS)
+    reason = str(causes[-1]).partition("\n")[0]
+    return (
+      f"process {group.index} of {group.count} cannot go on, most likely because "
+      f"another one has died ({reason}). {AGAIN}",
+      LOST_CODE,
+    )
+  if isinstance(error, (ConfigError, DataError, CheckpointError)):
+    return str(error), 2
+  traceback.print_exception(error)
+  return f"{type(error).__name__}: {error}"[:1000], 1

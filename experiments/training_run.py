@@ -4,6 +4,7 @@ The order matters: what is logged is on disk before the checkpoint that covers i
 and a checkpoint is written before anything long (validation) begins.
 """
 
+import io as io_lib
 import json
 import math
 import time
@@ -11,12 +12,12 @@ from typing import Any
 
 from experiments import config as config_lib
 from experiments.objective import Objective
-from experiments.process import StopRequest
+from experiments.process import Interrupted, StopRequest
 from experiments.run_directory import RunDirectory
 from phi4_jax.common import io
 from phi4_jax.common.errors import CheckpointError
 from phi4_jax.model import counting, lora
-from phi4_jax.training import loop
+from phi4_jax.training import distributed, loop
 from phi4_jax.training.checkpoint import Checkpoints
 from phi4_jax.training.digest import params_digest
 from phi4_jax.training.metrics import MetricsWriter, Throughput, find_peak_flops
@@ -50,6 +51,7 @@ class TrainingRun:
     self._step_fn = step_fn
     self._validation = objective.make_validation(step_fn)
     self._seconds_before = seconds_before
+    self._processes = distributed.current()
     self._began = time.perf_counter()
     self._last: dict[str, Any] = {}
 
@@ -62,7 +64,8 @@ class TrainingRun:
     """
     config = self._config
     peak = find_peak_flops()
-    io.write_json(self._directory.path / "peak_flops.json", peak._asdict())
+    if self._processes.is_first:
+      io.write_json(self._directory.path / "peak_flops.json", peak._asdict())
     throughput = Throughput(
       flops_per_token=counting.model_flops_per_token(
         config.model, self._loader.row_length
@@ -76,20 +79,26 @@ class TrainingRun:
     first = int(state.step)
     # What an earlier process of this run has reported is not reported again.
     known_bad = int(state.guard.num_nonfinite)
-    progress = Progress(config.verb, config.num_steps)
+    progress = Progress(
+      config.verb,
+      config.num_steps,
+      stream=None if self._processes.is_first else io_lib.StringIO(),
+    )
     with (
       StopRequest() as stop,
       MetricsWriter(self._directory.path, resume_step=first) as writer,
     ):
-      self._recall()
-      if self._is_validation_due(first) and "validation/loss" not in self._at(first):
+      self._processes.follow_stop(lambda: stop.signum)
+      # Process 0 alone knows the records: the others do not write them.
+      if self._processes.on_first("validation", lambda: self._lacks_validation(first)):
         self._write_validation(writer, first, state)
       records = loop.train(
         state, self._loader, self._step_fn, until_step=config.num_steps
       )
       for step, state, metrics in records:
         throughput.count(self._count_tokens(1), metrics)
-        stopping, last = bool(stop), step == config.num_steps
+        signum, last = self._processes.stop_signal(step), step == config.num_steps
+        stopping = signum is not None
         validates = self._is_validation_due(step)
         saves = last or stopping or validates or self._checkpoints.is_due(step)
         logs = last or step % config.log_every_steps == 0
@@ -109,7 +118,9 @@ class TrainingRun:
         if stopping and not last:
           self._checkpoints.wait()
           progress.close()
-          stop.raise_if_set(f"stopped and saved at step {step} of {config.num_steps}")
+          raise Interrupted(
+            signum, f"stopped and saved at step {step} of {config.num_steps}"
+          )
       progress.close()
       self._checkpoints.wait()
     return self._result(state)
@@ -133,17 +144,14 @@ class TrainingRun:
     lines = (self._directory.path / "metrics.jsonl").read_text("utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
-  def _recall(self) -> None:
-    """Takes up the latest value of each metric from before this process."""
-    for record in self._records():
-      self._last |= record
-
-  def _at(self, step: int) -> dict[str, Any]:
+  def _lacks_validation(self, step: int) -> bool:
+    """Takes up what was recorded before; whether a validation is missing at `step`."""
     found: dict[str, Any] = {}
     for record in self._records():
+      self._last |= record
       if record["step"] == step:
         found |= record
-    return found
+    return self._is_validation_due(step) and "validation/loss" not in found
 
   def _save(self, step: int, state) -> None:
     lineage = self._directory.path / "lineage.json"
@@ -155,6 +163,7 @@ class TrainingRun:
       {
         "inputs": io.read_json(lineage) if lineage.exists() else {},
         "mesh": dict(self._step_fn.mesh.shape),
+        "processes": self._processes.count,
       },
     )
 

@@ -7,6 +7,7 @@ tensor   heads, MLP width and vocabulary
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,6 +88,32 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """The same value on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+@functools.cache
+def batch_readers(mesh: Mesh) -> tuple[int, int]:
+  """Which part of a batch's rows this process reads, and how many parts there are.
+
+  Processes whose devices hold the same rows (because `context` or `tensor` crosses
+  hosts) are one reader: they must all read the same part.
+
+  Raises:
+    ConfigError: if the rows of two processes overlap in part.
+  """
+  shards = batch_sharding(mesh).devices_indices_map((num_batch_shards(mesh),))
+  held: dict[int, set[int]] = {}
+  for device, (rows,) in shards.items():
+    held.setdefault(device.process_index, set()).add(rows.start or 0)
+  parts = sorted({tuple(sorted(rows)) for rows in held.values()})
+  if len({len(part) for part in parts}) > 1 or len(set().union(*parts)) != sum(
+    len(part) for part in parts
+  ):
+    raise ConfigError(
+      f"A mesh of {dict(mesh.shape)} gives hosts parts of a batch that overlap but "
+      "are not the same. Let context * tensor divide the devices of a host, or be a "
+      "multiple of them."
+    )
+  return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
 
 
 def num_batch_shards(mesh: Mesh) -> int:

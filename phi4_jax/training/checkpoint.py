@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from phi4_jax.common.axes import Params
 from phi4_jax.common.errors import CheckpointError, ConfigError
 from phi4_jax.common.io import read_json, write_json
+from phi4_jax.training import distributed
 from phi4_jax.training.checkpoint_tree import check_fits, from_nested, to_nested
 from phi4_jax.training.guard import COUNTERS
 from phi4_jax.training.integrity import find_damage, fingerprint, write_integrity
@@ -92,6 +91,7 @@ class Checkpoints:
     self._thread: threading.Thread | None = None
     self._error: BaseException | None = None
     self._folders = StepFolders(self.directory)
+    self._processes = distributed.current()
     # Steps whose folders this object wrote or restored.
     self._known: set[int] = set()
 
@@ -142,7 +142,7 @@ class Checkpoints:
     }
     json.dumps(run, allow_nan=False)  # fails here, not in the background
     path = self.path(step)
-    if jax.process_index() == 0:
+    if self._processes.is_first:
       if step in self._folders.finished() and step not in self._folders.damaged:
         raise CheckpointError(
           f"{path} already holds a checkpoint that this run has not made. Restore "
@@ -183,21 +183,18 @@ class Checkpoints:
         to start again from nothing is for a person to decide.
     """
     self.wait()
-    found = -1
-    if jax.process_index() == 0:
-      found = self._folders.find_newest_whole()
-      found = found if found is not None else -2 if self._folders.damaged else -1
-    if jax.process_count() > 1:
-      found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
-    if found == -2:
+    return self._processes.on_first("checkpoint", self._find_latest)
+
+  def _find_latest(self) -> int | None:
+    found = self._folders.find_newest_whole()
+    if found is None and self._folders.damaged:
       damaged = sorted(self._folders.damaged.items())
       reasons = [f"{self.path(step).name}: {reason}" for step, reason in damaged]
       raise CheckpointError(
-        f"No checkpoint in {self.directory} is usable "
-        f"({'; '.join(reasons) or 'process 0 says why'}). Move the folders away to "
-        "start the run from the beginning."
+        f"No checkpoint in {self.directory} is usable ({'; '.join(reasons)}). Move the "
+        "folders away to start the run from the beginning."
       )
-    return None if found == -1 else found
+    return found
 
   def restore(self, abstract_state: TrainState) -> Restored | None:
     """Loads the newest whole checkpoint into the given shapes and shardings.
@@ -234,7 +231,7 @@ class Checkpoints:
       **from_nested(loaded["train"], rest),
     )
     self._known.add(step)
-    if jax.process_index() == 0:
+    if self._processes.is_first:
       self._folders.remove_leftovers()
     return Restored(state, self.read_run(step)["data_state"], step)
 
@@ -246,7 +243,7 @@ class Checkpoints:
     """Runs in the background: makes the written folder count, then tidies up."""
     try:
       response.result()
-      if jax.process_index() == 0:
+      if self._processes.is_first:
         write_json(self.path(step) / RUN_FILE, run)
         write_integrity(self.path(step))
         # Older ones may go only now that this one counts.
@@ -289,7 +286,9 @@ def load_params(
     raise CheckpointError(
       f"{checkpoints.path(step)} does not exist (finished steps: {found})."
     )
-  elif reason := find_damage(checkpoints.path(step)):
+  elif reason := distributed.current().on_first(
+    "parent", lambda: find_damage(checkpoints.path(step))
+  ):
     raise CheckpointError(f"{checkpoints.path(step)} is not usable: {reason}.")
   path = checkpoints.path(step)
   here = SingleDeviceSharding(jax.local_devices()[0])

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tensorboardX import SummaryWriter
 
 from phi4_jax.common.io import JsonlLog
+from phi4_jax.training import distributed
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class MetricsWriter:
     `perf/*` and `time/*`.
     """
     self._records = None
-    if jax.process_index() == 0:
+    if distributed.current().is_first:
       directory = Path(directory)
       self._records = JsonlLog(directory / "metrics.jsonl")
       self._records.keep_only(lambda record: record["step"] <= resume_step)

@@ -17,6 +17,7 @@ from phi4_jax.common.axes import Params
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.mesh import (
   BATCH_AXES,
+  batch_readers,
   batch_sharding,
   num_batch_shards,
   replicated,
@@ -149,7 +150,7 @@ class TrainStep:
       ConfigError: if the rows do not divide over devices and microbatches.
     """
     on_host = any(not isinstance(x, jax.Array) for x in batch.values())
-    self._check(batch, jax.process_count() if on_host else 1)
+    self._check(batch, batch_readers(self.mesh)[1] if on_host else 1)
     return {
       name: x
       if isinstance(x, jax.Array)
@@ -157,9 +158,9 @@ class TrainStep:
       for name, x in batch.items()
     }
 
-  def _check(self, batch: Mapping[str, Any], num_processes: int) -> None:
+  def _check(self, batch: Mapping[str, Any], num_readers: int) -> None:
     for name, x in batch.items():
-      rows = x.shape[0] * num_processes
+      rows = x.shape[0] * num_readers
       if rows % self._rows_multiple or not rows:
         shards = self._rows_multiple // self._num_microbatches
         raise ConfigError(
