@@ -12,6 +12,7 @@ from experiments.runner import run_training
 from experiments.stage import run_stage
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.posttrain.dpo import make_full_dpo_loss, make_pivotal_dpo_loss
+from phi4_jax.training.losses import LossFn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,23 +42,28 @@ class DpoConfig(PreferenceTrainConfig):
       )
 
 
+def make_loss_fn(config: DpoConfig) -> LossFn:
+  """Returns the loss that a configuration asks for."""
+  make_loss = (
+    make_pivotal_dpo_loss if config.pairs.kind == "pivotal" else make_full_dpo_loss
+  )
+  return make_loss(
+    config.model,
+    beta=config.beta,
+    kl_weight=config.kl_weight,
+    num_loss_chunks=config.num_loss_chunks,
+  )
+
+
 def make_objective(
   config: DpoConfig, directory: RunDirectory, inputs: dict[str, Path]
 ) -> PreferenceObjective:
   """Opens the data; see `runner.run_training`."""
-  make_loss = (
-    make_pivotal_dpo_loss if config.pairs.kind == "pivotal" else make_full_dpo_loss
-  )
   return PreferenceObjective(
     config,
     directory,
     inputs,
-    loss_fn=make_loss(
-      config.model,
-      beta=config.beta,
-      kl_weight=config.kl_weight,
-      num_loss_chunks=config.num_loss_chunks,
-    ),
+    loss_fn=make_loss_fn(config),
     result_metrics={
       "dpo/pair_accuracy": "pair_accuracy",
       "dpo/margin_nats": "margin_nats",

@@ -12,6 +12,7 @@ from experiments.runner import run_training
 from experiments.stage import run_stage
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.posttrain.rejection import make_rejection_loss
+from phi4_jax.training.losses import LossFn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,13 @@ class RejectionSamplingConfig(PreferenceTrainConfig):
       )
 
 
+def make_loss_fn(config: RejectionSamplingConfig) -> LossFn:
+  """Returns the loss that a configuration asks for."""
+  return make_rejection_loss(
+    config.model, kl_weight=config.kl_weight, num_loss_chunks=config.num_loss_chunks
+  )
+
+
 def make_objective(
   config: RejectionSamplingConfig, directory: RunDirectory, inputs: dict[str, Path]
 ) -> PreferenceObjective:
@@ -40,11 +48,7 @@ def make_objective(
     config,
     directory,
     inputs,
-    loss_fn=make_rejection_loss(
-      config.model,
-      kl_weight=config.kl_weight,
-      num_loss_chunks=config.num_loss_chunks,
-    ),
+    loss_fn=make_loss_fn(config),
     result_metrics={
       "train/accuracy": "token_accuracy",
       "anchor/kl_nats": "kl_nats",

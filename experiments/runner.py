@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 
@@ -47,6 +47,8 @@ class TrainConfig(StageConfig, abc.ABC):
     num_steps: optimizer steps.
     num_microbatches: each batch is accumulated in so many parts.
     num_loss_chunks: the loss is computed in so many parts along the sequence.
+    gradient_dtype: in which devices add up one microbatch's gradients; microbatches
+      are always added up in float32. "bfloat16" halves the bytes between devices.
     log_every_steps: steps between two records of metrics.
   """
 
@@ -63,6 +65,7 @@ class TrainConfig(StageConfig, abc.ABC):
   num_steps: int
   num_microbatches: int = 1
   num_loss_chunks: int = 8
+  gradient_dtype: Literal["float32", "bfloat16"] = "float32"
   log_every_steps: int = 10
 
   def __post_init__(self):
@@ -142,6 +145,7 @@ def run_training(
       num_microbatches=config.num_microbatches,
       guard=config.guard,
       schedule=make_schedule(config.optimizer, config.num_steps),
+      gradient_dtype=config.gradient_dtype,
       frozen=base,
       combine=functools.partial(combine, scale=config.lora.scale)
       if config.lora

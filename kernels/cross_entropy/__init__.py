@@ -6,7 +6,8 @@
     loss_sum = sum(weights * loss)
 
 Files: `reference` (the definition, holds [B, T, V]), `chunked` (holds one chunk of
-it at a time, which is the default).
+it at a time, which is the default), `sharded` (the same on a mesh, with the head
+gathered once).
 """
 
 from kernels.cross_entropy.chunked import cross_entropy_from_hidden

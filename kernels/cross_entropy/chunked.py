@@ -41,16 +41,24 @@ def cross_entropy_from_hidden(
   Raises:
     ValueError: if `num_chunks` does not divide T; names the numbers that do.
   """
-  length = hidden.shape[1]
+  check_chunks(num_chunks, hidden.shape[1])
+  with jax.named_scope("cross_entropy"):
+    sums = _sums(hidden, head, weights, targets, num_chunks, z_loss)
+    return CrossEntropySums(*sums)
+
+
+def check_chunks(num_chunks: int, length: int) -> None:
+  """Refuses a number of chunks that does not divide a row.
+
+  Raises:
+    ValueError: names the numbers that do.
+  """
   if num_chunks < 1 or length % num_chunks:
     divisors = [n for n in range(1, length + 1) if length % n == 0]
     raise ValueError(
       f"num_chunks ({num_chunks}) must divide the row length ({length}). Numbers that "
       f"do: {', '.join(map(str, divisors))}."
     )
-  with jax.named_scope("cross_entropy"):
-    sums = _sums(hidden, head, weights, targets, num_chunks, z_loss)
-    return CrossEntropySums(*sums)
 
 
 def _split(x, num_chunks):
@@ -63,25 +71,44 @@ def _join(x):
   return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
 
 
-def _scores(logits, targets, z_loss):
-  """Loss, squared log-partition and correctness of each position, and log-partition."""
-  log_z = jax.nn.logsumexp(logits, axis=-1)
-  picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+def _scores(logits, targets, z_loss, vocabulary_axis=None):
+  """Loss, squared log-partition and correctness of each position, and log-partition.
+
+  With `vocabulary_axis` (inside shard_map) each device holds V / n columns of the
+  logits, in order, and `targets` below 0 or past them belong to other devices.
+  """
+  top = logits.max(axis=-1)
+  if vocabulary_axis is None:
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  else:
+    top = jax.lax.pmax(top, vocabulary_axis)
+    total = jnp.sum(jnp.exp(logits - top[..., None]), axis=-1)
+    picked = jnp.sum(jnp.where(_hits(logits, targets), logits, 0.0), axis=-1)
+    total, picked = jax.lax.psum((total, picked), vocabulary_axis)
+    log_z = top + jnp.log(total)
   z_squared = jnp.square(log_z)
-  correct = (picked >= logits.max(axis=-1)).astype(jnp.float32)
+  correct = (picked >= top).astype(jnp.float32)
   return (log_z - picked + z_loss * z_squared, z_squared, correct), log_z
+
+
+def _hits(logits, targets):
+  """Tells which logits [.., V] are those of the targets."""
+  columns = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+  return columns == targets[..., None]
 
 
 def _logits(hidden, head):
   return matmul(hidden, head, jnp.dtype(jnp.float32))
 
 
-def _forward(hidden, head, weights, targets, num_chunks, z_loss):
+def sums_only(hidden, head, weights, targets, num_chunks, z_loss, vocabulary_axis=None):
   """Returns the three sums without making a gradient."""
 
   def step(total, chunk):
     hidden, weights, targets = chunk
-    scores, _ = _scores(_logits(hidden, head), targets, z_loss)
+    logits = _logits(hidden, head)
+    scores, _ = _scores(logits, targets, z_loss, vocabulary_axis)
     return tuple(
       t + jnp.sum(weights * s) for t, s in zip(total, scores, strict=True)
     ), ()
@@ -91,32 +118,44 @@ def _forward(hidden, head, weights, targets, num_chunks, z_loss):
   return jax.lax.scan(step, zeros, chunks)[0]
 
 
-def _forward_rule(hidden, head, weights, targets, num_chunks, z_loss):
-  """Returns the sums, and what the backward pass multiplies by their cotangents."""
+def scores_and_gradients(
+  hidden, head, weights, targets, num_chunks, z_loss, vocabulary_axis=None
+):
+  """Returns three scores a position [B, T], and the loss's gradients.
+
+  Those are of `hidden`, in its dtype, and of `head`, in float32; with
+  `vocabulary_axis` the first is this device's part of a sum over that axis.
+  """
 
   def chunk_gradients(hidden, weights, targets):
     logits = _logits(hidden, head)
-    scores, log_z = _scores(logits, targets, z_loss)
+    scores, log_z = _scores(logits, targets, z_loss, vocabulary_axis)
     factor = weights * (1 + 2 * z_loss * log_z)
     dlogits = jnp.exp(logits - log_z[..., None]) * factor[..., None]
-    columns = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    hit = columns == targets[..., None]
+    hit = _hits(logits, targets)
     dlogits = jnp.where(hit, dlogits - weights[..., None], dlogits)
     dhidden, dhead = matmul_gradients(hidden, head, dlogits)
     return scores, dhidden, dhead.astype(jnp.float32)
 
   if num_chunks == 1:
-    scores, dhidden, dhead = chunk_gradients(hidden, weights, targets)
-  else:
+    return chunk_gradients(hidden, weights, targets)
 
-    def step(total, chunk):
-      scores, dhidden, dhead = chunk_gradients(*chunk)
-      return total + dhead, (scores, dhidden)
+  def step(total, chunk):
+    scores, dhidden, dhead = chunk_gradients(*chunk)
+    return total + dhead, (scores, dhidden)
 
-    chunks = tuple(_split(x, num_chunks) for x in (hidden, weights, targets))
-    zeros = jnp.zeros(head.shape, jnp.float32)
-    dhead, outputs = jax.lax.scan(step, zeros, chunks)
-    scores, dhidden = jax.tree.map(_join, outputs)
+  chunks = tuple(_split(x, num_chunks) for x in (hidden, weights, targets))
+  zeros = jnp.zeros(head.shape, jnp.float32)
+  dhead, outputs = jax.lax.scan(step, zeros, chunks)
+  scores, dhidden = jax.tree.map(_join, outputs)
+  return scores, dhidden, dhead
+
+
+def _forward_rule(hidden, head, weights, targets, num_chunks, z_loss):
+  """Returns the sums, and what the backward pass multiplies by their cotangents."""
+  scores, dhidden, dhead = scores_and_gradients(
+    hidden, head, weights, targets, num_chunks, z_loss
+  )
   sums = tuple(jnp.sum(weights * s) for s in scores)
   # An empty array carries the dtype of the head to the backward pass.
   return sums, (scores, dhidden, dhead, jnp.zeros((0,), head.dtype))
@@ -124,6 +163,11 @@ def _forward_rule(hidden, head, weights, targets, num_chunks, z_loss):
 
 def _backward_rule(num_chunks, z_loss, residuals, cotangents):
   del num_chunks, z_loss
+  return backward(residuals, cotangents)
+
+
+def backward(residuals, cotangents):
+  """Returns the gradients of hidden, head, weights and targets."""
   scores, dhidden, dhead, like_head = residuals
   # z_sum and correct_sum are figures to be watched: only the loss has a gradient.
   of_loss = cotangents[0]
@@ -133,5 +177,5 @@ def _backward_rule(num_chunks, z_loss, residuals, cotangents):
 
 
 # Arguments 4 and 5, the number of chunks and the z-loss, are static.
-_sums: Any = jax.custom_vjp(_forward, nondiff_argnums=(4, 5))
+_sums: Any = jax.custom_vjp(lambda *args: sums_only(*args), nondiff_argnums=(4, 5))
 _sums.defvjp(_forward_rule, _backward_rule)

@@ -46,8 +46,14 @@ class ModelConfig:
       sums (softmax, norms, losses, product accumulation) are float32 always.
     scan_layers: whether `init_params` stacks the layers along a leading axis
       (compiles once for all layers) or makes layers_0, layers_1, ...
-    remat: what the backward pass recomputes. "none" keeps every intermediate,
-      "full" keeps block inputs only, "dots" keeps the results of the projections.
+    remat: what the backward pass keeps of a block; the rest it computes again. From
+      little to much: "full" keeps block inputs only; "attention" also queries, keys,
+      values and the result of attention, whose kernel then runs once;
+      "attention_mid" also the residual stream between attention and MLP;
+      "attention_gate" also the MLP's gate; "matmuls" also its other half, so that no
+      product runs twice; "dots" every product's result as it comes; "none"
+      everything. "offload_attention" and "offload_matmuls" keep what
+      "attention_mid" and "matmuls" do, in the host's memory.
     attention: implementation of the attention operation (kernels/attention).
   """
 
@@ -68,8 +74,20 @@ class ModelConfig:
   initializer_range: float = 0.02
   compute_dtype: Literal["float32", "bfloat16"] = "float32"
   scan_layers: bool = True
-  remat: Literal["none", "full", "dots"] = "none"
-  attention: Literal["auto", "reference", "blocked", "chunked"] = "auto"
+  remat: Literal[
+    "none",
+    "full",
+    "dots",
+    "attention",
+    "attention_mid",
+    "attention_gate",
+    "matmuls",
+    "offload_attention",
+    "offload_matmuls",
+  ] = "none"
+  attention: Literal[
+    "auto", "reference", "blocked", "chunked", "pallas_tpu", "pallas_gpu"
+  ] = "auto"
 
   def __post_init__(self):
     for name in (

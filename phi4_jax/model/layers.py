@@ -8,6 +8,7 @@ beside it (quantize.py). No biases anywhere.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from kernels.matmul import matmul, matmul_int8
 from phi4_jax.common.axes import Array, Float, Int
@@ -114,4 +115,5 @@ class MLP(nn.Module):
 
     gate = projection(config.intermediate_size, "gate_proj")(x)
     up = projection(config.intermediate_size, "up_proj")(x)
+    gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
     return projection(config.hidden_size, "down_proj")(swiglu(up, gate))

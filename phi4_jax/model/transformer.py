@@ -25,6 +25,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from kernels.matmul import matmul, matmul_int8, transpose
 from phi4_jax.common.axes import Array, Float, Int, Params
@@ -34,15 +35,10 @@ from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.inference_sharding import check_serving_mesh
 from phi4_jax.model.kv_cache import KVCache, LayerSlots, check_room, write_slots
 from phi4_jax.model.layers import MLP, Embedding, Projection, RMSNorm
+from phi4_jax.model.remat import remat_policy
 from phi4_jax.model.rope import find_long_texts, rope_cos_sin
 from phi4_jax.model.rope_scaling import LongRope
 from phi4_jax.model.sharding import check_mesh, constrain_activations
-
-# What the backward pass may keep of a block, by ModelConfig.remat.
-_REMAT_POLICIES = {
-  "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 # Tokens read at a time when a cached text is read again (`_reread_grown_texts`).
 _REREAD_CHUNK = 256
@@ -63,7 +59,7 @@ class Block(nn.Module):
     config = self.config
     y = RMSNorm(config.rms_norm_eps, name="input_layernorm")(x)
     y, layer_cache = SelfAttention(config, name="self_attn")(y, inputs, layer_cache)
-    x = constrain_activations(x + y)
+    x = checkpoint_name(constrain_activations(x + y), "mid")
     y = RMSNorm(config.rms_norm_eps, name="post_attention_layernorm")(x)
     x = constrain_activations(x + MLP(config, name="mlp")(y))
     return x, layer_cache
@@ -112,7 +108,7 @@ class Transformer(nn.Module):
     if config.remat != "none" and cache is None:
       # Inside a scan the loop itself keeps XLA from undoing the recomputation.
       block = nn.remat(
-        Block, policy=_REMAT_POLICIES[config.remat], prevent_cse=not self.scanned
+        Block, policy=remat_policy(config.remat), prevent_cse=not self.scanned
       )
     if self.scanned:
       whole: Any = nn.broadcast  # its annotation says int; broadcast is accepted
@@ -164,7 +160,8 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
 
 def abstract_params(config: ModelConfig) -> dict[str, Any]:
   """Returns the shapes and dtypes of `init_params` without making arrays."""
-  return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+  # The key is made while tracing: under a mesh of absent devices nothing can run.
+  return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
 def forward(

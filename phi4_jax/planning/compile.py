@@ -16,6 +16,8 @@ from typing import Any
 
 import jax
 
+from phi4_jax.common.errors import ConfigError
+
 # What libtpu wants to hear before it is loaded where there is no TPU, and where
 # another process may have loaded it too.
 ENVIRONMENT = {
@@ -23,7 +25,7 @@ ENVIRONMENT = {
   "JAX_PLATFORMS": "cpu",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   "TPU_WORKER_HOSTNAMES": "localhost",
-  "TPU_ACCELERATOR_TYPE": "",
+  "TPU_ACCELERATOR_TYPE": "v5p-8",
 }
 
 
@@ -67,8 +69,23 @@ def program_hash(lowered: Any, options: Mapping[str, Any]) -> str:
   digest = hashlib.sha256(lowered.as_text().encode())
   digest.update(repr(sorted(options.items())).encode())
   for package in ("jax", "jaxlib", "libtpu"):
-    digest.update(importlib.metadata.version(package).encode())
+    digest.update(version(package).encode())
   return digest.hexdigest()[:24]
+
+
+def version(package: str) -> str:
+  """Returns an installed package's version.
+
+  Raises:
+    ConfigError: if it is missing; says how to get it.
+  """
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError as error:
+    raise ConfigError(
+      f"{package} is not installed, and is needed to compile for TPUs. `make setup` "
+      "installs it on Linux (extra `dev` or `tpu` of setup.py)."
+    ) from error
 
 
 def compile_lowered(lowered: Any, options: Mapping[str, Any]) -> Compiled:

@@ -29,9 +29,11 @@ _COLLECTIVES = (
   "collective-broadcast",
 )
 _MOVES = frozenset(
-  "parameter bitcast copy transpose reshape slice dynamic-slice dynamic-update-slice "
-  "concatenate pad broadcast constant tuple get-tuple-element convert iota "
-  "custom-call".split()
+  (
+    *("parameter", "constant", "iota", "tuple", "get-tuple-element", "custom-call"),
+    *("bitcast", "copy", "transpose", "reshape", "convert", "broadcast", "pad"),
+    *("slice", "dynamic-slice", "dynamic-update-slice", "concatenate"),
+  )
 )
 
 
@@ -319,9 +321,11 @@ class _Reader:
       return None
     left, right = (instructions.get(name) for name in root.operands)
     limit = _constant(right)
-    if limit is None or left is None or left.opcode != "get-tuple-element":
+    index = re.search(r"#(\d+)$", root.operands[0])
+    if index is None and left is not None and left.opcode == "get-tuple-element":
+      index = re.search(r"index=(\d+)", left.rest)
+    if limit is None or (index is None and left is None):
       return None
-    index = re.search(r"index=(\d+)", left.rest)
     start = self._find_start(computation, loop, int(index[1])) if index else 0
     more = 1 if "direction=LE" in root.rest else 0
     return max(limit - start + more, 0)

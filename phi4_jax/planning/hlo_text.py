@@ -146,7 +146,8 @@ def _parse_instruction(name: str, text: str, is_root: bool) -> Instruction:
   shape, text = _take_shape(text)
   opcode, _, text = text.partition("(")
   operands, rest = _take_parenthesis(text)
-  names = tuple(re.findall(r"%([\w.\-]+)", operands))
+  # `%tuple#2`, an element without an instruction of its own, keeps its number.
+  names = tuple(re.findall(r"%([\w.\-]+(?:#\d+)?)", operands))
   if opcode in ("constant", "parameter"):
     names = (operands,)
   return Instruction(name, shape, opcode.strip(), names, rest, is_root)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-from kernels.cross_entropy import cross_entropy_from_hidden
 from phi4_jax.common.axes import Params
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.transformer import forward, output_head
+from phi4_jax.training.sharded_loss import cross_entropy_on_mesh
 
 Batch = Mapping[str, jax.Array]
 # (params, batch) -> (loss_sum, weight_sum, metric_sums), all float32 scalars. The
@@ -61,7 +61,7 @@ def make_language_model_loss(
 
   def loss_fn(params: Params, batch: Batch):
     hidden = compute_hidden(params, model_config, batch)
-    sums = cross_entropy_from_hidden(
+    sums = cross_entropy_on_mesh(
       hidden,
       output_head(params, model_config),
       batch["targets"],

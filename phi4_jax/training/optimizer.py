@@ -118,8 +118,8 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
   return schedule
 
 
-def decays(path: tuple[Any, ...], leaf: Any) -> bool:
-  """Tells whether weight decay applies to a leaf: matrices, not norms or biases.
+def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
+  """Tells matrices, to which weight decay applies, from norms and biases.
 
   The name decides, not the rank alone: with scanned layers a norm's weight is
   [L, D] and would pass for a matrix.
@@ -134,7 +134,7 @@ def _decay_matrices(weight_decay: float) -> optax.GradientTransformationExtraArg
     del unused
 
     def add(path, u, p):
-      return u + weight_decay * p if decays(path, p) else u
+      return u + weight_decay * p if is_matrix(path, p) else u
 
     return jax.tree_util.tree_map_with_path(add, updates, params), state
 

@@ -24,7 +24,7 @@ from phi4_jax.common.mesh import (
 )
 from phi4_jax.training.guard import GuardConfig, guard_metrics, judge_step
 from phi4_jax.training.losses import LossFn
-from phi4_jax.training.optimizer import Schedule
+from phi4_jax.training.optimizer import Schedule, is_matrix
 from phi4_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -48,8 +48,18 @@ def split_microbatches(batch: Any, num_microbatches: int, num_shards: int) -> An
   return jax.tree.map(split, batch)
 
 
-def _accumulate(loss_fn: LossFn, params, batch, num_microbatches, mesh, shardings):
-  """Returns float32 sums: (loss, weight, metrics) and gradients of the loss sum."""
+def _accumulate(
+  loss_fn: LossFn, params, batch, num_microbatches, mesh, shardings, gradient_dtype
+):
+  """Returns float32 sums: (loss, weight, metrics) and gradients of the loss sum.
+
+  Devices add up one microbatch's gradients in `gradient_dtype`.
+  """
+  # Of a matrix in low precision the gradient is of low precision, and so is its sum
+  # over devices. Vectors (norms) are small and stay float32.
+  params = jax.tree_util.tree_map_with_path(
+    lambda path, p: p.astype(gradient_dtype) if is_matrix(path, p) else p, params
+  )
 
   def total(params, microbatch):
     loss_sum, weight_sum, metric_sums = loss_fn(params, microbatch)
@@ -129,11 +139,20 @@ class TrainStep:
     with jax.set_mesh(self.mesh):
       return self.jitted(state, self.put_batch(batch), *self._frozen)
 
-  def lower(self, state: TrainState, batch: Mapping[str, Any]):
-    """Lowers for (abstract) arguments, for compiling ahead of time."""
+  def lower(
+    self,
+    state: TrainState,
+    batch: Mapping[str, Any],
+    platforms: tuple[str, ...] | None = None,
+  ):
+    """Lowers for (abstract) arguments, for compiling ahead of time.
+
+    `platforms` names others than that of this process, such as ("tpu",).
+    """
     self._check(batch, 1)
     with jax.set_mesh(self.mesh):
-      return self.jitted.lower(state, batch, *self._frozen)
+      traced = self.jitted.trace(state, batch, *self._frozen)
+      return traced.lower(lowering_platforms=platforms)
 
   def model_params(self, trained: Params) -> Params:
     """Returns what the loss function takes: with the frozen parameters, if any."""
@@ -180,6 +199,7 @@ def make_train_step(
   num_microbatches: int = 1,
   guard: GuardConfig,
   schedule: Schedule | None = None,
+  gradient_dtype: str = "float32",
   frozen: Params | None = None,
   combine: Callable[[Params, Params], Params] | None = None,
 ) -> TrainStep:
@@ -198,6 +218,8 @@ def make_train_step(
     num_microbatches: A, parts whose gradients are summed one after the other.
     guard: when a step is refused.
     schedule: learning rate by step, reported as `optimizer/learning_rate`.
+    gradient_dtype: in which devices add up one microbatch's gradients; microbatches
+      are added up in float32 in any case. "bfloat16" halves the bytes on the wire.
     frozen: parameters that take part and are not trained (the base of an adapter), on
       the mesh, of any dtype; None where all are trained. They are neither donated nor
       copied, and have neither gradients nor moments.
@@ -217,7 +239,13 @@ def make_train_step(
       return loss_fn(params if combine is None else combine(frozen[0], params), part)
 
     (loss_sum, weight_sum, metric_sums), grads = _accumulate(
-      total_loss, state.params, batch, num_microbatches, mesh, state_shardings.params
+      total_loss,
+      state.params,
+      batch,
+      num_microbatches,
+      mesh,
+      state_shardings.params,
+      gradient_dtype,
     )
     divisor = jnp.maximum(weight_sum, 1.0)
     loss = loss_sum / divisor

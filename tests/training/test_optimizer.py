@@ -6,7 +6,7 @@ import pytest
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.training.optimizer import (
   OptimizerConfig,
-  decays,
+  is_matrix,
   make_optimizer,
   make_schedule,
 )
@@ -96,7 +96,7 @@ def test_decay_is_for_matrices_only():
     "norm": {"weight": jnp.ones(3)},
     "scale": jnp.ones(()),
   }
-  marked = jax.tree_util.tree_map_with_path(decays, params)
+  marked = jax.tree_util.tree_map_with_path(is_matrix, params)
   assert marked["embed_tokens"]["weight"]
   assert marked["layers"]["self_attn"]["q_proj"]["weight"]
   assert not marked["layers"]["self_attn"]["q_proj"]["bias"]

@@ -1,0 +1,160 @@
+"""A train step as a program of `phi4 plan`: layout, work, and what would fit."""
+
+import dataclasses
+from typing import Any
+
+from jax.sharding import Mesh
+
+from experiments.plan_request import PlanRequest
+from experiments.plan_train import lower_train_step, rows_per_example, with_settings
+from experiments.plan_types import Program
+from experiments.runner import TrainConfig
+from phi4_jax.common.errors import ConfigError
+from phi4_jax.common.mesh import MeshConfig, make_mesh, num_batch_shards
+from phi4_jax.model import counting, lora
+from phi4_jax.model.remat import SAVED_NAMES, saved_bytes_per_token
+from phi4_jax.planning.kernel_work import training_kernel_flops
+from phi4_jax.planning.layouts import propose_layouts
+from phi4_jax.planning.prediction import Prediction
+from phi4_jax.planning.topology import Topology
+
+
+def build_training(
+  config: TrainConfig, request: PlanRequest, topology: Topology
+) -> Program:
+  """Traces the train step that a request asks for.
+
+  Raises:
+    ConfigError: if batch, model and slice do not fit; proposes layouts that do.
+  """
+  config = with_settings(config, request.settings)
+  mesh = make_topology_mesh(config.mesh, topology)
+  row_length = request.row_length or config.model.max_position_embeddings
+  shards = num_batch_shards(mesh)
+  if request.batch_per_device is None:
+    batch_size = config.batch_size
+    _check_batch(config, topology, mesh)
+  else:
+    batch_size = request.batch_per_device * shards * config.num_microbatches
+  rows = batch_size // (shards * config.num_microbatches) * rows_per_example(config)
+  sizes = dict(mesh.shape)
+  tokens = batch_size * rows_per_example(config) * row_length
+  flops = (
+    counting.model_flops_per_token(config.model, row_length)
+    if config.lora is None
+    else lora.lora_flops_per_token(config.model, config.lora, row_length)
+  )
+  settings = {
+    "remat": config.model.remat,
+    "batch_per_device": rows,
+    "microbatches": config.num_microbatches,
+    "row_length": row_length,
+    **sizes,
+    "gradient_dtype": config.gradient_dtype,
+  }
+  return Program(
+    title=f"{config.verb}: train step of {_billions(config)}B parameters",
+    topology=topology,
+    lowered=lower_train_step(
+      config, mesh, batch_size=batch_size, row_length=row_length
+    ),
+    settings=settings,
+    assumptions={
+      "model_flops": "6 per multiplied parameter and token, and causal attention",
+      "overlap": "none: cycles, kernels and collectives follow one another",
+    },
+    model_flops=flops * tokens / topology.num_devices,
+    flops_per_call=training_kernel_flops(
+      config.model,
+      topology.chip,
+      rows=rows,
+      row_length=row_length,
+      context=sizes["context"],
+      tensor=sizes["tensor"],
+    ),
+    tokens_per_step=tokens,
+    step_seconds=lambda prediction, _: prediction.step_seconds,
+    extra=lambda prediction, _: _duration(config, prediction, tokens, topology),
+    would_fit=lambda needed, limit: _would_fit(
+      config, needed, limit, rows * row_length // sizes["context"]
+    ),
+  )
+
+
+def make_topology_mesh(config: MeshConfig, topology: Topology) -> Mesh:
+  """Lays a slice's devices out; several slices lie along `data`.
+
+  Raises:
+    ConfigError: if the sizes do not fit.
+  """
+  if topology.num_slices > 1 and config.data == 1:
+    config = dataclasses.replace(config, data=topology.num_slices)
+  return make_mesh(config, topology.devices())
+
+
+def _check_batch(config: TrainConfig, topology: Topology, mesh: Mesh) -> None:
+  shards = num_batch_shards(mesh)
+  if config.batch_size % (shards * config.num_microbatches) == 0:
+    return
+  proposals = propose_layouts(
+    config.model,
+    batch_size=config.batch_size,
+    num_devices=topology.num_devices,
+    num_slices=topology.num_slices,
+  )
+  raise ConfigError(
+    f"A batch of {config.batch_size} rows "
+    f"(= {_factors(config.batch_size)}) in {config.num_microbatches} microbatches "
+    f"cannot be split over {shards} devices (data {mesh.shape['data']} x fsdp "
+    f"{mesh.shape['fsdp']} of {topology.num_devices}): {config.batch_size} / "
+    f"{config.num_microbatches} / {shards} is no whole number. Layouts that work: "
+    f"{'; '.join(proposals) or 'none'}. Or give --batch_per_device."
+  )
+
+
+def _factors(n: int) -> str:
+  twos = (n & -n).bit_length() - 1
+  return f"2^{twos} x {n >> twos}"
+
+
+def _billions(config: TrainConfig) -> str:
+  return f"{counting.count_params(config.model) / 1e9:.3g}"
+
+
+def _duration(
+  config: TrainConfig, prediction: Prediction, tokens: int, topology: Topology
+) -> dict[str, Any]:
+  """How long the whole run would take at this speed."""
+  days = config.num_steps * prediction.step_seconds / 86400
+  return {
+    "num_steps": config.num_steps,
+    "total_tokens": config.num_steps * tokens,
+    "days": days,
+    "chip_hours": days * 24 * topology.num_chips,
+  }
+
+
+def _would_fit(
+  config: TrainConfig, needed: float, limit: float, tokens: int
+) -> list[str]:
+  """Returns settings whose activations would leave the rest below the limit."""
+  if needed <= limit:
+    return []
+  now = saved_bytes_per_token(config.model, config.model.remat) * tokens
+  found = []
+  for policy in reversed(SAVED_NAMES):
+    less = now - saved_bytes_per_token(config.model, policy) * tokens
+    if less > 0 and needed - less <= limit:
+      found.append(f"ModelConfig.remat = {policy!r}")
+      break
+  for parts in (2, 4, 8):
+    if needed - now * (1 - 1 / parts) <= limit:
+      found.append(
+        f"1/{parts} of the rows in a microbatch (num_microbatches "
+        f"{config.num_microbatches * parts}, or --batch_per_device)"
+      )
+      break
+  return found or [
+    "no single setting by these estimates: more chips along MeshConfig.fsdp, "
+    "ModelConfig.remat = 'full' and fewer rows together"
+  ]

@@ -1,0 +1,38 @@
+"""What the two kinds of programs of `phi4 plan` have in common."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from phi4_jax.planning.prediction import Assumptions, Prediction
+from phi4_jax.planning.topology import Topology
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+  """A traced program and how to read it.
+
+  Attributes:
+    title: what it is, in a few words.
+    lowered: for `planning.compile`.
+    settings: what tells it from other points of a sweep.
+    assumptions: what was assumed besides the chip's figures, in words or numbers.
+    model_flops: of one step on one device.
+    flops_per_call: operations of one call of each kernel.
+    tokens_per_step: of all devices.
+    step_seconds: from the prediction to the time of one step.
+    extra: further figures of the answer.
+    would_fit: from (bytes needed, bytes there are) to settings that would fit.
+  """
+
+  title: str
+  topology: Topology
+  lowered: Any
+  settings: dict[str, Any]
+  assumptions: dict[str, Any]
+  model_flops: float
+  flops_per_call: Mapping[str, float]
+  tokens_per_step: int
+  step_seconds: Callable[[Prediction, Assumptions], float]
+  extra: Callable[[Prediction, Assumptions], dict[str, Any]]
+  would_fit: Callable[[float, float], list[str]]

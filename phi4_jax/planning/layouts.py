@@ -1,0 +1,63 @@
+"""Which layouts of devices divide a global batch and a model."""
+
+from phi4_jax.model.config import ModelConfig
+
+
+def propose_layouts(
+  config: ModelConfig,
+  *,
+  batch_size: int,
+  num_devices: int,
+  num_slices: int = 1,
+  limit: int = 4,
+) -> list[str]:
+  """Returns meshes that use all devices and divide the batch, the plainest first.
+
+  5760 = 2^7 x 45 rows go over at most 128 of 256 devices; two devices then share each
+  row, as tensor = 2 or context = 2. Where nothing uses all devices, the nearest
+  smaller numbers of devices that do are named.
+
+  Args:
+    config: the model: tensor must divide its heads and width, fsdp its width.
+    batch_size: rows of the global batch.
+    num_devices: of all slices.
+    num_slices: `data` is a multiple of it.
+    limit: how many to return.
+  """
+  found = _layouts(config, batch_size, num_devices, num_slices)
+  texts = [
+    f"data {data} x fsdp {fsdp} x context {context} x tensor {tensor} with "
+    f"{batch_size // (data * fsdp)} rows a group of devices"
+    for data, fsdp, context, tensor in found[:limit]
+  ]
+  if texts:
+    return texts
+  for fewer in range(num_devices - 1, 0, -1):
+    if fewer % num_slices == 0 and _layouts(config, batch_size, fewer, num_slices):
+      return [f"{fewer} devices instead of {num_devices}"]
+  return []
+
+
+def _layouts(config, batch_size, num_devices, num_slices):
+  """Returns (data, fsdp, context, tensor), fewest devices sharing a row first."""
+  kv_heads, width = config.num_key_value_heads, config.intermediate_size
+  found = []
+  for shared in _divisors(num_devices):
+    shards = num_devices // shared
+    if batch_size % shards:
+      continue
+    for tensor in _divisors(shared):
+      if kv_heads % tensor or width % tensor:
+        continue
+      for data in _divisors(shards):
+        fsdp = shards // data
+        if data % num_slices == 0 and config.hidden_size % fsdp == 0:
+          # Rows of fewer than 16 of the width are badly laid out in memory.
+          aligned = (config.hidden_size // fsdp) % 16 == 0
+          found.append((shared, not aligned, data, fsdp, shared // tensor, tensor))
+          break
+  return [tuple(layout[2:]) for layout in sorted(found)]
+
+
+def _divisors(n: int) -> list[int]:
+  return [d for d in range(1, n + 1) if n % d == 0]
