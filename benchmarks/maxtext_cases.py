@@ -1,0 +1,153 @@
+"""What `benchmarks.maxtext` compiles: shapes, MaxText's settings, and ours.
+
+Knows names of settings; refuses to know what they cost.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+  """What is trained where; `rows` is of each device in a step."""
+
+  topology: str
+  length: int
+  rows: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+  """A setting of MaxText: its remat policy and what else is not its default.
+
+  Attributes:
+    options: of MaxText's configuration.
+    flags: of libtpu, as MaxText takes them.
+  """
+
+  shape: Shape
+  policy: str
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  flags: Sequence[str] = ()
+
+  @property
+  def label(self) -> str:
+    more = [f"{name}={value}" for name, value in self.options.items()]
+    return " ".join([self.policy, *more, *self.flags])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OurSetting:
+  """A setting of our step.
+
+  Attributes:
+    settings: as `phi4 plan --sweep` names them.
+    xla_options: of libtpu.
+  """
+
+  shape: Shape
+  settings: Mapping[str, Any]
+  xla_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def label(self) -> str:
+    more = {**self.settings, **self.xla_options}
+    return " ".join(f"{name}={value}" for name, value in more.items())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+  """Programs that are compared with each other.
+
+  Attributes:
+    limits_gib: of one device; the best program within each is looked for. None is the
+      chip's own memory.
+  """
+
+  name: str
+  model: str
+  gin_file: str
+  limits_gib: Sequence[float | None]
+  peers: Sequence[Candidate]
+  ours: Sequence[OurSetting]
+
+
+_PRETRAIN = "gin_configs/pretrain/phi4_14b.gin"
+_V5P = Shape(topology="v5p-256", length=4096, rows=3)
+_V5P_LONG = Shape(topology="v5p-256", length=16384, rows=1)
+_V6E = {rows: Shape(topology="v6e-256", length=4096, rows=rows) for rows in (2, 3, 4)}
+_QUICK = Shape(topology="v5p-8", length=1024, rows=2)
+
+CASES = (
+  Case(
+    name="v5p-256, 4096 tokens, 3 rows a device",
+    model="phi4_14b",
+    gin_file=_PRETRAIN,
+    limits_gib=(None, 30.0),
+    peers=(
+      Candidate(shape=_V5P, policy="minimal_with_context"),
+      Candidate(
+        shape=_V5P,
+        policy="minimal_with_context",
+        options={"sa_use_fused_bwd_kernel": "true"},
+      ),
+      Candidate(
+        shape=_V5P,
+        policy="minimal_with_context",
+        options={"use_tokamax_splash": "true", "dq_reduction_steps": 3},
+      ),
+      Candidate(shape=_V5P, policy="save_dot_with_context_except_mlp"),
+    ),
+    ours=(
+      OurSetting(shape=_V5P, settings={"remat": "matmuls"}),
+      OurSetting(shape=_V5P, settings={"remat": "attention_mid"}),
+    ),
+  ),
+  Case(
+    name="v5p-256, 16384 tokens, 1 row a device",
+    model="phi4_14b",
+    gin_file=_PRETRAIN,
+    limits_gib=(None,),
+    peers=(Candidate(shape=_V5P_LONG, policy="minimal_with_context"),),
+    ours=(OurSetting(shape=_V5P_LONG, settings={"remat": "matmuls"}),),
+  ),
+  Case(
+    name="v6e-256, 4096 tokens",
+    model="phi4_14b",
+    gin_file=_PRETRAIN,
+    limits_gib=(None,),
+    peers=(
+      Candidate(
+        shape=_V6E[3],
+        policy="save_dot_with_context_except_mlp",
+        options={"ici_data_parallelism": 4, "ici_fsdp_parallelism": 64},
+      ),
+    ),
+    ours=(
+      OurSetting(
+        shape=_V6E[3], settings={"remat": "attention_mid", "data": 4, "fsdp": 64}
+      ),
+    ),
+  ),
+)
+
+# Narrow and two layers deep: the same code, in a minute.
+QUICK_CASES = (
+  Case(
+    name="two narrow layers, v5p-8, 1024 tokens, 2 rows a device",
+    model="phi4_14b",
+    gin_file=_PRETRAIN,
+    limits_gib=(None,),
+    peers=(Candidate(shape=_QUICK, policy="minimal_with_context"),),
+    ours=(OurSetting(shape=_QUICK, settings={"remat": "matmuls"}),),
+  ),
+)
+QUICK_MODEL = {
+  "vocab_size": 16384,
+  "hidden_size": 1024,
+  "intermediate_size": 3584,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 8,
+  "num_key_value_heads": 2,
+}
