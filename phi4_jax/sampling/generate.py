@@ -8,22 +8,26 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from phi4_jax.common.axes import Params
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.keys import make_row_keys
-from phi4_jax.common.mesh import batch_sharding, num_batch_shards
 from phi4_jax.common.mesh import replicated as replicated_sharding
 from phi4_jax.common.sampler import Completion, SamplingLaw
+from phi4_jax.model.cache_dtype import CacheDtype, resolve_cache_dtype
 from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.inference_sharding import (
+  check_serving_mesh,
+  check_serving_rows,
+  row_axes,
+)
 from phi4_jax.model.quantize import cast_for_inference
-from phi4_jax.model.sharding import check_mesh
+from phi4_jax.model.sharding import param_shardings
 from phi4_jax.model.transformer import unstack_layers
 from phi4_jax.sampling.decode import generate_tokens
 
@@ -63,8 +67,10 @@ class JaxSampler:
   neighbours. Decoding stops as soon as every row has finished. All rows share the
   cache slot that is written next; each row has its own positions.
 
-  Rows are split over the `data` and `fsdp` axes of `mesh` (None: one device).
-  Parameters that already lie on `mesh` stay as they are, others are replicated.
+  Rows are split over the `data` and `fsdp` axes of `mesh` (None: one device), and
+  over `tensor` as well where that does not divide the key-value heads
+  (model/inference_sharding.py). Parameters that already lie on `mesh` stay as they
+  are; others are split over `tensor` if that is above 1, and replicated otherwise.
   """
 
   def __init__(
@@ -79,7 +85,7 @@ class JaxSampler:
     mesh: Mesh | None = None,
     pad_id: int = 0,
     prompt_chunk: int = 32,
-    cache_dtype: Literal["float32", "bfloat16"] | None = None,
+    cache_dtype: CacheDtype | None = None,
     progress: Callable[[int, int], None] | None = None,
   ):
     """Args:
@@ -87,12 +93,14 @@ class JaxSampler:
       model_config: what `params` were made with.
       law: the distribution to draw from.
       stop_ids: tokens that end a completion (they are part of it).
-      batch_size: rows of one batch; a multiple of the mesh's data * fsdp.
+      batch_size: rows of one batch; a multiple of the mesh's data * fsdp, or of
+        data * fsdp * tensor where rows are split over all three.
       seed: root of all keys.
       mesh: where to run; its context axis must be 1.
       pad_id: written where a row has nothing; attention never sees it.
       prompt_chunk: prefix tokens read at a time.
-      cache_dtype: of keys and values; None means the model's compute_dtype.
+      cache_dtype: of keys and values; None means the model's compute_dtype. The
+        8-bit ones (model/cache_dtype.py) change probabilities slightly.
       progress: called after each batch with (rows finished, rows of the call).
 
     Raises:
@@ -119,8 +127,8 @@ class JaxSampler:
         stop_ids=tuple(stop_ids),
         pad_id=pad_id,
         chunk=self._chunk,
-        cache_dtype=jnp.dtype(cache_dtype or model_config.compute_dtype),
-        has_mesh=mesh is not None,
+        cache_dtype=resolve_cache_dtype(cache_dtype, model_config),
+        mesh=mesh,
       ),
       # Whole results on every device, so that every host can read them.
       out_shardings=None if mesh is None else replicated_sharding(mesh),
@@ -150,15 +158,23 @@ class JaxSampler:
     dtype = jnp.dtype(self._config.compute_dtype)
     params = cast_for_inference(unstack_layers(params, self._config), dtype)
 
-    def prepare(leaf):
-      if self._mesh is None:
-        return leaf
-      placed = leaf.sharding
-      if isinstance(placed, NamedSharding) and placed.mesh == self._mesh:
-        return leaf
-      return jax.device_put(leaf, replicated_sharding(self._mesh))
+    if self._mesh is not None:
+      params = jax.tree.map(self._place, params, self._shardings(params))
+    self._params = params
 
-    self._params = jax.tree.map(prepare, params)
+  def _shardings(self, params: Params) -> Params:
+    """Returns where parameters go that do not lie on the mesh yet."""
+    assert self._mesh is not None
+    if self._mesh.shape["tensor"] > 1:
+      return param_shardings(self._mesh, params)
+    whole = replicated_sharding(self._mesh)
+    return jax.tree.map(lambda leaf: whole, params)
+
+  def _place(self, leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+    placed = leaf.sharding
+    if isinstance(placed, NamedSharding) and placed.mesh == self._mesh:
+      return leaf
+    return jax.device_put(leaf, sharding)
 
   def sample(
     self,
@@ -244,7 +260,8 @@ class JaxSampler:
 
     arrays = (prompt_ids, lengths, row_keys, first_excluded)
     if self._mesh is not None:
-      arrays = jax.device_put(arrays, batch_sharding(self._mesh))
+      split = PartitionSpec(row_axes(self._mesh, self._config))
+      arrays = jax.device_put(arrays, NamedSharding(self._mesh, split))
     arguments = (self._params, *arrays, np.int32(num_chunks))
     on_mesh = jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
     with on_mesh:
@@ -315,16 +332,11 @@ def _check_settings(config, law, stop_ids, batch_size, mesh, pad_id) -> None:
     raise ConfigError(f"The sampler's batch_size ({batch_size}) must be 1 or more.")
   if mesh is None:
     return
-  shards = num_batch_shards(mesh)
-  if batch_size % shards:
-    raise ConfigError(
-      f"The sampler's batch_size ({batch_size}) must be a multiple of the mesh's "
-      f"data * fsdp ({shards})."
-    )
+  check_serving_rows(mesh, config, batch_size)
   if mesh.shape["context"] != 1:
     raise ConfigError(
       "Sampling works on one position at a time, so MeshConfig.context "
       f"({mesh.shape['context']}) must be 1. Make a mesh for sampling with these "
       "devices along MeshConfig.data."
     )
-  check_mesh(mesh, config)
+  check_serving_mesh(mesh, config)

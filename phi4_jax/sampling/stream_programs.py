@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 from phi4_jax.common.axes import Array, Float, Int, Params, UInt32
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.sampler import SamplingLaw
+from phi4_jax.model.cache_dtype import CacheDtype, resolve_cache_dtype
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.kv_cache import KVCache, init_cache
 from phi4_jax.model.quantize import cast_for_inference
@@ -42,7 +43,7 @@ class StreamPrograms:
     *,
     chunks: Sequence[int] = CHUNKS,
     first_capacity: int = FIRST_CAPACITY,
-    cache_dtype: Literal["float32", "bfloat16"] | None = None,
+    cache_dtype: CacheDtype | None = None,
   ):
     """Args:
       abstract_params: shapes and dtypes of the weights as they are loaded (stacked
@@ -70,7 +71,7 @@ class StreamPrograms:
     self.law = law
     self.chunks = tuple(sorted({min(size, law.max_length) for size in chunks}))
     self._first_capacity = first_capacity
-    self._cache_dtype = jnp.dtype(cache_dtype or config.compute_dtype)
+    self._cache_dtype = resolve_cache_dtype(cache_dtype, config)
     self._prepare = jax.jit(functools.partial(_prepare_params, config=config))
     self._abstract = abstract_params
     self._ready = jax.eval_shape(self._prepare, abstract_params)
@@ -189,19 +190,14 @@ def grow_cache(cache: KVCache, empty: KVCache, token_ids: list[int]) -> KVCache:
     widths = zip(leaf.shape, larger.shape, strict=True)
     return jnp.pad(leaf, [(0, new - old) for old, new in widths])
 
-  rest = (cache.keys, cache.values, cache.positions, cache.segment_ids)
-  larger = (empty.keys, empty.values, empty.positions, empty.segment_ids)
-  keys, values, positions, segment_ids = jax.tree.map(pad, rest, larger)
   noted = None
-  if empty.token_ids is not None:  # a smaller cache may not have needed them
+  if empty.token_ids is not None:
     row = np.zeros(empty.token_ids.shape, np.int32)
     row[0, : len(token_ids)] = token_ids
     noted = jnp.asarray(row)
-  return KVCache(
-    keys=keys,
-    values=values,
-    positions=positions,
-    segment_ids=segment_ids,
-    length=cache.length,
-    token_ids=noted,
+  # A smaller cache may not have needed tokens.
+  slots, wanted = (
+    dataclasses.replace(part, length=None, token_ids=None) for part in (cache, empty)
   )
+  padded = jax.tree.map(pad, slots, wanted)
+  return dataclasses.replace(padded, length=cache.length, token_ids=noted)
