@@ -152,7 +152,7 @@ def attention(
     ValueError: if shapes disagree, the window is not positive, the name is unknown,
       or nothing can run (every reason is listed).
   """
-  problem = make_problem(
+  problem, chosen = _choose(
     q,
     k,
     v,
@@ -160,9 +160,9 @@ def attention(
     scale=scale,
     in_order=in_order,
     is_slice=q_start is not None,
+    implementation=implementation,
     interpret=interpret,
   )
-  chosen = choose("attention", IMPLEMENTATIONS, implementation, problem)
   start = {"q_start": q_start} if chosen.is_per_device and problem.is_slice else {}
   with jax.named_scope(f"attention_{chosen.name}"):
     return chosen.run(
@@ -173,3 +173,50 @@ def attention(
       problem,
       **start,
     )
+
+
+def _choose(q, k, v, *, implementation: str, **options: Any):
+  problem = make_problem(q, k, v, **options)
+  return problem, choose("attention", IMPLEMENTATIONS, implementation, problem)
+
+
+def choose_implementation(
+  q: Any,
+  k: Any,
+  v: Any,
+  *,
+  sliding_window: int | None = None,
+  scale: float | None = None,
+  in_order: bool = False,
+  is_slice: bool = False,
+  implementation: str = "auto",
+  interpret: Any = False,
+) -> Implementation:
+  """Returns what `attention` would run for arrays (or shapes) like these.
+
+  Args:
+    q: see `attention`; so are the others, but one.
+    k: likewise.
+    v: likewise.
+    sliding_window: likewise.
+    scale: likewise.
+    in_order: likewise.
+    is_slice: whether `q_start` will be given.
+    implementation: likewise.
+    interpret: likewise.
+
+  Raises:
+    ValueError: as `attention` does.
+  """
+  _, chosen = _choose(
+    q,
+    k,
+    v,
+    sliding_window=sliding_window,
+    scale=scale,
+    in_order=in_order,
+    is_slice=is_slice,
+    implementation=implementation,
+    interpret=interpret,
+  )
+  return chosen

@@ -38,9 +38,9 @@ class AttentionProblem:
 
 
 def make_problem(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
+  q: jax.Array | jax.ShapeDtypeStruct,
+  k: jax.Array | jax.ShapeDtypeStruct,
+  v: jax.Array | jax.ShapeDtypeStruct,
   *,
   sliding_window: int | None,
   scale: float | None,
