@@ -62,24 +62,37 @@ def _kernel(
   block_slots: int,
   block_queries: int,
   heads: int,
+  goes_on: bool,
 ):
   """One block of slots for some key-value heads and queries of row a.
 
   With new_tokens, query m belongs to new token m // group, and sees all slots but
   those of later new tokens; without (0), all.
+
+  With goes_on, the softmax starts from a result and its log-sum-exp, and the output
+  is the result; without, it starts from nothing, and the output is both.
   """
   del rows_ref, blocks_ref
-  q_ref, k_ref, v_ref = refs[:3]
-  scale_refs = refs[3:-5]
-  out_ref, log_sum_ref, top_ref, total_ref, result_ref = refs[-5:]
-  a, head_block, query_block, j = (pl.program_id(axis) for axis in range(4))
-  length = lengths_ref[a]
+  # Two references on the way in or on the way out, then three of scratch.
+  q_ref, k_ref, v_ref, *scale_refs = refs[: -6 if goes_on else -5]
+  top_ref, total_ref, result_ref = refs[-3:]
+  query_block, j = pl.program_id(2), pl.program_id(3)
+  head_block = pl.program_id(1)
+  length = lengths_ref[pl.program_id(0)]
 
   @pl.when(j == 0)
   def _start():
-    top_ref[...] = jnp.full_like(top_ref, _MASKED)
-    total_ref[...] = jnp.zeros_like(total_ref)
-    result_ref[...] = jnp.zeros_like(result_ref)
+    if not goes_on:
+      top_ref[...] = jnp.full_like(top_ref, _MASKED)
+      total_ref[...] = jnp.zeros_like(total_ref)
+      result_ref[...] = jnp.zeros_like(result_ref)
+      return
+    before_ref, log_sum_ref = refs[-6:-4]
+    log_sum = log_sum_ref[0, :, 0]
+    seen = log_sum > -jnp.inf
+    top_ref[...] = jnp.where(seen, log_sum, _MASKED)
+    total_ref[...] = jnp.where(seen, 1.0, 0.0)
+    result_ref[...] = before_ref[0, :, 0]
 
   def for_each_head(body: Any) -> None:
     # Heads side by side hide each other's latency, and make a longer program.
@@ -148,17 +161,16 @@ def _kernel(
   @pl.when(j == pl.num_programs(3) - 1)
   def _finish():
     def finish_head(h: Any, carry: None) -> None:
-      total = total_ref[h][:, :1]
+      total = total_ref[h]
       seen = total > 0
       divisor = jnp.where(seen, total, 1.0)
-      out_ref[0, h] = result_ref[h] / divisor
-      log_sum = jnp.where(seen, top_ref[h][:, :1] + jnp.log(divisor), -jnp.inf)
-      # A column to a row, [M, 1] -> [1, M], as a sum over the diagonal.
-      shape = (block_queries, block_queries)
-      rows = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-      columns = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-      diagonal = jnp.where(rows == columns, log_sum, 0.0)
-      log_sum_ref[0, 0, pl.ds(h, 1)] = diagonal.sum(axis=0, keepdims=True)
+      out = result_ref[h] / divisor[:, :1]
+      if goes_on:
+        refs[-4][0, h] = out.astype(refs[-4].dtype)
+      else:
+        refs[-5][0, h] = out
+        log_sum = jnp.where(seen, top_ref[h] + jnp.log(divisor), -jnp.inf)
+        refs[-4][0, h] = log_sum
       return carry
 
     for_each_head(finish_head)
@@ -201,8 +213,19 @@ def _attend(
   block_slots: int,
   block_queries: int,
   interpret: Any,
-) -> tuple[jax.Array, jax.Array]:
-  """Runs the kernel: the result [A, K, M, H] and the log-sum-exp [A, K, M]."""
+  before: tuple[jax.Array, jax.Array] | None = None,
+) -> Any:
+  """Runs the kernel.
+
+  Args:
+    q: M queries for each of A rows of the cache.
+    before: what the queries have seen elsewhere, as returned without it, with axes
+      [P, K, R, M, ...] for A = P * R.
+
+  Returns:
+    Without before, the result [A, K, M, H] and the log-sum-exp [A, K, M, 128] (one
+    number a query), both float32. With it, the result in q.dtype.
+  """
   a, kv_heads, m, h = q.shape
   slots = cache.k.shape[2]
   block_slots, block_queries = min(block_slots, slots), min(block_queries, m)
@@ -229,16 +252,24 @@ def _attend(
     del j, scalars
     return a, head_block, query_block, 0
 
-  def log_sum_block(a, head_block, query_block, j, *scalars):
+  def before_block(a, head_block, query_block, j, *scalars):
     del j, scalars
-    return a, head_block, 0, query_block
+    rollouts = before[0].shape[2] if before else 1
+    return a // rollouts, head_block, a % rollouts, query_block, 0
 
   cache_spec = pl.BlockSpec((1, heads, block_slots, h), cache_block)
   scale_spec = pl.BlockSpec((1, kv_heads, block_slots), scale_block)
   query_spec = pl.BlockSpec((1, heads, block_queries, h), query_block_of)
+  wide_spec = pl.BlockSpec((1, heads, block_queries, _LANES), query_block_of)
+  before_specs = [
+    pl.BlockSpec((1, heads, 1, block_queries, x.shape[-1]), before_block)
+    for x in before or ()
+  ]
   scales = [] if cache.k_scale is None else [cache.k_scale, cache.v_scale]
-  read = 2 * cache.k.size * cache.k.dtype.itemsize + q.size * (q.dtype.itemsize + 4)
-  out, log_sum = pl.pallas_call(
+  read = 2 * cache.k.size * cache.k.dtype.itemsize + q.size * (q.dtype.itemsize + 8)
+  result = jax.ShapeDtypeStruct(q.shape, q.dtype if before else jnp.float32)
+  log_sum = jax.ShapeDtypeStruct((a, kv_heads, m, _LANES), jnp.float32)
+  return pl.pallas_call(
     functools.partial(
       _kernel,
       scale=scale,
@@ -247,25 +278,26 @@ def _attend(
       block_slots=block_slots,
       block_queries=block_queries,
       heads=heads,
+      goes_on=before is not None,
     ),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=3,
       grid=grid,
-      in_specs=[query_spec, cache_spec, cache_spec, *[scale_spec] * len(scales)],
-      out_specs=[
+      in_specs=[
         query_spec,
-        pl.BlockSpec((1, 1, heads, block_queries), log_sum_block),
+        cache_spec,
+        cache_spec,
+        *[scale_spec] * len(scales),
+        *before_specs,
       ],
+      out_specs=query_spec if before else [query_spec, wide_spec],
       scratch_shapes=[
         pltpu.VMEM((heads, block_queries, _LANES), jnp.float32),
         pltpu.VMEM((heads, block_queries, _LANES), jnp.float32),
         pltpu.VMEM((heads, block_queries, h), jnp.float32),
       ],
     ),
-    out_shape=[
-      jax.ShapeDtypeStruct(q.shape, jnp.float32),
-      jax.ShapeDtypeStruct((a, head_blocks, heads, m), jnp.float32),
-    ],
+    out_shape=result if before else [result, log_sum],
     compiler_params=pltpu.CompilerParams(
       # Rows may be given to the cores of a chip; within a row, an empty one reads
       # what came before it.
@@ -279,8 +311,7 @@ def _attend(
     ),
     name=name,
     interpret=interpret,
-  )(lengths, rows, blocks, q, cache.k, cache.v, *scales)
-  return out, log_sum.reshape(a, kv_heads, m)
+  )(lengths, rows, blocks, q, cache.k, cache.v, *scales, *(before or ()))
 
 
 def decode_attention(
@@ -301,18 +332,18 @@ def decode_attention(
     block_queries=block_queries,
     interpret=interpret,
   )
-  parts = (
-    attend(
-      merged.prefix_rows(q, problem),
-      prefix,
-      name="phi4_decode_attention_prefix",
-      new_tokens=0,
-    ),
-    attend(
-      merged.suffix_rows(q, problem),
-      suffix.flatten(),
-      name="phi4_decode_attention_suffix",
-      new_tokens=problem.new_tokens,
-    ),
+  before = attend(
+    merged.prefix_rows(q, problem),
+    prefix,
+    name="phi4_decode_attention_prefix",
+    new_tokens=0,
   )
-  return merged.merge_rows(*parts, problem).astype(q.dtype)
+  rows = (problem.rollouts, problem.new_tokens * problem.group)
+  out = attend(
+    merged.suffix_rows(q, problem),
+    suffix.flatten(),
+    name="phi4_decode_attention_suffix",
+    new_tokens=problem.new_tokens,
+    before=tuple(x.reshape(*x.shape[:2], *rows, x.shape[-1]) for x in before),
+  )
+  return merged.from_suffix_rows(out, problem).reshape(q.shape)
