@@ -52,7 +52,7 @@ def _run(run: Any, problem: DecodeProblem, q: Any, prefix: Cache, suffix: Cache)
 
 @_run.defjvp
 def _no_gradient(run, problem, primals, tangents):
-  raise NotImplementedError(
+  raise TypeError(
     "decode_attention has no gradient: it reads caches, and nothing is trained through "
     "them. Differentiate kernels.attention instead."
   )
@@ -109,7 +109,7 @@ def decode_attention(
   Raises:
     ValueError: if shapes or dtypes disagree, the window is not positive, the name is
       unknown, or nothing can run (every reason is listed).
-    NotImplementedError: when it is differentiated.
+    TypeError: when it is differentiated.
   """
   none = (None, None)
   prefix = Cache(prefix_k, prefix_v, prefix_lengths, *(prefix_scales or none))
