@@ -17,6 +17,7 @@ import re
 import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -32,6 +33,7 @@ _VARIABLES = {
   "num_processes": "JAX_NUM_PROCESSES",
   "process_id": "JAX_PROCESS_ID",
 }
+_REPOSITORY = Path(__file__).resolve().parent.parent
 # SLURM's port, as jax chooses it: jobs of one host do not meet at the same one.
 _FIRST_PORT, _NUM_PORTS = 61440, 4096
 
@@ -206,17 +208,12 @@ def agree_on_run(processes: Processes, verb: str, config: Any, workdir: str) -> 
   """
   if processes.count == 1:
     return
-  code = describe_code()
-  commit, _, state = code.partition("\n")
-  state = state.splitlines()[0] if state else ""
-  if state.startswith("uncommitted"):
-    state = f"with changes {hashlib.sha256(code.encode()).hexdigest()[:8]}"
   processes.agree(
     "what they run",
     {
       "the verb": verb,
       "--workdir": os.path.abspath(workdir),
-      "the code": f"{commit} {state}".strip(),
+      "the code": f"{describe_code().splitlines()[0]} (sources {_hash_sources()})",
       **dict(
         line.split(" ", 1)
         for line in describe_versions().splitlines()
@@ -225,6 +222,16 @@ def agree_on_run(processes: Processes, verb: str, config: Any, workdir: str) -> 
       **dict(_flatten(config_lib.to_json(config))),
     },
   )
+
+
+def _hash_sources() -> str:
+  """Names what runs: a checkout may have changes, and an image no git at all."""
+  digest = hashlib.sha256()
+  for package in ("experiments", "phi4_jax", "kernels"):
+    for path in sorted((_REPOSITORY / package).rglob("*.py")):
+      digest.update(path.relative_to(_REPOSITORY).as_posix().encode())
+      digest.update(path.read_bytes())
+  return digest.hexdigest()[:12]
 
 
 def _flatten(value: Any, path: str = ""):

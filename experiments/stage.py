@@ -152,6 +152,7 @@ def _explain_end(group: Processes, error: BaseException) -> tuple[str, int]:
     # The watcher may know which process it was and why; then it ends this one.
     time.sleep(_WATCHER_SECONDS)
     reason = str(causes[-1]).partition("\n")[0]
+    reason = reason.rpartition("Error dispatching computation: ")[2]
     return (
       f"process {group.index} of {group.count} cannot go on, most likely because "
       f"another one has died ({reason}). {AGAIN}",

@@ -10,6 +10,8 @@ import math
 import time
 from typing import Any
 
+import jax
+
 from experiments import config as config_lib
 from experiments.objective import Objective
 from experiments.process import Interrupted, StopRequest
@@ -92,6 +94,7 @@ class TrainingRun:
       # Process 0 alone knows the records: the others do not write them.
       if self._processes.on_first("validation", lambda: self._lacks_validation(first)):
         self._write_validation(writer, first, state)
+      self._meet_compiled(state)
       records = loop.train(
         state, self._loader, self._step_fn, until_step=config.num_steps
       )
@@ -124,6 +127,20 @@ class TrainingRun:
       progress.close()
       self._checkpoints.wait()
     return self._result(state)
+
+  def _meet_compiled(self, state) -> None:
+    """On CPUs, lets no process begin its first step long before the others.
+
+    gloo, which joins them there, waits 30 seconds and not longer; compiling can take
+    one process as long.
+    """
+    if self._processes.count == 1 or jax.default_backend() != "cpu":
+      return
+    position = self._loader.get_state()
+    batch = self._step_fn.put_batch(next(self._loader))
+    self._loader.set_state(position)
+    self._step_fn.lower(state, batch).compile()
+    self._processes.barrier("first step")
 
   def _is_validation_due(self, step: int) -> bool:
     if self._validation is None or step == 0:

@@ -25,7 +25,9 @@ from typing import Any
 # Exit code of a process that ends because another one is gone: to start all of them
 # again is worthwhile (EX_TEMPFAIL).
 LOST_CODE = 75
+# How often a process looks: a pod of thousands must not wear out its coordinator.
 _EVERY_SECONDS = 1.0
+_EVERY_SECONDS_EACH = 0.1
 _SAID = "phi4-said/"
 _ALIVE = "phi4-alive/"
 AGAIN = "The same command, given to all processes, continues from the last checkpoint."
@@ -45,12 +47,15 @@ class Watcher:
     *,
     address: str,
     lost_seconds: float,
-    every_seconds: float = _EVERY_SECONDS,
+    every_seconds: float | None = None,
     leave: Callable[[int], None] = os._exit,
   ):
     self._client = client
     self._index, self._count, self._address = index, count, address
-    self._lost_seconds, self._every_seconds = lost_seconds, every_seconds
+    self._lost_seconds = lost_seconds
+    self._every_seconds = every_seconds or min(
+      _EVERY_SECONDS, _EVERY_SECONDS_EACH * count
+    )
     self._leave = leave
     self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
     self._ended = threading.Event()
