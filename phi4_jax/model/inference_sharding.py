@@ -136,23 +136,27 @@ def split_cache(mesh: Mesh, config: ModelConfig, cache: KVCache) -> KVCache:
   return jax.tree.map(split, cache_shardings(mesh, config), cache)
 
 
-def split_rows(x: Array, config: ModelConfig) -> Array:
-  """Splits the leading axis as the rows of the cache are, where that is possible.
+def split_logits(logits: Float[Array, "B V"], config: ModelConfig) -> Array:
+  """Turns logits split over the vocabulary into whole rows, split as far as possible.
 
-  Logits [B, V] come split over the vocabulary; afterwards a device has whole rows and
-  draws from them as one device would: filters, sums and draws are the same to the bit.
+  A device then draws for its rows as one device would: filters, sums and draws are
+  the same to the last bit, and nowhere are all rows of all logits together.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.shape.get("tensor", 1) == 1:
-    return x
-  axes = tuple(axis for axis in _ROW_AXES if axis in mesh.shape)
-  count = 1
-  for axis in axes:
-    count *= mesh.shape[axis]
-  if x.shape[0] % count:
-    axes = row_axes(mesh, config)
-  spec = PartitionSpec(axes, *(None,) * (x.ndim - 1))
-  return jax.lax.with_sharding_constraint(x, spec)
+  tensor = mesh.shape.get("tensor", 1)
+  if tensor == 1:
+    return logits
+  axes = row_axes(mesh, config)
+  if "tensor" not in axes and not logits.shape[0] % (
+    num_row_shards(mesh, config) * tensor
+  ):
+    axes = (*axes, "tensor")
+  constrain = jax.lax.with_sharding_constraint
+  if not logits.shape[1] % tensor:
+    # Said first, or XLA would gather the output head to make whole rows.
+    rows = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
+    logits = constrain(logits, PartitionSpec(rows, "tensor"))
+  return constrain(logits, PartitionSpec(axes, None))
 
 
 def columns_to_rows(
@@ -196,12 +200,17 @@ def rows_to_columns(
   mesh = jax.sharding.get_abstract_mesh()
   if attention_split(mesh, config) != "rows":
     return x
+  count = mesh.shape["tensor"]
+
+  def exchange(part: Array) -> Array:
+    rows, length, width = part.shape
+    parts = part.reshape(rows, length, count, width // count)
+    parts = jnp.moveaxis(parts, 2, 0)  # the columns' owner first, then the rows'
+    parts = jax.lax.all_to_all(parts, "tensor", 0, 0, tiled=True)
+    return parts.reshape(count * rows, length, width // count)
+
   by_rows = PartitionSpec(row_axes(mesh, config), None, None)
-  return jax.shard_map(
-    lambda part: jax.lax.all_to_all(part, "tensor", 2, 0, tiled=True),
-    in_specs=by_rows,
-    out_specs=_columns_spec(mesh),
-  )(x)
+  return jax.shard_map(exchange, in_specs=by_rows, out_specs=_columns_spec(mesh))(x)
 
 
 def _columns_spec(mesh: AbstractMesh) -> PartitionSpec:

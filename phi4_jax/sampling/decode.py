@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from phi4_jax.common.axes import Array, Bool, Float, Int, Params, UInt32
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.model.config import ModelConfig
-from phi4_jax.model.inference_sharding import split_cache, split_rows
+from phi4_jax.model.inference_sharding import split_cache, split_logits
 from phi4_jax.model.kv_cache import KVCache, init_cache
 from phi4_jax.model.transformer import compute_logits, forward
 from phi4_jax.sampling.logits import draw_tokens, filter_logits
@@ -166,7 +166,7 @@ def _draw(
   pad_id,
 ):
   """Draws new token `carry.step` of each unfinished row and notes it."""
-  logits = split_rows(compute_logits(params, config, hidden), config)
+  logits = split_logits(compute_logits(params, config, hidden), config)
   law_logprobs = filter_logits(logits, law, excluded)
   token, logprob = draw_tokens(law_logprobs, row_keys, lengths + carry.step)
   token = jnp.where(carry.done, pad_id, token)
