@@ -44,6 +44,10 @@ VERBS: dict[str, tuple[str, str]] = {
   ),
   "compare": ("experiments.compare", "ask several trained runs the same questions"),
   "chat": ("experiments.chat", "talk with a model on the terminal"),
+  "plan": (
+    "experiments.plan",
+    "compile a run for TPUs on this machine: does it fit, how fast can it be",
+  ),
   "pipeline": ("experiments.pipeline", "run several stages in a row"),
   "sweep": ("experiments.sweep", "run one verb over a grid of settings and seeds"),
   "report": ("experiments.report", "turn a finished run into one page and one table"),

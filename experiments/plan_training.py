@@ -33,7 +33,7 @@ def build_training(
   shards = num_batch_shards(mesh)
   if request.batch_per_device is None:
     batch_size = config.batch_size
-    _check_batch(config, topology, mesh)
+    _check_batch(config, topology, mesh, row_length)
   else:
     batch_size = request.batch_per_device * shards * config.num_microbatches
   rows = batch_size // (shards * config.num_microbatches) * rows_per_example(config)
@@ -92,13 +92,16 @@ def make_topology_mesh(config: MeshConfig, topology: Topology) -> Mesh:
   return make_mesh(config, topology.devices())
 
 
-def _check_batch(config: TrainConfig, topology: Topology, mesh: Mesh) -> None:
+def _check_batch(
+  config: TrainConfig, topology: Topology, mesh: Mesh, row_length: int
+) -> None:
   shards = num_batch_shards(mesh)
   if config.batch_size % (shards * config.num_microbatches) == 0:
     return
   proposals = propose_layouts(
     config.model,
     batch_size=config.batch_size,
+    row_length=row_length,
     num_devices=topology.num_devices,
     num_slices=topology.num_slices,
   )

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 
-def _figure(width: float, height: float, columns: int = 1):
+def new_figure(width: float, height: float, columns: int = 1):
+  """Returns a matplotlib figure and its axes, side by side."""
   # The object interface needs no display and leaves no global state behind.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -34,7 +35,7 @@ def plot_chain(workdir: Path, stages: Sequence[str], path: Path) -> None:
   trained = [name for name in stages if read_curve(workdir / name, "loss/total")[0]]
   if not trained:
     return
-  figure, axes = _figure(5 * len(trained), 3.2, len(trained))
+  figure, axes = new_figure(5 * len(trained), 3.2, len(trained))
   for axis, name in zip(axes, trained, strict=True):
     for metric, style in (("loss/total", "-"), ("validation/loss", "o--")):
       steps, values = read_curve(workdir / name, metric)
@@ -52,7 +53,7 @@ def plot_sweep(rows: Sequence[dict[str, Any]], metric: str, path: Path) -> None:
     "\n".join(f"{k.rpartition('.')[2]}={v}" for k, v in row["settings"].items())
     for row in rows
   ]
-  figure, (axis,) = _figure(max(4.0, 1.3 * len(rows) + 1), 3.4)
+  figure, (axis,) = new_figure(max(4.0, 1.3 * len(rows) + 1), 3.4)
   for x, row in enumerate(rows):
     values = row["metrics"][metric]["values"]
     axis.plot([x] * len(values), values, "o", alpha=0.5, color="tab:blue")

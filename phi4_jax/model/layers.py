@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from kernels.fusion import keep_apart
 from kernels.matmul import matmul, matmul_int8
 from phi4_jax.common.axes import Array, Float, Int
 from phi4_jax.model.config import ModelConfig
@@ -37,7 +38,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "*lead D"]) -> Float[Array, "*lead D"]:
     weight = self.param("weight", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-    return rms_norm(x, weight, self.eps)
+    return keep_apart(rms_norm(x, weight, self.eps), backward=True)
 
 
 class Projection(nn.Module):
@@ -91,14 +92,25 @@ class Embedding(nn.Module):
     return rows.astype(config.dtype)
 
 
-@jax.checkpoint
+def _swiglu(up, gate):
+  wide = up.astype(jnp.float32) * jax.nn.silu(gate.astype(jnp.float32))
+  return wide.astype(up.dtype)
+
+
+@jax.custom_vjp
 def swiglu(up: Float[Array, "*lead F"], gate: Float[Array, "*lead F"]) -> Array:
   """Returns up * silu(gate), computed in float32 and rounded once.
 
-  The backward pass makes the gate's sigmoid again instead of keeping it.
+  The backward pass makes the gate's sigmoid again instead of keeping it. (Not by
+  `jax.checkpoint`, whose barriers make XLA copy both operands out of a scan.)
   """
-  wide = up.astype(jnp.float32) * jax.nn.silu(gate.astype(jnp.float32))
-  return wide.astype(up.dtype)
+  return _swiglu(up, gate)
+
+
+swiglu.defvjp(
+  lambda up, gate: (_swiglu(up, gate), (up, gate)),
+  lambda operands, gradient: jax.vjp(_swiglu, *operands)[1](gradient),
+)
 
 
 class MLP(nn.Module):
@@ -116,4 +128,5 @@ class MLP(nn.Module):
     gate = projection(config.intermediate_size, "gate_proj")(x)
     up = projection(config.intermediate_size, "up_proj")(x)
     gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
-    return projection(config.hidden_size, "down_proj")(swiglu(up, gate))
+    hidden = keep_apart(swiglu(up, gate), forward=True)
+    return projection(config.hidden_size, "down_proj")(hidden)

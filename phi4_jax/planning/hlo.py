@@ -8,6 +8,7 @@ chip and no model: `prediction` turns this into seconds.
 import collections
 import dataclasses
 import functools
+import math
 import re
 from typing import Literal
 
@@ -97,12 +98,12 @@ class Reading:
   @property
   def wire_bytes(self) -> float:
     """Bytes that one device sends within its slice."""
-    return sum(c.wire_bytes for c in self.collectives if not c.crosses_slices)
+    return math.fsum(c.wire_bytes for c in self.collectives if not c.crosses_slices)
 
   @property
   def dcn_bytes(self) -> float:
     """Bytes that one device sends to other slices."""
-    return sum(c.wire_bytes for c in self.collectives if c.crosses_slices)
+    return math.fsum(c.wire_bytes for c in self.collectives if c.crosses_slices)
 
 
 def read_hlo(text: str, *, devices_per_slice: int | None = None) -> Reading:

@@ -7,6 +7,7 @@ def propose_layouts(
   config: ModelConfig,
   *,
   batch_size: int,
+  row_length: int,
   num_devices: int,
   num_slices: int = 1,
   limit: int = 4,
@@ -20,11 +21,13 @@ def propose_layouts(
   Args:
     config: the model: tensor must divide its heads and width, fsdp its width.
     batch_size: rows of the global batch.
+    row_length: tokens of a row, which context must divide.
     num_devices: of all slices.
     num_slices: `data` is a multiple of it.
     limit: how many to return.
   """
-  found = _layouts(config, batch_size, num_devices, num_slices)
+  sizes = (batch_size, row_length, num_slices)
+  found = _layouts(config, num_devices, *sizes)
   texts = [
     f"data {data} x fsdp {fsdp} x context {context} x tensor {tensor} with "
     f"{batch_size // (data * fsdp)} rows a group of devices"
@@ -33,12 +36,12 @@ def propose_layouts(
   if texts:
     return texts
   for fewer in range(num_devices - 1, 0, -1):
-    if fewer % num_slices == 0 and _layouts(config, batch_size, fewer, num_slices):
+    if fewer % num_slices == 0 and _layouts(config, fewer, *sizes):
       return [f"{fewer} devices instead of {num_devices}"]
   return []
 
 
-def _layouts(config, batch_size, num_devices, num_slices):
+def _layouts(config, num_devices, batch_size, row_length, num_slices):
   """Returns (data, fsdp, context, tensor), fewest devices sharing a row first."""
   kv_heads, width = config.num_key_value_heads, config.intermediate_size
   found = []
@@ -47,15 +50,17 @@ def _layouts(config, batch_size, num_devices, num_slices):
     if batch_size % shards:
       continue
     for tensor in _divisors(shared):
-      if kv_heads % tensor or width % tensor:
+      if kv_heads % tensor or width % tensor or row_length % (shared // tensor):
         continue
       for data in _divisors(shards):
         fsdp = shards // data
         if data % num_slices == 0 and config.hidden_size % fsdp == 0:
-          # Rows of fewer than 16 of the width are badly laid out in memory.
-          aligned = (config.hidden_size // fsdp) % 16 == 0
-          found.append((shared, not aligned, data, fsdp, shared // tensor, tensor))
-          break
+          # A shard of the width that is no multiple of 8 fills no whole tiles, and
+          # every gathered matrix is laid out anew.
+          aligned = (config.hidden_size // fsdp) % 8 == 0
+          found.append((not aligned, shared, data, fsdp, shared // tensor, tensor))
+          if aligned:
+            break
   return [tuple(layout[2:]) for layout in sorted(found)]
 
 

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from kernels import cross_entropy
-from kernels.cross_entropy import reference
+from kernels.cross_entropy import reference, sharded
 from kernels.matmul import transpose
 
 B, T, D, V = 2, 12, 8, 21
@@ -136,3 +137,99 @@ def test_no_array_of_all_logits_is_made():
 def test_chunks_must_divide_the_row(num_chunks):
   with pytest.raises(ValueError, match="Numbers that do: 1, 2, 3, 4, 6, 12"):
     cross_entropy.cross_entropy_from_hidden(*_inputs(), num_chunks=num_chunks)
+
+
+def _on_mesh(shape, split_vocabulary, dtype=jnp.float32):
+  """Loss, other sums, and gradients on a mesh (data, fsdp, context, tensor)."""
+  axes = ("data", "fsdp", "context", "tensor")
+  mesh = jax.make_mesh(
+    shape,
+    axes,
+    axis_types=(AxisType.Auto,) * 4,
+    devices=jax.devices()[: np.prod(shape)],
+  )
+  split = sharded.Split(
+    rows=("data", "fsdp"),
+    positions="context",
+    width="fsdp",
+    vocabulary="tensor" if split_vocabulary else None,
+  )
+  rng = np.random.default_rng(1)
+  rows, width, vocabulary = 4, 8, 24
+  hidden = jnp.asarray(rng.standard_normal((rows, T, width)), dtype)
+  head = jnp.asarray(rng.standard_normal((width, vocabulary)) * 0.3, jnp.float32)
+  targets = jnp.asarray(rng.integers(0, vocabulary, (rows, T)), jnp.int32)
+  weights = jnp.asarray(rng.random((rows, T)), jnp.float32)
+
+  def loss(run, hidden, head, weights):
+    sums = run(hidden, head, targets, weights, z_loss=0.01)
+    return sums.loss_sum, (sums.z_sum, sums.correct_sum)
+
+  def run_sharded(*args, **options):
+    return sharded.cross_entropy_from_hidden(
+      *args, num_chunks=2, mesh=jax.sharding.get_abstract_mesh(), split=split, **options
+    )
+
+  results = []
+  for run in (reference.cross_entropy_from_hidden, run_sharded):
+    grad = jax.value_and_grad(
+      functools.partial(loss, run), argnums=(0, 1, 2), has_aux=True
+    )
+    with jax.set_mesh(mesh):
+      results.append(jax.device_get(jax.jit(grad)(hidden, head, weights)))
+  return results
+
+
+@pytest.mark.parametrize(
+  ("shape", "split_vocabulary"),
+  [
+    ((1, 4, 1, 1), False),
+    ((2, 2, 2, 1), False),
+    ((1, 2, 1, 4), True),
+    ((1, 2, 2, 2), True),
+    ((1, 2, 1, 2), False),  # tensor divides nothing here: its devices repeat the work
+  ],
+)
+def test_the_same_on_every_mesh(shape, split_vocabulary):
+  expected, found = _on_mesh(shape, split_vocabulary)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), expected, found
+  )
+
+
+def test_the_head_is_gathered_once_and_its_gradient_summed_once():
+  mesh = jax.make_mesh(
+    (1, 8, 1, 1), ("data", "fsdp", "context", "tensor"), axis_types=(AxisType.Auto,) * 4
+  )
+  split = sharded.Split(rows=("data", "fsdp"), positions="context", width="fsdp")
+
+  def loss(hidden, head, targets, weights):
+    return sharded.cross_entropy_from_hidden(
+      hidden, head, targets, weights, num_chunks=4, mesh=mesh, split=split
+    ).loss_sum
+
+  shapes = (
+    jax.ShapeDtypeStruct((8, T, 16), jnp.bfloat16),
+    jax.ShapeDtypeStruct((16, V), jnp.float32),
+    jax.ShapeDtypeStruct((8, T), jnp.int32),
+    jax.ShapeDtypeStruct((8, T), jnp.float32),
+  )
+  text = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(*shapes))
+  assert text.count("all_gather[") == 1
+  assert text.count("reduce_scatter[") == 1
+  assert f"bf16[16,{V}] = all_gather[" in text  # the low precision is what travels
+
+
+def test_chunks_are_counted_on_a_device():
+  with pytest.raises(ValueError, match=r"must divide the row length \(6"):
+    mesh = jax.make_mesh(
+      (1, 1, 2, 1),
+      ("data", "fsdp", "context", "tensor"),
+      axis_types=(AxisType.Auto,) * 4,
+      devices=jax.devices()[:2],
+    )
+    split = sharded.Split(rows=("data", "fsdp"), positions="context", width="fsdp")
+    hidden, head, targets, weights = _inputs()
+    sharded.cross_entropy_from_hidden(
+      hidden, head, targets, weights, num_chunks=4, mesh=mesh, split=split
+    )
