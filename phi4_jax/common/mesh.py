@@ -8,7 +8,7 @@ tensor   heads, MLP width and vocabulary
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -104,16 +104,31 @@ def batch_readers(mesh: Mesh) -> tuple[int, int]:
   held: dict[int, set[int]] = {}
   for device, (rows,) in shards.items():
     held.setdefault(device.process_index, set()).add(rows.start or 0)
-  parts = sorted({tuple(sorted(rows)) for rows in held.values()})
-  if len({len(part) for part in parts}) > 1 or len(set().union(*parts)) != sum(
-    len(part) for part in parts
-  ):
+  try:
+    parts = find_readers(held)
+  except ValueError:
     raise ConfigError(
       f"A mesh of {dict(mesh.shape)} gives hosts parts of a batch that overlap but "
       "are not the same. Let context * tensor divide the devices of a host, or be a "
       "multiple of them."
-    )
-  return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
+    ) from None
+  return parts[jax.process_index()], max(parts.values()) + 1
+
+
+def find_readers(held: Mapping[int, set[int]]) -> dict[int, int]:
+  """Returns which part of the rows each process reads.
+
+  With `{0: {0, 1}, 1: {2, 3}, 2: {0, 1}, 3: {2, 3}}`, the rows that the devices of
+  four processes hold, processes 0 and 2 read part 0, the others part 1.
+
+  Raises:
+    ValueError: if two parts overlap, or differ in size.
+  """
+  parts = sorted({tuple(sorted(rows)) for rows in held.values()})
+  together = set().union(*parts)
+  if any(len(part) * len(parts) != len(together) for part in parts):
+    raise ValueError(f"{held} are no equal parts")
+  return {process: parts.index(tuple(sorted(rows))) for process, rows in held.items()}
 
 
 def num_batch_shards(mesh: Mesh) -> int:

@@ -273,13 +273,14 @@ def start_processes(rendezvous: Rendezvous) -> Processes:
     _jax.get_distributed_runtime_client = make_client
   state = jax_distributed.global_state
   if state.num_processes > 1:
-    _current = ProcessGroup(
+    _current = group = ProcessGroup(
       state.client,
       state.process_id,
       state.num_processes,
       state.coordinator_address or "",
       rendezvous.lost_seconds,
     )
+    group.watcher.catch_abort()
   return _current
 
 

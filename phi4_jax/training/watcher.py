@@ -46,7 +46,7 @@ class Watcher:
     count: int,
     *,
     address: str,
-    lost_seconds: float,
+    lost_seconds: int | float,
     every_seconds: float | None = None,
     leave: Callable[[int], None] = os._exit,
   ):
@@ -73,7 +73,6 @@ class Watcher:
     self._answered = time.monotonic()
 
   def start(self) -> None:
-    self._catch_abort()
     self._thread.start()
 
   def stop(self) -> None:
@@ -213,7 +212,7 @@ class Watcher:
         self._stop_step = max(reached.values()) + 1
         self._changed.notify_all()
 
-  def _catch_abort(self) -> None:
+  def catch_abort(self) -> None:
     """Adds a line of ours where jaxlib aborts this process from C++.
 
     It does so at once when process 0 is gone, and nothing can be told to it but by a

@@ -9,7 +9,9 @@ from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.mesh import (
   AXES,
   MeshConfig,
+  batch_readers,
   batch_sharding,
+  find_readers,
   make_mesh,
   num_batch_shards,
   replicated,
@@ -73,3 +75,19 @@ def test_impossible_configs_are_refused(axes, message):
 def test_devices_that_do_not_fit_are_counted(axes, message):
   with pytest.raises(ConfigError, match=message):
     make_mesh(MeshConfig(**axes))
+
+
+def test_readers_of_a_batch():
+  # Two hosts with rows of their own; then tensor or context crosses hosts.
+  assert find_readers({0: {0, 1}, 1: {2, 3}}) == {0: 0, 1: 1}
+  assert find_readers({0: {0, 4}, 1: {2, 6}}) == {0: 0, 1: 1}
+  assert find_readers({0: {4}, 1: {0}, 2: {4}, 3: {0}}) == {0: 1, 1: 0, 2: 1, 3: 0}
+  assert find_readers({0: {0}, 1: {0}}) == {0: 0, 1: 0}
+  with pytest.raises(ValueError, match="no equal parts"):
+    find_readers({0: {0, 1}, 1: {1, 2}})
+  with pytest.raises(ValueError, match="no equal parts"):
+    find_readers({0: {0, 1}, 1: {2}})
+
+
+def test_one_process_reads_all_rows():
+  assert batch_readers(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))) == (0, 1)
