@@ -210,7 +210,9 @@ def find_peak_flops(devices: Sequence[Any] | None = None) -> PeakFlops:
     here = [d for d in devices if d.process_index == jax.process_index()]
     peak = _measure_matmul(here)
     hosts = len({device.process_index for device in devices})
-    peak = PeakFlops(peak.flops * hosts, peak.source)
+    if hosts > 1:
+      source = f"{peak.source}; times {hosts} processes"
+      peak = PeakFlops(peak.flops * hosts, source)
   _log.info("Peak for perf/mfu: %.4g FLOP/s (%s).", peak.flops, peak.source)
   return peak
 

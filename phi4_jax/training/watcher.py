@@ -212,6 +212,17 @@ class Watcher:
         self._stop_step = max(reached.values()) + 1
         self._changed.notify_all()
 
+  def _is_first_gone(self) -> bool:
+    """Whether nobody listens any more where process 0 did, or will not in a moment."""
+    host, _, port = self._address.rpartition(":")
+    for _ in range(5 if self._index else 0):
+      try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
+      except (OSError, ValueError):
+        return True
+      time.sleep(0.3)  # a process that was killed may still be taken apart
+    return False
+
   def catch_abort(self) -> None:
     """Adds a line of ours where jaxlib aborts this process from C++.
 
@@ -220,10 +231,7 @@ class Watcher:
     """
 
     def handle(signum: int) -> None:
-      host, _, port = self._address.rpartition(":")
-      try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
-      except (OSError, ValueError):
+      if self._is_first_gone():
         self._end(
           f"process 0 of {self._count}, at {self._address}, is gone. {AGAIN}", LOST_CODE
         )

@@ -22,6 +22,7 @@ from tests.experiments.several_processes import (
 
 _MANY = ("PretrainConfig.num_steps=400",)
 _ENDLESS = ("PretrainConfig.num_steps=1000000", "CheckpointConfig.every_steps=1000000")
+_LOST_SOON = {0: ("--lost_seconds=10",), 1: ("--lost_seconds=10",)}
 # Sums over devices in another order; measured: 3e-7 after 400 steps.
 _ROUNDING = 2e-6
 
@@ -74,12 +75,13 @@ def uninterrupted(folder):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_is_killed_and_both_start_again(folder, uninterrupted, victim):
   name = f"killed_{victim}"
-  with Run(folder, name, *_MANY) as run:
+  with Run(folder, name, *_MANY, extra=_LOST_SOON) as run:
     run.wait_for_step(120)
     run.processes[victim].kill()
     began = time.monotonic()
     codes = run.wait()
-    assert time.monotonic() - began < 30
+    # At once where gloo notices, else when signs of life have failed to come.
+    assert time.monotonic() - began < 40
     assert codes[victim] == -signal.SIGKILL
     assert codes[1 - victim] == LOST_CODE, run.outputs()
     assert "error: process" in run.output(1 - victim)
@@ -118,13 +120,12 @@ def test_a_signal_to_one_stops_both_at_one_step(folder, receiver):
 
 @pytest.mark.slow
 def test_a_process_that_hangs_is_noticed(folder):
-  lost = {0: ("--lost_seconds=6",), 1: ("--lost_seconds=6",)}
-  with Run(folder, "hanging", *_ENDLESS, extra=lost) as run:
+  with Run(folder, "hanging", *_ENDLESS, extra=_LOST_SOON) as run:
     run.wait_for_step(20)
     os.kill(run.processes[1].pid, signal.SIGSTOP)
     began = time.monotonic()
     assert run.processes[0].wait(60) == LOST_CODE
-    assert time.monotonic() - began < 20
+    assert 9 < time.monotonic() - began < 40
     assert "process 1 of 2" in run.output(0)
     assert "has given no sign of life for" in run.output(0)
 
@@ -136,7 +137,7 @@ def test_another_mesh_and_another_number_of_processes(folder, uninterrupted):
   change = {0: ("--allow_config_change",)}
   four = (*_MANY, "MeshConfig.cpu_devices=4")
   split = (*four, "MeshConfig.data=2", "MeshConfig.fsdp=2")
-  with Run(folder, name, *_MANY) as run:
+  with Run(folder, name, *_MANY, extra=_LOST_SOON) as run:
     run.wait_for_step(60)
     run.processes[1].kill()
     run.wait()
