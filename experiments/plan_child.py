@@ -22,6 +22,7 @@ os.environ.update(ENVIRONMENT)
 
 from experiments import config as config_lib  # noqa: E402
 from experiments.plan_request import PlanRequest  # noqa: E402
+from experiments.plan_sample import build_sample  # noqa: E402
 from experiments.plan_training import build_training  # noqa: E402
 from experiments.plan_types import Program  # noqa: E402
 from experiments.registry import CONFIG_CLASSES  # noqa: E402
@@ -43,7 +44,8 @@ def answer(request: PlanRequest) -> dict[str, Any]:
   topology = parse_topology(request.topology)
   roots = {cls.__name__: cls for cls in CONFIG_CLASSES}
   config = config_lib.load(roots[request.root], request.gin_files, request.bindings)
-  program = build_training(config, request, topology)
+  build = build_sample if request.sample else build_training
+  program = build(config, request, topology)
   compiled = _compile(program, request)
   return _figures(program, compiled, request)
 

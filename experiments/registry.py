@@ -15,6 +15,7 @@ from experiments.packed_training import ValidationConfig
 from experiments.pipeline import PipelineConfig
 from experiments.pretrain import PretrainConfig
 from experiments.rejection_sampling import RejectionSamplingConfig
+from experiments.sample_program import SampleConfig
 from experiments.sft import SftConfig
 from experiments.sweep import SweepConfig
 from experiments.train_tokenizer import TrainTokenizerConfig
@@ -49,6 +50,7 @@ CONFIG_CLASSES = (
   ConvertConfig,
   PipelineConfig,
   SweepConfig,
+  SampleConfig,
   ValidationConfig,
   MeshConfig,
   SamplingLaw,
