@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments import cli
 from experiments import config as config_lib
+from experiments.plan_budget import make_budget
 from experiments.plan_points import Point, make_points, parse_axes
 from experiments.plan_report import (
   compare_text,
@@ -80,6 +81,11 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     help="an option of the TPU compiler",
   )
   add("--json", metavar="FILE", help="write all figures")
+  add(
+    "--write_budget",
+    metavar="FILE.json",
+    help="write this plan's figures as what later changes are held to (tests/budgets)",
+  )
   add("--plot", metavar="FILE.png", help="draw a sweep: memory against MFU")
   add(
     "--compare",
@@ -200,6 +206,8 @@ def plan(arguments: argparse.Namespace) -> int:
       raise ConfigError(answer["refused"])
     print(plan_text(answer))
     _write(arguments.json, answer)
+    if arguments.write_budget and not answer["error"]:
+      _write(arguments.write_budget, make_budget(request, answer))
     return 0 if answer["fits"] else 1
   if arguments.sample:
     raise ConfigError("--sweep is for train steps. Call --sample once a batch size.")

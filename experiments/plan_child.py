@@ -43,7 +43,7 @@ def answer(request: PlanRequest) -> dict[str, Any]:
   """
   topology = parse_topology(request.topology)
   roots = {cls.__name__: cls for cls in CONFIG_CLASSES}
-  config = config_lib.load(roots[request.root], request.gin_files, request.bindings)
+  config: Any = config_lib.load(roots[request.root], request.gin_files, request.bindings)
   build = build_sample if request.sample else build_training
   program = build(config, request, topology)
   compiled = _compile(program, request)
