@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import cli, process, stage
+from experiments.devices import set_platform
 from experiments.memory import keep_freed_memory
 from experiments.run_directory import peak_memory_gb
 from phi4_jax.common import io
@@ -173,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if kind == "peft"
         else f"--base is for a PEFT adapter, and --from={source} is none."
       )
+    set_platform()
     if kind == "peft":
       return _import_adapter(source, out, Path(arguments.base))
     keep_freed_memory()  # or every piece is a mapping of its own: twice the time

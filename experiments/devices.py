@@ -5,9 +5,12 @@ import os
 import sys
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.memory import keep_freed_memory
-from phi4_jax.common.mesh import MeshConfig
+
+if TYPE_CHECKING:  # jax takes long to import, and `--help` does not need it
+  from phi4_jax.common.mesh import MeshConfig
 
 _CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 # What the drivers of TPUs, NVIDIA's and AMD's GPUs make, and Windows for its Linux.
@@ -41,7 +44,16 @@ def choose_platform(
   return None if accelerators() else "cpu"
 
 
-def num_host_devices(config: MeshConfig, rows: int, cores: int) -> int:
+def set_platform() -> None:
+  """Sets jax's platform where only one can be meant; before its first use."""
+  import jax
+
+  platform = choose_platform(os.environ)
+  if platform is not None:
+    jax.config.update("jax_platforms", platform)
+
+
+def num_host_devices(config: "MeshConfig", rows: int, cores: int) -> int:
   """How many host devices a CPU run uses.
 
   `MeshConfig.cpu_devices` if given; else the largest number of devices, at most
@@ -53,7 +65,7 @@ def num_host_devices(config: MeshConfig, rows: int, cores: int) -> int:
 
 
 def start_jax(
-  config: MeshConfig, *, rows: int, min_cached_seconds: float = 0.5
+  config: "MeshConfig", *, rows: int, min_cached_seconds: float = 0.5
 ) -> None:
   """Sets the platform, the number of CPU devices and the compilation cache.
 
@@ -67,9 +79,7 @@ def start_jax(
   import jax
 
   keep_freed_memory()
-  platform = choose_platform(os.environ)
-  if platform is not None:
-    jax.config.update("jax_platforms", platform)
+  set_platform()
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
   devices = num_host_devices(config, rows, cores or os.cpu_count() or 1)
   jax.config.update("jax_num_cpu_devices", devices)

@@ -1,6 +1,8 @@
 """Flags and environments of several processes: which one counts, what is missing."""
 
 import argparse
+import subprocess
+import sys
 
 import pytest
 
@@ -148,3 +150,9 @@ def test_the_verb_refuses_half_in_one_line(capsys, monkeypatch, tmp_path):
   assert error.startswith("error: --process_id also needs --coordinator and --num")
   assert error.count("\n") == 1
   assert not (tmp_path / "run").exists()
+
+
+def test_one_process_needs_no_jax_to_find_that_out():
+  code = "import sys, experiments.stage; print('jax' in sys.modules)"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert done.stdout == "False\n", done.stderr
