@@ -145,9 +145,18 @@ class ProcessGroup(Processes):
   """This process among several. Made by `start_processes`."""
 
   def __init__(
-    self, client: Any, index: int, count: int, address: str, lost_seconds: int
+    self,
+    client: Any,
+    index: int,
+    count: int,
+    *,
+    address: str,
+    lost_seconds: int,
+    part: Callable[[], None],
   ):
+    """`client` is jax's, connected; `part` ends the connection in all processes."""
     self.index, self.count = index, count
+    self._part = part
     self._client = client
     self._calls = 0
     self.watcher = Watcher(
@@ -209,7 +218,7 @@ class ProcessGroup(Processes):
   def close(self) -> None:
     self.barrier("end")
     self.watcher.stop()
-    self._client.shutdown()
+    self._part()
 
   def _next(self, name: str) -> str:
     self._calls += 1
@@ -268,6 +277,12 @@ def start_processes(rendezvous: Rendezvous) -> Processes:
       heartbeat_timeout_seconds=max(100, 3 * rendezvous.lost_seconds),
     )
   except (RuntimeError, ValueError) as error:
+    # Or jax says its goodbyes at exit, to nobody, with a traceback.
+    state = jax_distributed.global_state
+    state.client = None
+    if state.service is not None:
+      state.service.shutdown()
+      state.service = None
     raise ConfigError(_explain_start(rendezvous, error)) from error
   finally:
     _jax.get_distributed_runtime_client = make_client
@@ -277,8 +292,9 @@ def start_processes(rendezvous: Rendezvous) -> Processes:
       state.client,
       state.process_id,
       state.num_processes,
-      state.coordinator_address or "",
-      rendezvous.lost_seconds,
+      address=state.coordinator_address or "",
+      lost_seconds=rendezvous.lost_seconds,
+      part=jax.distributed.shutdown,
     )
     group.watcher.catch_abort()
   return _current

@@ -37,6 +37,3 @@ class Store:
           raise RuntimeError("DEADLINE_EXCEEDED: not there")
         self._changed.wait(left)
       return self.values[key]
-
-  def shutdown(self):
-    pass

@@ -13,23 +13,31 @@ from tests.training.stores import Store
 
 def _in_threads(count, body):
   """Calls `body(group)` as each of `count` processes; results or exceptions."""
-  store = Store()
+  store, parted = Store(), []
   answers: list = [None] * count
 
   def call(index):
-    group = ProcessGroup(store, index, count, "host:1", 60)
+    group = ProcessGroup(
+      store,
+      index,
+      count,
+      address="host:1",
+      lost_seconds=60,
+      part=lambda: parted.append(index),
+    )
     try:
       answers[index] = body(group)
     except Exception as error:
       answers[index] = error
     finally:
-      group.watcher.stop()
+      group.close()
 
   threads = [threading.Thread(target=call, args=(i,)) for i in range(count)]
   for thread in threads:
     thread.start()
   for thread in threads:
     thread.join(30)
+  assert sorted(parted) == list(range(count))
   return answers
 
 
