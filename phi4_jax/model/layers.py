@@ -128,5 +128,5 @@ class MLP(nn.Module):
     gate = projection(config.intermediate_size, "gate_proj")(x)
     up = projection(config.intermediate_size, "up_proj")(x)
     gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
-    hidden = keep_apart(swiglu(up, gate), forward=True)
+    hidden = keep_apart(swiglu(up, gate), forward=True, backward=True)
     return projection(config.hidden_size, "down_proj")(hidden)

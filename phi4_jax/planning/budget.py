@@ -40,7 +40,9 @@ def find_excesses(budget: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
       lines.append(
         f"{name}: {now:.6g} instead of {allowed:.6g} ({more}, allowed {tolerance:+.1%})"
       )
-  for kernel in sorted({*budget.get("kernel_calls", {}), *found.get("kernel_calls", {})}):
+  for kernel in sorted(
+    {*budget.get("kernel_calls", {}), *found.get("kernel_calls", {})}
+  ):
     allowed = budget.get("kernel_calls", {}).get(kernel, 0)
     now = found.get("kernel_calls", {}).get(kernel, 0)
     if now != allowed:

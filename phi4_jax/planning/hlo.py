@@ -12,6 +12,8 @@ import math
 import re
 from typing import Literal
 
+import numpy as np
+
 from phi4_jax.planning.hlo_text import (
   Instruction,
   Module,
@@ -281,7 +283,11 @@ class _Reader:
     """Returns the size of a group, and whether one crosses slices."""
     groups = parse_groups(instruction.rest)
     if groups is None:
-      return 1, False
+      # Left out it would look free.
+      raise ValueError(
+        f"The groups of {instruction.opcode} {instruction.name} cannot be read: "
+        f"{instruction.rest[:300]}"
+      )
     per_slice = self._devices_per_slice
     crosses = per_slice is not None and any(
       len({device // per_slice for device in group}) > 1 for group in groups
@@ -370,26 +376,39 @@ def parse_groups(attributes: str) -> list[list[int]] | None:
     shape, source = ([int(n) for n in iota[i].split(",")] for i in (1, 2))
     order = [int(n) for n in iota[3].split(",")] if iota[3] else None
     return _iota_groups(shape, source, order)
-  mesh = re.search(r"replica_groups=@?mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
+  mesh = re.search(
+    r"replica_groups=@?mesh\[([^\]]*)\](?:,\s*device_ids=\(([^{]*)\))?\s*\{([^}]*)\}",
+    attributes,
+  )
   if mesh:
     axes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
-    return _mesh_groups(axes, re.findall(r"'([^']+)'", mesh[2]))
+    return _mesh_groups(axes, mesh[2], re.findall(r"'([^']+)'", mesh[3]))
   return None
 
 
-def _iota_groups(shape, source, order) -> list[list[int]]:
-  import numpy as np
-
+def _numbers(source: list[int], order: list[int] | None) -> np.ndarray:
+  """0, 1, 2, ... laid out as `source` and transposed."""
   numbers = np.arange(int(np.prod(source))).reshape(source)
-  if order is not None:
-    numbers = numbers.transpose(order)
-  return numbers.reshape(shape[0], -1).tolist()
+  return numbers if order is None else numbers.transpose(order)
 
 
-def _mesh_groups(axes: dict[str, int], along: list[str]) -> list[list[int]]:
-  import numpy as np
+def _iota_groups(shape, source, order) -> list[list[int]]:
+  return _numbers(source, order).reshape(shape[0], -1).tolist()
 
-  numbers = np.arange(int(np.prod(list(axes.values())))).reshape(list(axes.values()))
+
+def _mesh_groups(
+  axes: dict[str, int], device_ids: str | None, along: list[str]
+) -> list[list[int]]:
+  sizes = list(axes.values())
+  numbers = np.arange(int(np.prod(sizes)))
+  if device_ids:
+    iota = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", device_ids.strip())
+    if iota:
+      order = [int(n) for n in iota[2].split(",")] if iota[2] else None
+      numbers = _numbers([int(n) for n in iota[1].split(",")], order)
+    else:
+      numbers = np.array([int(n) for n in re.findall(r"\d+", device_ids)])
+  numbers = numbers.reshape(sizes)
   names = list(axes)
   last = [names.index(name) for name in along]
   first = [i for i in range(len(names)) if i not in last]

@@ -61,6 +61,12 @@ def test_collectives_between_slices():
   assert inside.dcn_bytes == 0 and inside.wire_bytes > 0
 
 
+def test_a_collective_whose_groups_cannot_be_read_is_refused():
+  text = PROGRAM.replace("replica_groups=[2,4]<=[8]", "replica_groups=@new{}")
+  with pytest.raises(ValueError, match="groups of all-gather all-gather.1"):
+    read_hlo(text)
+
+
 def test_a_loop_without_a_known_end_counts_once_and_is_named():
   text = PROGRAM.replace(
     "%limit = s32[]{:T(128)} constant(5)", "%limit = s32[]{:T(128)} iota()"
@@ -78,6 +84,11 @@ def test_a_loop_without_a_known_end_counts_once_and_is_named():
     ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
     ("replica_groups=mesh['a'=2,'b'=2] {'b'}", [[0, 1], [2, 3]]),
     ("replica_groups=mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
+    (
+      "replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}",
+      [[0, 2], [1, 3]],
+    ),
+    ("replica_groups=mesh['a'=4], device_ids=(3,1,2,0) {'a'}", [[3, 1, 2, 0]]),
     ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
     ("no groups", None),
   ],
