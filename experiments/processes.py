@@ -192,7 +192,12 @@ def start_processes(
   rendezvous = find_rendezvous(arguments, environment)
   if rendezvous is None:
     return distributed.current()
-  processes = distributed.start_processes(rendezvous)
+  # jax waits for the others inside C++, where Python sees no Ctrl-C.
+  previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
+  try:
+    processes = distributed.start_processes(rendezvous)
+  finally:
+    signal.signal(signal.SIGINT, previous)
   if processes.count > 1:
     _leave_at_signals(processes)
     if processes.is_first:

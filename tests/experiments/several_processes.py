@@ -1,4 +1,4 @@
-"""Starts `phi4 pretrain` as several real processes on the CPU, joined by gloo."""
+"""Starts a training verb as several real processes on the CPU, joined by gloo."""
 
 import contextlib
 import dataclasses
@@ -80,7 +80,7 @@ def free_port() -> int:
 
 
 class Run:
-  """The processes of one `phi4 pretrain`. A context manager: none outlives it.
+  """The processes of one run of a verb. A context manager: none outlives it.
 
   Attributes:
     workdir: the run's folder.
@@ -93,13 +93,14 @@ class Run:
     name: str,
     *bindings: str,
     count: int = 2,
-    port: int | None = None,
     only: Sequence[int] | None = None,
     extra: dict[int, Sequence[str]] | None = None,
+    verb: str = "pretrain",
+    gin_file: str = "run.gin",
   ):
     """`only` starts some of the `count` processes, `extra` are one's own flags."""
     self.workdir = folder / name
-    self.port = port or free_port()
+    self.port = free_port()
     self.processes: list[subprocess.Popen] = []
     self._logs: list[Path] = []
     for index in range(count) if only is None else only:
@@ -110,8 +111,8 @@ class Run:
       )
       log = folder / f"{name}.{index}.{self.port}.log"
       command = [
-        *(sys.executable, "-m", "experiments.cli", "pretrain"),
-        f"--gin_file={folder / 'run.gin'}",
+        *(sys.executable, "-m", "experiments.cli", verb),
+        f"--gin_file={folder / gin_file}",
         f"--workdir={self.workdir}",
         *(f"--gin.{binding}" for binding in bindings),
         *(group if count > 1 else ()),

@@ -19,6 +19,7 @@ from tests.experiments.several_processes import (
   read_records,
   write_data,
 )
+from tests.experiments.test_preference_training import workdir as preferences  # noqa: F401
 
 _MANY = ("PretrainConfig.num_steps=400",)
 _ENDLESS = ("PretrainConfig.num_steps=1000000", "CheckpointConfig.every_steps=1000000")
@@ -156,6 +157,42 @@ def test_another_mesh_and_another_number_of_processes(folder, uninterrupted):
   whole = read_losses(uninterrupted)
   for other in (name, "split"):
     np.testing.assert_allclose(read_losses(folder / other), whole, rtol=_ROUNDING)
+
+
+@pytest.mark.slow
+def test_preference_training_of_adapters(preferences):  # noqa: F811
+  """The frozen base, the reference's file and the anchor, in two processes and one."""
+  bindings = (
+    *("DpoConfig.kl_weight=0.1", "DpoConfig.kl_top_k=5"),
+    *("DpoConfig.lora=@LoraConfig()", "LoraConfig.rank=2", "LoraConfig.alpha=4.0"),
+  )
+  verb = {"verb": "dpo", "gin_file": "pivotal.gin"}
+  with (
+    Run(preferences, "in_two", *bindings, **verb) as two,
+    Run(
+      preferences, "in_one", *bindings, "MeshConfig.cpu_devices=4", count=1, **verb
+    ) as one,
+  ):
+    assert two.wait() == [0, 0], two.outputs()
+    assert one.wait() == [0], one.outputs()
+  ours, theirs = (read_records(run.workdir) for run in (two, one))
+  assert [r["step"] for r in ours] == [r["step"] for r in theirs]
+  for name in ("loss/total", "dpo/margin_nats", "anchor/kl_nats"):
+    np.testing.assert_allclose(
+      [r[name] for r in ours], [r[name] for r in theirs], rtol=1e-4, atol=1e-6
+    )
+  with (
+    np.load(two.workdir / "reference.npz") as left,
+    np.load(one.workdir / "reference.npz") as right,
+  ):
+    for name in left.files:
+      if name != "identity":
+        np.testing.assert_allclose(left[name], right[name], rtol=1e-5, atol=1e-6)
+  # A run that continues reads the reference again, in both.
+  (two.workdir / "result.json").unlink()
+  with Run(preferences, "in_two", *bindings, **verb) as again:
+    assert again.wait() == [0, 0], again.outputs()
+  assert load_result(two.workdir)["fingerprint"]
 
 
 @pytest.mark.slow
