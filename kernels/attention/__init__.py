@@ -2,7 +2,7 @@
 
 Files: `problem` (shapes, and which pairs may meet), `reference` (the definition),
 `blocked` (rows to themselves: half of the scores), `chunked` (memory linear in the
-sequence), `pallas_tpu*` (kernels for TPUs). All give the same numbers.
+sequence), `pallas_tpu*` and `pallas_gpu*` (kernels). All give the same numbers.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Int
 
-from kernels.attention import blocked, chunked, pallas_tpu, reference
+from kernels.attention import blocked, chunked, pallas_gpu, pallas_tpu, reference
 from kernels.attention.blocks import vmem_refusal
 from kernels.attention.problem import AttentionProblem, make_problem
 from kernels.dispatch import Implementation, choose
@@ -79,6 +79,13 @@ IMPLEMENTATIONS = (
     run=pallas_tpu.attention,
     refuses=_pallas_tpu_refuses,
     yields=_pallas_tpu_yields,
+    is_per_device=True,
+  ),
+  Implementation(
+    name="pallas_gpu",
+    run=pallas_gpu.attention,
+    refuses=pallas_gpu.refuses,
+    yields=pallas_gpu.yields,
     is_per_device=True,
   ),
   Implementation(

@@ -21,7 +21,7 @@ _SUBLANES = 8
 _USABLE = 0.95
 # Scores, probabilities and their gradients of one block, in float32, as far as they
 # live outside registers at the same time.
-_LIVE_SCORES = 6
+_LIVE_SCORES = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -73,12 +73,12 @@ def attention_on_mesh(
   def on_device(q, k, v, positions, segments):
     if not context:
       return local(q, k, v, positions, positions, segments, segments)
-    row = [
+    k, v, all_positions, all_segments = (
       jax.lax.all_gather(x, "context", axis=1, tiled=True)
       for x in (k, v, positions, segments)
-    ]
+    )
     start = jax.lax.axis_index("context") * part
-    return local(q, *row[:2], positions, row[2], segments, row[3], start)
+    return local(q, k, v, positions, all_positions, segments, all_segments, start)
 
   by_head, by_token = P(rows, context, heads, None), P(rows, context)
   # Kernels do not say over which axes their results vary.

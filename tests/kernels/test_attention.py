@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from kernels import attention as attention_package
-from kernels.attention import blocked, chunked
+from kernels.attention import blocked, chunked, pallas_tpu
+from kernels.attention.blocks import Blocks
 from kernels.attention.problem import make_problem
 from kernels.dispatch import choose
 
@@ -20,14 +21,20 @@ _WHERE = ("q_positions", "kv_positions", "q_segment_ids", "kv_segment_ids")
 @functools.cache
 def _jitted(name, gradients, sliding_window, scale):
   """An implementation, compiled; "chunked_4" takes 4 keys at a time, and so on."""
+  small = Blocks(queries=4, keys=4, diagonal=2)
   parts = {
+    "pallas_tpu_4": functools.partial(pallas_tpu.attention, blocks=small),
     "chunked_4": functools.partial(chunked.attention, chunk=4),
     "blocked_4": functools.partial(blocked.attention, block=4),
   }
 
   def forward(q, k, v, where):
-    ordered = name.startswith("blocked")
-    options = dict(sliding_window=sliding_window, scale=scale, in_order=ordered)
+    options = dict(
+      sliding_window=sliding_window,
+      scale=scale,
+      in_order=name not in ANY_ORDER,
+      interpret=name.startswith("pallas_tpu"),
+    )
     if name in parts:
       problem = make_problem(q, k, v, **options)
       return parts[name](q, k, v, tuple(where[key] for key in _WHERE), problem)
@@ -57,7 +64,7 @@ class _Runner:
 ANY_ORDER = ["reference", "chunked", "chunked_4"]
 
 
-@pytest.fixture(params=[*ANY_ORDER, "blocked", "blocked_4"])
+@pytest.fixture(params=[*ANY_ORDER, "blocked", "blocked_4", "pallas_tpu_4"])
 def run(request):
   return _Runner(request.param)
 
@@ -261,7 +268,7 @@ def test_chunked_memory_grows_linearly_with_the_row():
     (dict(sliding_window=0), "sliding_window .0. must be positive"),
     (
       dict(implementation="pallas"),
-      "Known: auto, pallas_tpu, blocked, reference, chunked",
+      "Known: auto, pallas_tpu, pallas_gpu, blocked, reference, chunked",
     ),
   ],
 )
