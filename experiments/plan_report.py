@@ -41,18 +41,18 @@ def _memory(answer: dict[str, Any]) -> str:
     text += f"; {memory['host_gib']:.1f} on the host)" if memory["host_gib"] else ")"
   else:
     text += f"\nthe compiler says: {answer['error'].splitlines()[0][:300]}"
-  rows = [
-    [round(buffer["gib"], 2), buffer["shapes"][:90]]
-    for buffer in memory["largest"][:10]
-  ]
+  rows = [[_size(b["gib"]), b["shapes"][:90]] for b in memory["largest"][:10]]
   if rows:
-    text += "\n" + format_table(
-      ["GiB", "largest buffers (arrays that share them)"], rows
-    )
+    header = ["size", "largest buffers (arrays that share them)"]
+    text += "\n" + format_table(header, rows)
   if not answer["fits"]:
     fixes = "\n".join(f"  {fix}" for fix in answer["would_fit"])
     text += f"\nwould fit, by estimate:\n{fixes}"
   return text
+
+
+def _size(gib: float) -> str:
+  return f"{gib:.2f} GiB" if gib >= 0.1 else f"{gib * 1024:.3g} MiB"
 
 
 def _time(answer: dict[str, Any]) -> str:
@@ -70,8 +70,9 @@ def _time(answer: dict[str, Any]) -> str:
     text += f", MFU {answer['predicted_mfu']:.1%}"
   if "floor_seconds" in answer:
     text += (
-      f"; the memory floor is {answer['floor_seconds'] * 1e3:.3g} ms "
-      f"({total / answer['floor_seconds']:.2f} times that)"
+      f"; reading weights and cache once takes {answer['floor_seconds'] * 1e3:.3g} ms: "
+      f"{answer['compute_to_floor']:.2f} times that without collectives, "
+      f"{total / answer['floor_seconds']:.2f} with them"
     )
   text += "\n" + format_table(["time of a step", "ms", "share"], rows)
   if answer["unknown_loops"]:
@@ -108,8 +109,8 @@ def _run(answer: dict[str, Any]) -> str:
     return ""
   return (
     f"the run: {answer['num_steps']:,} steps of {answer['tokens_per_step']:,} tokens = "
-    f"{answer['total_tokens'] / 1e12:.3g}T tokens: {answer['days']:,.1f} days, "
-    f"{answer['chip_hours']:,.0f} chip-hours"
+    f"{answer['total_tokens']:.3g} tokens: {answer['days']:,.3g} days, "
+    f"{answer['chip_hours']:,.3g} chip-hours"
   )
 
 
