@@ -102,6 +102,9 @@ def _backward_rule(problem, blocks, residuals, gradient):
 
 # Arguments 5 and 6, the problem and the blocks, are static.
 _attention: Any = jax.custom_vjp(
-  lambda *args: forward(*args[:6], args[6].forward)[0], nondiff_argnums=(5, 6)
+  lambda q, k, v, ids, q_start, problem, blocks: forward(
+    q, k, v, ids, q_start, problem, blocks.forward
+  )[0],
+  nondiff_argnums=(5, 6),
 )
 _attention.defvjp(_forward_rule, _backward_rule)

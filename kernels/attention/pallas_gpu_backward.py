@@ -152,7 +152,7 @@ def backward(
   k: jax.Array,
   v: jax.Array,
   ids: tuple[jax.Array, jax.Array],
-  q_start: jax.Array,
+  q_start: Any,
   out: jax.Array,
   log_sum: jax.Array,
   gradient: jax.Array,

@@ -4,6 +4,7 @@ Knows indices, segments and the window; refuses to know what is computed of a bl
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ def choose_blocks(problem: AttentionProblem) -> KernelBlocks:
 def block_ranges(
   q_segment_ids: Int[Array, "B T"],
   kv_segment_ids: Int[Array, "B S"],
-  q_start: jax.Array | int,
+  q_start: Any,
   blocks: Blocks,
   sliding_window: int | None,
 ) -> Int[Array, "B Tb Sb"]:
@@ -92,9 +93,7 @@ def block_ranges(
   return meet.astype(jnp.int32) + (meet & whole)
 
 
-def loop_bounds(
-  ranges: Int[Array, "B X Y"], q_start: jax.Array | int
-) -> Int[Array, "B X 8"]:
+def loop_bounds(ranges: Int[Array, "B X Y"], q_start: Any) -> Int[Array, "B X 8"]:
   """Returns where the loop of each block of X over blocks of Y begins and ends.
 
   The first four numbers are begin, first whole, past the last whole, end: between the

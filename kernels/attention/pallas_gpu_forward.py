@@ -21,7 +21,9 @@ MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 def dot(a: jax.Array, b: jax.Array, **options: Any) -> jax.Array:
   """Multiplies blocks, accumulating in float32; float32 ones without TF32."""
-  return pl.dot(a, b, allow_tf32=False if a.dtype == jnp.float32 else None, **options)
+  return plgpu.dot(
+    a, b, allow_tf32=False if a.dtype == jnp.float32 else None, **options
+  )
 
 
 def visible(
@@ -102,7 +104,7 @@ def forward(
   k: jax.Array,
   v: jax.Array,
   ids: tuple[jax.Array, jax.Array],
-  q_start: jax.Array,
+  q_start: Any,
   problem: AttentionProblem,
   blocks: Blocks,
 ) -> tuple[jax.Array, jax.Array]:

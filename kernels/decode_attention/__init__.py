@@ -29,6 +29,7 @@ IMPLEMENTATIONS = (
     run=pallas_tpu.decode_attention,
     refuses=pallas_tpu.refuses,
     yields=_no_refusal,
+    is_per_device=True,
   ),
   Implementation(
     name="merged",
