@@ -276,7 +276,7 @@ def start_processes(rendezvous: Rendezvous) -> Processes:
       # A backstop: the watcher is to be first, because it can say more.
       heartbeat_timeout_seconds=max(100, 3 * rendezvous.lost_seconds),
     )
-  except (RuntimeError, ValueError) as error:
+  except Exception as error:  # of jax, of its look-ups in the network
     # Or jax says its goodbyes at exit, to nobody, with a traceback.
     state = jax_distributed.global_state
     state.client = None
@@ -352,8 +352,13 @@ def _explain_start(rendezvous: Rendezvous, error: Exception) -> str:
       "must have a process id of its own; --start_seconds waits longer"
     )
   hint = ""
+  if rendezvous.coordinator is None:
+    hint = (
+      " Say where they are with --coordinator, --num_processes and --process_id, or "
+      "take this host alone with --num_processes=1."
+    )
   if any(name.lower() in ("http_proxy", "https_proxy") for name in os.environ):
-    hint = " A proxy is set in the environment: without it they may find each other."
+    hint += " A proxy is set in the environment: without it they may find each other."
   return f"{who} did not meet the others ({rendezvous.source}): {reason}.{hint}"
 
 
