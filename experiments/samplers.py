@@ -15,6 +15,7 @@ from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.data.tokenizer import Vocabulary
 from phi4_jax.model import transformer
 from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.inference_sharding import check_serving_mesh
 from phi4_jax.model.quantize import Weights, quantize_params
 from phi4_jax.model.sharding import param_shardings
 from phi4_jax.sampling.generate import JaxSampler
@@ -65,12 +66,14 @@ def load_parent_params(
 def abstract_model(model: ModelConfig, mesh: MeshConfig) -> Params:
   """Returns shapes and shardings of a model's float32 parameters on a mesh."""
   shapes = transformer.abstract_params(model)
+  devices = make_mesh(mesh)
+  check_serving_mesh(devices, model)
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=sharding
     ),
     shapes,
-    param_shardings(make_mesh(mesh), shapes, model),
+    param_shardings(devices, shapes),
   )
 
 

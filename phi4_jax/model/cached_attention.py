@@ -109,5 +109,6 @@ def _attend_block(
   probs = weights / jnp.where(total > 0, total, 1.0)
   if slots.value_scales is not None:
     probs = probs * each_slot(slots.value_scales)
-  out = product("bktgs,bksh->btkgh", probs.astype(q.dtype), slots.values)
-  return out.astype(q.dtype)
+  out = product("bktgs,bksh->bktgh", probs.astype(q.dtype), slots.values)
+  # Rounded before it is turned round: a CPU has no product that does both.
+  return jnp.swapaxes(out.astype(q.dtype), 1, 2)

@@ -9,6 +9,7 @@ import pytest
 from experiments import config as config_lib
 from experiments.pipeline import PipelineConfig
 from experiments.registry import CONFIG_CLASSES
+from experiments.sample_program import SampleConfig
 from experiments.stage import StageConfig
 from phi4_jax.model import counting, transformer
 from phi4_jax.model.config import ModelConfig
@@ -17,6 +18,7 @@ from tests.model.tiny import long_rope, tiny_config
 
 _ROOT = Path(__file__).resolve().parents[2]
 _ROOTS = {cls.verb: cls for cls in CONFIG_CLASSES if issubclass(cls, StageConfig)}
+_ROOTS[SampleConfig.verb] = SampleConfig
 # Folders whose files are included by others and are no run by themselves.
 _FRAGMENTS = {"model", "mesh", "stages"}
 # Macros that a gin file leaves to the command line.
@@ -27,6 +29,7 @@ _MACROS = {
 _FOLDERS = {
   "tokenizer": "train_tokenizer",
   "pts": "find_pivotal_tokens",
+  "sample": SampleConfig.verb,
   "sweeps": "sweep",
   "": "pipeline",
 }

@@ -265,7 +265,7 @@ def test_settings_that_do_not_fit_are_refused(params):
   with pytest.raises(ConfigError, match=r"MeshConfig.context \(2\) must be 1"):
     _make(params, mesh=mesh)
   mesh = make_mesh(MeshConfig(data=1, tensor=8))
-  with pytest.raises(ConfigError, match=r"MeshConfig.tensor \(8\)"):
+  with pytest.raises(ConfigError, match=r"batch_size \(4\).*MeshConfig.tensor \(8\)"):
     _make(params, mesh=mesh)
 
 
