@@ -260,7 +260,7 @@ def start_processes(rendezvous: Rendezvous) -> Processes:
   # Without a callback of ours jaxlib ends the process from C++ when the others do not
   # come. With one, `connect` raises.
   _jax.get_distributed_runtime_client = functools.partial(
-    make_client, missed_heartbeat_callback=_jax_has_lost, shutdown_on_destruction=False
+    make_client, missed_heartbeat_callback=_jax_has_lost
   )
   by_hand = rendezvous.coordinator is not None
   try:
