@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from phi4_jax.common.errors import ConfigError
@@ -75,9 +76,29 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       f"{int(np.prod(sizes))} devices, but {len(devices)} are present. Change one "
       "axis, or set it to -1."
     )
-  return jax.make_mesh(
-    tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-  )
+  return Mesh(_lay_out(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _lay_out(sizes: list[int], devices: list[Any]) -> np.ndarray:
+  """Puts devices that share an axis near each other; only `data` crosses slices."""
+  num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if num_slices > 1:
+    if sizes[0] % num_slices:
+      raise ConfigError(
+        f"MeshConfig.data ({sizes[0]}) must be a multiple of the number of slices "
+        f"({num_slices}): it is the only axis that crosses the network between them."
+      )
+    return mesh_utils.create_hybrid_device_mesh(
+      (sizes[0] // num_slices, *sizes[1:]),
+      (num_slices, 1, 1, 1),
+      devices,
+      allow_split_physical_axes=True,
+    )
+  try:
+    return mesh_utils.create_device_mesh(sizes, devices)
+  except NotImplementedError:
+    # No axis of the grid of links, nor a product of them, has the size of an axis.
+    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
