@@ -301,10 +301,10 @@ def _format_row(row: Mapping[str, Any]) -> list[str]:
     return [*cells, *["-"] * 4, "does not fit", "-"]
   return [
     *cells,
-    f"{sum(row['cycle_seconds'].values()):.3f}",
-    f"{row['kernel_seconds']:.3f}",
-    f"{row['collective_seconds']:.3f}",
-    f"{row['step_seconds']:.3f}",
+    f"{sum(row['cycle_seconds'].values()):.4g}",
+    f"{row['kernel_seconds']:.4g}",
+    f"{row['collective_seconds']:.4g}",
+    f"{row['step_seconds']:.4g}",
     f"{row['predicted_mfu']:.1%}",
     str(count_forward_calls(row["kernel_calls"])),
   ]

@@ -140,7 +140,9 @@ QUICK_CASES = (
     gin_file=_PRETRAIN,
     limits_gib=(None,),
     peers=(Candidate(shape=_QUICK, policy="minimal_with_context"),),
-    ours=(OurSetting(shape=_QUICK, settings={"remat": "matmuls"}),),
+    ours=(
+      OurSetting(shape=_QUICK, settings={"remat": "matmuls", "data": 1, "fsdp": 4}),
+    ),
   ),
 )
 QUICK_MODEL = {
