@@ -25,6 +25,7 @@ from phi4_jax.model.sharding import param_shardings
 from phi4_jax.training import state as state_lib
 from phi4_jax.training.losses import LossFn
 from phi4_jax.training.optimizer import make_optimizer, make_schedule
+from phi4_jax.training.sharding_check import check_sufficiently_sharded
 from phi4_jax.training.step import make_train_step
 
 # Pairs of single tokens that a row of a pivotal search is taken to hold.
@@ -57,6 +58,7 @@ def lower_train_step(
   state = state_lib.abstract_state(
     make_params, jax.random.key(0), tx=tx, guard=config.guard, mesh=mesh
   )
+  check_sufficiently_sharded(state, mesh)
   step = make_train_step(
     make_loss_fn(config),
     tx,

@@ -31,6 +31,7 @@ from phi4_jax.training import state as state_lib
 from phi4_jax.training.checkpoint import CheckpointConfig, Checkpoints
 from phi4_jax.training.guard import GuardConfig
 from phi4_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from phi4_jax.training.sharding_check import check_sufficiently_sharded
 from phi4_jax.training.step import make_train_step
 
 
@@ -245,6 +246,7 @@ def _find_state(config, mesh, tx, checkpoints, objective, inputs, base):
   key = jax.random.key(config.initial_seed)
   setting = {"tx": tx, "guard": config.guard, "mesh": mesh}
   wanted = state_lib.abstract_state(make_random, key, **setting)
+  check_sufficiently_sharded(wanted, mesh)
   loader = objective.loader
 
   def load_initial():
