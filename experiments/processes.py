@@ -41,8 +41,8 @@ _FIRST_PORT, _NUM_PORTS = 61440, 4096
 def add_process_flags(parser: argparse.ArgumentParser) -> None:
   group = parser.add_argument_group(
     "several processes",
-    "each host runs the same command; on Cloud TPU, SLURM and Open MPI none of these "
-    "is needed (docs/laptop_to_pod.md)",
+    "each host runs the same command; on Cloud TPU, SLURM and Open MPI these flags\n"
+    "are not needed (docs/laptop_to_pod.md)",
   )
   group.add_argument(
     "--coordinator", metavar="HOST:PORT", help="where process 0 can be reached"
