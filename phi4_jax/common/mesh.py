@@ -81,6 +81,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 def _lay_out(sizes: list[int], devices: list[Any]) -> np.ndarray:
   """Puts devices that share an axis near each other; only `data` crosses slices."""
+  if devices[0].platform != "tpu":
+    return mesh_utils.create_device_mesh(sizes, devices)
   num_slices = len({getattr(device, "slice_index", 0) for device in devices})
   if num_slices > 1:
     if sizes[0] % num_slices:
@@ -94,11 +96,9 @@ def _lay_out(sizes: list[int], devices: list[Any]) -> np.ndarray:
       devices,
       allow_split_physical_axes=True,
     )
-  try:
-    return mesh_utils.create_device_mesh(sizes, devices)
-  except NotImplementedError:
-    # No axis of the grid of links, nor a product of them, has the size of an axis.
-    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  # Where no axis of the grid of links, nor a product of them, has the size of an axis
+  # of the mesh, one of them is split.
+  return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from phi4_jax.planning.hlo import parse_groups, read_hlo
+from phi4_jax.planning.hlo import read_hlo
+from phi4_jax.planning.hlo_groups import parse_groups
 from phi4_jax.planning.hlo_text import count_bytes, parse_module
 
 PROGRAM = (Path(__file__).parent / "program.hlo").read_text("utf-8")
