@@ -43,7 +43,9 @@ def answer(request: PlanRequest) -> dict[str, Any]:
   """
   topology = parse_topology(request.topology)
   roots = {cls.__name__: cls for cls in CONFIG_CLASSES}
-  config: Any = config_lib.load(roots[request.root], request.gin_files, request.bindings)
+  config: Any = config_lib.load(
+    roots[request.root], request.gin_files, request.bindings
+  )
   build = build_sample if request.sample else build_training
   program = build(config, request, topology)
   compiled = _compile(program, request)
@@ -53,14 +55,14 @@ def answer(request: PlanRequest) -> dict[str, Any]:
 def _compile(program: Program, request: PlanRequest) -> compile_lib.Compiled:
   """Compiles, or finds what an earlier call has kept."""
   lowered = program.lowered
-  name = compile_lib.program_hash(lowered, request.xla_options)
+  name = compile_lib.program_hash(lowered, program.xla_options)
   file = Path(request.cache) / f"{name}.json.gz"
   if file.exists():
     kept = json.loads(gzip.decompress(file.read_bytes()))
     largest = tuple(compile_lib.Buffer(**buffer) for buffer in kept.pop("largest"))
     return compile_lib.Compiled(**kept, largest=largest)
   print(f"compiling {program.title} ...", flush=True)
-  compiled = compile_lib.compile_lowered(lowered, request.xla_options)
+  compiled = compile_lib.compile_lowered(lowered, program.xla_options)
   file.parent.mkdir(parents=True, exist_ok=True)
   text = json.dumps(dataclasses.asdict(compiled))
   write_atomic(file, gzip.compress(text.encode(), 6))
@@ -88,6 +90,7 @@ def _figures(
     "topology": topology.describe(),
     "chips": topology.num_chips,
     "settings": program.settings,
+    "xla_options": dict(program.xla_options),
     "fits": not compiled.error and compiled.hbm_bytes / 2**30 <= limit,
     "hbm_gib_per_device": compiled.hbm_bytes / 2**30,
     "limit_gib": limit,

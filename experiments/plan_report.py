@@ -22,7 +22,11 @@ _GIB = 2**30
 def plan_text(answer: dict[str, Any]) -> str:
   """Returns everything that a person asks of one plan."""
   settings = "  ".join(f"{name} {value}" for name, value in answer["settings"].items())
-  blocks = [f"{answer['title']}\n{answer['topology']}\n{settings}", _memory(answer)]
+  head = f"{answer['title']}\n{answer['topology']}\n{settings}"
+  if answer.get("xla_options"):
+    options = "  ".join(f"{k}={v}" for k, v in answer["xla_options"].items())
+    head += f"\ncompiler options: {options}"
+  blocks = [head, _memory(answer)]
   if not answer["error"]:
     blocks += [_time(answer), _collectives(answer), _run(answer), _costliest(answer)]
   return "\n\n".join(block for block in [*blocks, _assumptions(answer)] if block)

@@ -56,6 +56,7 @@ def build_sample(
     title=f"decode step of {counting.count_params(model) / 1e9:.3g}B parameters",
     topology=topology,
     lowered=lowered,
+    xla_options=request.xla_options,
     settings={
       "batch": batch,
       "cache": slots,

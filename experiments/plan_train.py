@@ -33,15 +33,24 @@ PAIRS_PER_ROW = 16
 
 
 def lower_train_step(
-  config: TrainConfig, mesh: Mesh, *, batch_size: int, row_length: int
-) -> Any:
+  config: TrainConfig,
+  mesh: Mesh,
+  *,
+  batch_size: int,
+  row_length: int,
+  xla_options: dict[str, str],
+) -> tuple[Any, dict[str, str]]:
   """Traces the whole step of a run and lowers it for TPUs.
+
+  Returns:
+    The lowered step, and the options that it is compiled with.
 
   Args:
     config: of any training verb.
     mesh: of compile-only devices.
     batch_size: rows of the global batch.
     row_length: T.
+    xla_options: of the compiler, besides those of the chip.
 
   Raises:
     ConfigError: if model, batch and mesh do not fit each other.
@@ -68,11 +77,12 @@ def lower_train_step(
     guard=config.guard,
     schedule=make_schedule(config.optimizer, config.num_steps),
     gradient_dtype=config.gradient_dtype,
+    xla_options=xla_options,
     frozen=frozen,
     combine=combine,
   )
   batch = abstract_batch(config, mesh, batch_size=batch_size, row_length=row_length)
-  return step.lower(state, batch, platforms=("tpu",))
+  return step.lower(state, batch, platforms=("tpu",)), step.xla_options
 
 
 def make_loss_fn(config: TrainConfig) -> LossFn:

@@ -44,6 +44,13 @@ def build_training(
     if config.lora is None
     else lora.lora_flops_per_token(config.model, config.lora, row_length)
   )
+  lowered, xla_options = lower_train_step(
+    config,
+    mesh,
+    batch_size=batch_size,
+    row_length=row_length,
+    xla_options={**(config.xla_options or {}), **request.xla_options},
+  )
   settings = {
     "remat": config.model.remat,
     "batch_per_device": rows,
@@ -55,9 +62,8 @@ def build_training(
   return Program(
     title=f"{config.verb}: train step of {_billions(config)}B parameters",
     topology=topology,
-    lowered=lower_train_step(
-      config, mesh, batch_size=batch_size, row_length=row_length
-    ),
+    lowered=lowered,
+    xla_options=xla_options,
     settings=settings,
     assumptions={
       "model_flops": "6 per multiplied parameter and token, and causal attention",

@@ -15,6 +15,7 @@ class Program:
   Attributes:
     title: what it is, in a few words.
     lowered: for `planning.compile`.
+    xla_options: that it is compiled with.
     settings: what tells it from other points of a sweep.
     assumptions: what was assumed besides the chip's figures, in words or numbers.
     model_flops: of one step on one device.
@@ -28,6 +29,7 @@ class Program:
   title: str
   topology: Topology
   lowered: Any
+  xla_options: Mapping[str, str]
   settings: dict[str, Any]
   assumptions: dict[str, Any]
   model_flops: float

@@ -50,6 +50,10 @@ class TrainConfig(StageConfig, abc.ABC):
     num_loss_chunks: the loss is computed in so many parts along the sequence.
     gradient_dtype: in which devices add up one microbatch's gradients; microbatches
       are always added up in float32. "bfloat16" halves the bytes between devices.
+    xla_options: options of the compiler by name, such as
+      {'xla_tpu_scoped_vmem_limit_kib': '49152'}; they win over those that the code
+      chooses for the chip. A name that the platform's compiler does not know is an
+      error.
     log_every_steps: steps between two records of metrics.
   """
 
@@ -67,6 +71,7 @@ class TrainConfig(StageConfig, abc.ABC):
   num_microbatches: int = 1
   num_loss_chunks: int = 8
   gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+  xla_options: dict[str, str] | None = None
   log_every_steps: int = 10
 
   def __post_init__(self):
@@ -147,6 +152,7 @@ def run_training(
       guard=config.guard,
       schedule=make_schedule(config.optimizer, config.num_steps),
       gradient_dtype=config.gradient_dtype,
+      xla_options=config.xla_options,
       frozen=base,
       combine=functools.partial(combine, scale=config.lora.scale)
       if config.lora

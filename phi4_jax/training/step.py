@@ -22,6 +22,7 @@ from phi4_jax.common.mesh import (
   num_batch_shards,
   replicated,
 )
+from phi4_jax.training.compiler_options import mesh_compiler_options
 from phi4_jax.training.guard import GuardConfig, guard_metrics, judge_step
 from phi4_jax.training.losses import LossFn
 from phi4_jax.training.optimizer import Schedule, is_matrix
@@ -112,8 +113,11 @@ class TrainStep:
     num_microbatches: int,
     frozen: tuple[Params, ...] = (),
     combine: Callable[[Params, Params], Params] | None = None,
+    xla_options: Mapping[str, str] | None = None,
   ):
     self.mesh = mesh
+    # Also for whoever compiles what `lower` returns.
+    self.xla_options = mesh_compiler_options(mesh, xla_options)
     # Arguments of every call, so that they are no constants of the program.
     self._frozen = frozen
     self._combine = combine
@@ -131,6 +135,7 @@ class TrainStep:
       # second call compiles again.
       out_shardings=(shardings, replicated(mesh)),
       donate_argnums=0,
+      compiler_options=self.xla_options or None,
     )
 
   def __call__(
@@ -200,6 +205,7 @@ def make_train_step(
   guard: GuardConfig,
   schedule: Schedule | None = None,
   gradient_dtype: str = "float32",
+  xla_options: Mapping[str, str] | None = None,
   frozen: Params | None = None,
   combine: Callable[[Params, Params], Params] | None = None,
 ) -> TrainStep:
@@ -220,6 +226,7 @@ def make_train_step(
     schedule: learning rate by step, reported as `optimizer/learning_rate`.
     gradient_dtype: in which devices add up one microbatch's gradients; microbatches
       are added up in float32 in any case. "bfloat16" halves the bytes on the wire.
+    xla_options: of the compiler, besides those of compiler_options.py.
     frozen: parameters that take part and are not trained (the base of an adapter), on
       the mesh, of any dtype; None where all are trained. They are neither donated nor
       copied, and have neither gradients nor moments.
@@ -287,4 +294,5 @@ def make_train_step(
     num_microbatches=num_microbatches,
     frozen=() if frozen is None else (frozen,),
     combine=combine,
+    xla_options=xla_options,
   )
