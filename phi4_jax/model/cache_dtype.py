@@ -1,12 +1,13 @@
 """How keys and values are kept in a cache: as they are, or in 8 bits.
 
-int8 keeps one float32 scale for each row, head and slot beside the integers,
+int8 keeps one bfloat16 scale for each row, head and slot beside the integers,
 
     scale = max |x| / 127,    stored = round(x / scale),    x is about stored * scale
 
 so that a token is written once and never rescaled; an entry is within scale / 2 of
-what it was. float8_e4m3fn is a plain cast (3 bits of mantissa, to 6 % of each entry),
-held within its largest number, 448. Refuses to know layers, rows and who reads.
+what it was (the largest within scale, since the scale itself is rounded first).
+float8_e4m3fn is a plain cast (3 bits of mantissa, to 6 % of each entry), held within
+its largest number, 448. Refuses to know layers, rows and who reads.
 
 Source: the symmetric "absmax" scheme of 8-bit inference (arXiv:2208.07339 section 2.1).
 Differs: arXiv:2412.08905 says nothing of the cache's precision.
@@ -22,6 +23,8 @@ from phi4_jax.common.errors import ConfigError
 from phi4_jax.model.config import ModelConfig
 
 CacheDtype = Literal["float32", "bfloat16", "int8", "float8_e4m3fn"]
+# Exact in the products that spread scales over query heads on a TPU.
+SCALE_DTYPE = jnp.bfloat16
 _MOST = 127  # -128 is not used, so that the range is symmetric
 
 
@@ -63,8 +66,9 @@ def store(
   dtype = jnp.dtype(dtype)
   if needs_scales(dtype):
     wide = x.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(wide), axis=-1) / _MOST
-    steps = jnp.round(wide / jnp.where(scale == 0, 1, scale)[..., None])
+    scale = (jnp.max(jnp.abs(wide), axis=-1) / _MOST).astype(SCALE_DTYPE)
+    divisor = jnp.where(scale == 0, 1, scale).astype(jnp.float32)
+    steps = jnp.round(wide / divisor[..., None])
     return jnp.clip(steps, -_MOST, _MOST).astype(dtype), scale
   if is_small(dtype):
     most = float(jnp.finfo(dtype).max)

@@ -16,7 +16,12 @@ from jaxtyping import Shaped
 
 from phi4_jax.common.axes import Array, Float, Int
 from phi4_jax.common.errors import ConfigError
-from phi4_jax.model.cache_dtype import needs_scales, resolve_cache_dtype, store
+from phi4_jax.model.cache_dtype import (
+  SCALE_DTYPE,
+  needs_scales,
+  resolve_cache_dtype,
+  store,
+)
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.rope_scaling import LongRope
 
@@ -41,7 +46,7 @@ class KVCache:
     length: int32 scalar, the next slot to be written.
     token_ids: [B, S] int32 where a row may outgrow the original context of LongRope
       (all is then read again, with other frequencies); None for other models.
-    key_scales: one [B, K, S] float32 array per layer when the keys are int8: what
+    key_scales: one [B, K, S] bfloat16 array per layer when the keys are int8: what
       the integers of a slot are multiplied by; None for other dtypes.
     value_scales: likewise for the values.
   """
@@ -113,7 +118,7 @@ def init_cache(
     return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
 
   def scales() -> tuple[jax.Array, ...] | None:
-    return zeros(shape[:3], jnp.float32) if needs_scales(dtype) else None
+    return zeros(shape[:3], SCALE_DTYPE) if needs_scales(dtype) else None
 
   slots = jnp.zeros((batch, capacity), jnp.int32)
   scaling = config.rope_scaling

@@ -85,8 +85,8 @@ def make_prefill_step(
     roomy = _roomy(config, cache.capacity)
     return read_chunk(params, cache, ids, start, lengths, config=roomy)
 
-  whole = NamedSharding(mesh, PartitionSpec())
-  placed = (cache_shardings(mesh, config), whole)
+  rows = NamedSharding(mesh, PartitionSpec(row_axes(mesh, config)))
+  placed = (cache_shardings(mesh, config), rows)
   return jax.jit(step, donate_argnums=1, out_shardings=placed)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ def params():
 
 
 def _sampler(params, law, **kwargs):
-  settings = dict(stop_ids=(STOP,), batch_size=ROWS, seed=3, prompt_chunk=CHUNK)
+  settings: Any = dict(stop_ids=(STOP,), batch_size=ROWS, seed=3, prompt_chunk=CHUNK)
   return JaxSampler(params, CONFIG, law, **(settings | kwargs))
 
 
