@@ -22,7 +22,7 @@ class Candidate:
   """A setting of MaxText: its remat policy and what else is not its default.
 
   Attributes:
-    options: of MaxText's configuration.
+    options: of MaxText's configuration; block sizes are all set to one number.
     flags: of libtpu, as MaxText takes them.
   """
 
@@ -33,7 +33,11 @@ class Candidate:
 
   @property
   def label(self) -> str:
-    more = [f"{name}={value}" for name, value in self.options.items()]
+    shown = {
+      "sa_block_*" if name.startswith("sa_block_") else name: value
+      for name, value in self.options.items()
+    }
+    more = [f"{name}={value}" for name, value in shown.items()]
     return " ".join([self.policy, *more, *self.flags])
 
 
@@ -76,8 +80,52 @@ class Case:
 _PRETRAIN = "gin_configs/pretrain/phi4_14b.gin"
 _V5P = Shape(topology="v5p-256", length=4096, rows=3)
 _V5P_LONG = Shape(topology="v5p-256", length=16384, rows=1)
-_V6E = {rows: Shape(topology="v6e-256", length=4096, rows=rows) for rows in (2, 3, 4)}
+_V6E = {rows: Shape(topology="v6e-256", length=4096, rows=rows) for rows in (3, 4)}
 _QUICK = Shape(topology="v5p-8", length=1024, rows=2)
+
+# Fewer devices share a parameter: gradients are reduce-scattered then.
+_MESH_4_32 = {"ici_data_parallelism": 4, "ici_fsdp_parallelism": 32}
+_MESH_4_64 = {
+  "allow_split_physical_axes": "true",
+  "ici_data_parallelism": 4,
+  "ici_fsdp_parallelism": 64,
+}
+_FUSED = {"use_tokamax_splash": "true", "dq_reduction_steps": 3}
+_BLOCKS = (
+  "q",
+  "kv",
+  "kv_compute",
+  "q_dkv",
+  "kv_dkv",
+  "kv_dkv_compute",
+  "q_dq",
+  "kv_dq",
+)
+_BLOCKS_256 = {f"sa_block_{name}": 256 for name in _BLOCKS}
+_KEEP_QKV = {
+  name: "device" for name in ("context", "query_proj", "key_proj", "value_proj")
+}
+# As our own step is compiled for a v5p; MaxText's scripts for the v6e set the other.
+_V5P_VMEM = ("--xla_tpu_scoped_vmem_limit_kib=32768",)
+_V6E_VMEM = ("--xla_tpu_scoped_vmem_limit_kib=98304",)
+
+
+def _keep_all(shape: Shape, flags: Sequence[str] = (), **options: Any) -> Candidate:
+  return Candidate(
+    shape=shape, policy="minimal_with_context", options=options, flags=flags
+  )
+
+
+def _keep_attention(
+  shape: Shape, flags: Sequence[str] = (), **options: Any
+) -> Candidate:
+  return Candidate(
+    shape=shape,
+    policy="save_dot_with_context_except_mlp",
+    options=options,
+    flags=flags,
+  )
+
 
 CASES = (
   Case(
@@ -86,22 +134,27 @@ CASES = (
     gin_file=_PRETRAIN,
     limits_gib=(None, 30.0),
     peers=(
-      Candidate(shape=_V5P, policy="minimal_with_context"),
-      Candidate(
-        shape=_V5P,
-        policy="minimal_with_context",
-        options={"sa_use_fused_bwd_kernel": "true"},
+      _keep_all(_V5P),
+      _keep_all(_V5P, sa_use_fused_bwd_kernel="true"),
+      _keep_all(_V5P, **_FUSED),
+      _keep_all(_V5P, **_MESH_4_32),
+      _keep_all(_V5P, **_MESH_4_32, **_BLOCKS_256),
+      _keep_all(_V5P, _V5P_VMEM, **_MESH_4_32, **_BLOCKS_256),
+      _keep_attention(_V5P),
+      _keep_attention(_V5P, _V5P_VMEM),
+      _keep_attention(
+        _V5P,
+        num_vocab_tiling=4,
+        allow_split_physical_axes="true",
+        ici_data_parallelism=2,
+        ici_fsdp_parallelism=64,
       ),
-      Candidate(
-        shape=_V5P,
-        policy="minimal_with_context",
-        options={"use_tokamax_splash": "true", "dq_reduction_steps": 3},
-      ),
-      Candidate(shape=_V5P, policy="save_dot_with_context_except_mlp"),
     ),
     ours=(
-      OurSetting(shape=_V5P, settings={"remat": "matmuls"}),
-      OurSetting(shape=_V5P, settings={"remat": "attention_mid"}),
+      OurSetting(shape=_V5P, settings={"remat": "matmuls", "data": 4, "fsdp": 32}),
+      OurSetting(
+        shape=_V5P, settings={"remat": "attention_mid", "data": 1, "fsdp": 128}
+      ),
     ),
   ),
   Case(
@@ -109,8 +162,14 @@ CASES = (
     model="phi4_14b",
     gin_file=_PRETRAIN,
     limits_gib=(None,),
-    peers=(Candidate(shape=_V5P_LONG, policy="minimal_with_context"),),
-    ours=(OurSetting(shape=_V5P_LONG, settings={"remat": "matmuls"}),),
+    peers=(
+      _keep_all(_V5P_LONG),
+      _keep_all(_V5P_LONG, **_FUSED, **_MESH_4_32),
+      _keep_all(_V5P_LONG, _V5P_VMEM, **_FUSED, **_MESH_4_32),
+    ),
+    ours=(
+      OurSetting(shape=_V5P_LONG, settings={"remat": "matmuls", "data": 4, "fsdp": 32}),
+    ),
   ),
   Case(
     name="v6e-256, 4096 tokens",
@@ -118,10 +177,13 @@ CASES = (
     gin_file=_PRETRAIN,
     limits_gib=(None,),
     peers=(
+      _keep_attention(_V6E[3], **_MESH_4_64),
+      _keep_attention(_V6E[3], _V6E_VMEM, **_MESH_4_64),
       Candidate(
-        shape=_V6E[3],
-        policy="save_dot_with_context_except_mlp",
-        options={"ici_data_parallelism": 4, "ici_fsdp_parallelism": 64},
+        shape=_V6E[4],
+        policy="custom",
+        options={**_KEEP_QKV, "num_vocab_tiling": 4, **_MESH_4_64},
+        flags=_V6E_VMEM,
       ),
     ),
     ours=(

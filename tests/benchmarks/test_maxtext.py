@@ -127,7 +127,7 @@ def test_options_are_those_of_our_model():
   assert options["base_emb_dim"] == model.hidden_size
   assert options["base_num_kv_heads"] == model.num_key_value_heads
   assert options["remat_policy"] == "full" and options["sa_block_q"] == 256
-  assert candidate.label == "full sa_block_q=256"
+  assert candidate.label == "full sa_block_*=256"
 
 
 def test_the_best_fits_and_keeps_its_memory_on_the_device():
