@@ -22,6 +22,7 @@ class Implementation:
       asked for.
     is_per_device: XLA cannot split it over a mesh (a Pallas kernel): who has a mesh
       calls it on each device's part, inside `jax.shard_map`.
+    turns_inputs: of attention, that it takes `rotation` itself.
   """
 
   name: str
@@ -29,6 +30,7 @@ class Implementation:
   refuses: Callable[[Any], str | None]
   yields: Callable[[Any], str | None]
   is_per_device: bool = False
+  turns_inputs: bool = False
 
 
 def choose(

@@ -76,27 +76,44 @@ def _moving_bytes(problem: AttentionProblem, blocks: Blocks) -> tuple[int, int, 
   return row, block, statistics
 
 
-def forward_vmem_bytes(problem: AttentionProblem, blocks: Blocks) -> int:
-  """What the forward kernel needs: windows twice (one is filled while one is read)."""
+def _rotation_bytes(problem: AttentionProblem, blocks: Blocks) -> int:
+  """Angles of a row, and queries and keys turned by them."""
+  row, block, _ = _moving_bytes(problem, blocks)
+  keys = blocks.pad_keys(problem.keys)
+  return _tile_bytes(keys, problem.head_width, 4) + row + block
+
+
+def forward_vmem_bytes(
+  problem: AttentionProblem, blocks: Blocks, *, is_rotated: bool = False
+) -> int:
+  """What the forward kernel needs.
+
+  A row of keys and values lies there once; blocks of queries twice, because one is
+  filled while the other is read.
+  """
   row, block, statistics = _moving_bytes(problem, blocks)
   segments = _tile_bytes(1, blocks.pad_keys(problem.keys), 4)
-  windows = 2 * row + 2 * block + 2 * statistics + segments  # k, v; q, out; lse, ids
+  twice = 2 * block + 2 * statistics + segments  # q, out; log-sum-exp, ids
   scratch = _tile_bytes(problem.head_width, blocks.queries, 4) + 2 * statistics
   scores = _LIVE_SCORES * blocks.queries * blocks.keys * 4
-  return 2 * windows + scratch + scores
+  rotation = _rotation_bytes(problem, blocks) if is_rotated else 0
+  return 2 * row + 2 * twice + scratch + scores + rotation
 
 
-def backward_vmem_bytes(problem: AttentionProblem, blocks: Blocks) -> int:
+def backward_vmem_bytes(
+  problem: AttentionProblem, blocks: Blocks, *, is_rotated: bool = False
+) -> int:
   """Likewise for the backward kernel, which sums dk and dv of a whole row."""
   row, block, statistics = _moving_bytes(problem, blocks)
   keys = blocks.pad_keys(problem.keys)
   segments = _tile_bytes(1, keys, 4)
-  # k, v, dk, dv; q, out, its gradient, dq; log-sum-exp, ids.
-  windows = 4 * row + 4 * block + 2 * statistics + segments
+  # dk, dv; q, out, its gradient, dq; log-sum-exp, ids.
+  twice = 2 * row + 4 * block + 2 * statistics + segments
   scratch = 2 * _tile_bytes(keys, problem.head_width, 4)
   scratch += _tile_bytes(problem.head_width, blocks.queries, 4) + 2 * statistics
   scores = _LIVE_SCORES * blocks.queries * blocks.keys * 4
-  return 2 * windows + scratch + scores
+  rotation = _rotation_bytes(problem, blocks) if is_rotated else 0
+  return 2 * row + 2 * twice + scratch + scores + rotation
 
 
 def usable_vmem_bytes(kind: str) -> int:
@@ -105,8 +122,9 @@ def usable_vmem_bytes(kind: str) -> int:
 
 
 def vmem_refusal(kind: str, problem: AttentionProblem) -> str | None:
-  """Returns why a row of keys is too long for a chip, or None."""
-  needed = backward_vmem_bytes(problem, choose_blocks(kind, problem))
+  """Returns why a row of keys is too long for a chip, or None (rotation included)."""
+  blocks = choose_blocks(kind, problem)
+  needed = backward_vmem_bytes(problem, blocks, is_rotated=True)
   usable = usable_vmem_bytes(kind)
   if needed <= usable:
     return None

@@ -5,6 +5,7 @@ positions are not looked at. The kernels are in `pallas_tpu_forward` and
 `pallas_tpu_backward`; here is what surrounds them: padding, layout, residuals.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from kernels.attention.pallas_tpu_backward import backward
 from kernels.attention.pallas_tpu_forward import forward
 from kernels.attention.pallas_tpu_layout import Call
 from kernels.attention.problem import AttentionProblem
+from kernels.attention.rotation import make_table, rotate
 from kernels.target import current_target
 
 # Names of what the backward pass needs of the forward kernel. A remat policy that
@@ -32,6 +34,7 @@ def attention(
   where: _Where,
   problem: AttentionProblem,
   q_start: jax.Array | None = None,
+  rotation: tuple[jax.Array, jax.Array] | None = None,
   blocks: Blocks | None = None,
 ) -> Float[Array, "B T N H"]:
   """See `kernels.attention.attention`; needs `in_order`.
@@ -43,15 +46,23 @@ def attention(
     where: the operation's positions and segments.
     problem: the static side.
     q_start: index in its row of the first query, a multiple of T; None means 0.
+    rotation: the operation's; of the whole row.
     blocks: for tests; None means what suits the chip.
   """
   kind = current_target().kind
   blocks = blocks or choose_blocks(kind, problem)
   call = Call(problem=problem, blocks=blocks, rows=q.shape[0], kind=kind)
   _, _, q_segment_ids, kv_segment_ids = where
-  marks = call.make_marks(
-    q_segment_ids, kv_segment_ids, 0 if q_start is None else q_start
-  )
+  start = 0 if q_start is None else q_start
+  marks = call.make_marks(q_segment_ids, kv_segment_ids, start)
+  if rotation is not None and call.is_flat and call.is_aligned:
+    call = dataclasses.replace(call, is_rotated=True)
+    marks = *marks, jax.lax.stop_gradient(make_table(*rotation, call.keys))
+  elif rotation is not None:  # too narrow for lanes, or slices that end within a block
+    mine = [
+      jax.lax.dynamic_slice_in_dim(x, start, problem.queries, axis=1) for x in rotation
+    ]
+    q, k = rotate(q, *mine), rotate(k, *rotation)
   out = _attention(
     call.to_kernel(q, call.queries),
     call.to_kernel(k, call.keys),

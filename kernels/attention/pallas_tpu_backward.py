@@ -19,18 +19,24 @@ from kernels.attention.pallas_tpu_layout import (
   MASKED,
   Call,
   dot,
+  for_each_block,
   make_block_mask,
+  turn_inputs,
   walk,
 )
+from kernels.attention.rotation import turn
 
 NAME = "phi4_attention_backward"
 
 
 def _kernel(
   start, q_low, q_high, k_low, k_high, q_segments, k_segments, q, k, v, out, gradient,
-  log_sum, dq, dk, dv, dq_sum, dk_sum, dv_sum, powers, inner, *, call: Call,
+  log_sum, *rest, call: Call,
 ):  # fmt: skip
   """One block of queries: `dq_sum` is [H, queries]; `dk_sum`, `dv_sum` [S, H]."""
+  table, rest = (rest[0], rest[1:]) if call.is_rotated else (None, rest)
+  dq, dk, dv, dq_sum, dk_sum, dv_sum, powers, inner, *turned = rest
+  q, k = turn_inputs(call, (start,), q, k, table, turned)
   group, block = pl.program_id(2), pl.program_id(3)
   first = start[0] + block * call.blocks.queries
   scale = call.problem.scale
@@ -67,13 +73,20 @@ def _kernel(
     dk_sum[keys, :] += dot(dscores, q_block, (1, 0))
     dq_sum[:, queries] += dot(k_block, dscores, (0, 0))
 
+  def turn_back(x, tokens):
+    return turn(x, table[tokens, :], back=True) if table is not None else x
+
   walk(call, (start, q_low, q_high, k_low, k_high), visit)
-  dq[...] = (dq_sum[...] * scale).T.astype(dq.dtype)
+  mine = pl.ds(pl.multiple_of(first, call.blocks.keys), call.blocks.queries)
+  dq[...] = turn_back((dq_sum[...] * scale).T, mine).astype(dq.dtype)
 
   @pl.when((group == pl.num_programs(2) - 1) & (block == pl.num_programs(3) - 1))
   def _():
-    dk[...] = (dk_sum[...] * scale).astype(dk.dtype)
-    dv[...] = dv_sum[...].astype(dv.dtype)
+    def write(keys):
+      dk[keys, :] = turn_back(dk_sum[keys, :] * scale, keys).astype(dk.dtype)
+      dv[keys, :] = dv_sum[keys, :].astype(dv.dtype)
+
+    for_each_block(call, write)
 
 
 def backward(
@@ -116,20 +129,26 @@ def backward(
         query,
         query,
         call.statistics_spec(),
+        *call.table_specs(),
       ],
-      out_specs=(query, key, key),
+      out_specs=(query, call.key_spec(is_input=False), call.key_spec(is_input=False)),
       scratch_shapes=[
         pltpu.VMEM((problem.head_width, blocks.queries), jnp.float32),
         pltpu.VMEM(row, jnp.float32),
         pltpu.VMEM(row, jnp.float32),
         pltpu.VMEM(statistics, jnp.float32),
         pltpu.VMEM(statistics, jnp.float32),
+        *call.turned_shapes(),
       ],
     ),
-    compiler_params=call.compiler_params(backward_vmem_bytes(problem, blocks)),
+    compiler_params=call.compiler_params(
+      backward_vmem_bytes(problem, blocks, is_rotated=call.is_rotated)
+    ),
     cost_estimate=call.cost_estimate(NAME, 4 * q.nbytes + 2 * (k.nbytes + v.nbytes)),
     interpret=problem.interpret,
     name=NAME,
   )
-  dq, dk, dv = run(*marks, q, k, v, out, gradient, log_sum)
+  scalars_and_segments, table = marks[:7], marks[7:]
+  arrays = (q, k, v, out, gradient, log_sum)
+  dq, dk, dv = run(*scalars_and_segments, *arrays, *table)
   return dq, dk, dv

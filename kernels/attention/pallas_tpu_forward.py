@@ -20,6 +20,7 @@ from kernels.attention.pallas_tpu_layout import (
   Call,
   dot,
   make_block_mask,
+  turn_inputs,
   walk,
 )
 
@@ -27,10 +28,13 @@ NAME = "phi4_attention_forward"
 
 
 def _kernel(
-  start, q_low, q_high, k_low, k_high, q_segments, k_segments, q, k, v, out,
-  log_sum, result, top, total, *, call: Call,
+  start, q_low, q_high, k_low, k_high, q_segments, k_segments, q, k, v, *rest,
+  call: Call,
 ):  # fmt: skip
   """One block of queries: `result` is [H, queries], `top` and `total` [1, queries]."""
+  table, rest = (rest[0], rest[1:]) if call.is_rotated else (None, rest)
+  out, log_sum, result, top, total, *turned = rest
+  q, k = turn_inputs(call, (start,), q, k, table, turned)
   first = start[0] + pl.program_id(3) * call.blocks.queries
   result[...] = jnp.zeros_like(result)
   top[...] = jnp.full_like(top, MASKED)
@@ -88,18 +92,23 @@ def forward(
         call.query_spec(),
         call.key_spec(),
         call.key_spec(),
+        *call.table_specs(),
       ],
       out_specs=(call.query_spec(), call.statistics_spec()),
       scratch_shapes=[
         pltpu.VMEM((problem.head_width, blocks.queries), jnp.float32),
         pltpu.VMEM((1, blocks.queries), jnp.float32),
         pltpu.VMEM((1, blocks.queries), jnp.float32),
+        *call.turned_shapes(),
       ],
     ),
-    compiler_params=call.compiler_params(forward_vmem_bytes(problem, blocks)),
+    compiler_params=call.compiler_params(
+      forward_vmem_bytes(problem, blocks, is_rotated=call.is_rotated)
+    ),
     cost_estimate=call.cost_estimate(NAME, 2 * q.nbytes + k.nbytes + v.nbytes),
     interpret=problem.interpret,
     name=NAME,
   )
-  out, log_sum = run(*marks, q, k, v)
+  scalars_and_segments, table = marks[:7], marks[7:]
+  out, log_sum = run(*scalars_and_segments, q, k, v, *table)
   return out, log_sum

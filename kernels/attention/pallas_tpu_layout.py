@@ -17,22 +17,29 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels.attention.blocks import Blocks, round_up, usable_vmem_bytes
 from kernels.attention.flops import PRODUCTS, is_aligned, kernel_flops
 from kernels.attention.problem import AttentionProblem
+from kernels.attention.rotation import turn
 
 MASKED = -1e30  # a score that counts nothing; finite, so that MASKED - MASKED is 0
 LOG2_E = 1.4426950408889634
 _LANES = 128
+# A row of keys is fetched once for thousands of blocks: no second buffer for the next.
+_HELD_ONCE: Any = {"pipeline_mode": pl.Buffered(1)}
 # Grid: rows, key-value heads, query heads of one, blocks of queries.
 SEMANTICS = ("parallel", "parallel", "arbitrary", "arbitrary")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Call:
-  """The static side of a kernel call: problem, blocks, rows, and the chip."""
+  """The static side of a kernel call: problem, blocks, rows, and the chip.
+
+  `is_rotated`: queries and keys are turned by their positions in the kernels.
+  """
 
   problem: AttentionProblem
   blocks: Blocks
   rows: int
   kind: str
+  is_rotated: bool = False
 
   @property
   def is_flat(self) -> bool:
@@ -92,12 +99,29 @@ class Call:
       (None, None, *shape), lambda b, k, g, i, *_: (b, k * group + g, i, 0)
     )
 
-  def key_spec(self) -> pl.BlockSpec:
+  def key_spec(self, *, is_input: bool = True) -> pl.BlockSpec:
     """All keys of one head, [S, H]."""
+    options = _HELD_ONCE if is_input else {}
     shape = (self.keys, self.problem.head_width)
     if self.is_flat:
-      return pl.BlockSpec((None, *shape), lambda b, k, g, i, *_: (b, 0, k))
-    return pl.BlockSpec((None, None, *shape), lambda b, k, g, i, *_: (b, k, 0, 0))
+      return pl.BlockSpec((None, *shape), lambda b, k, g, i, *_: (b, 0, k), **options)
+    return pl.BlockSpec(
+      (None, None, *shape), lambda b, k, g, i, *_: (b, k, 0, 0), **options
+    )
+
+  def table_specs(self) -> list[pl.BlockSpec]:
+    """The angles of all tokens of a row, of [B, S, H]; nothing without rotation."""
+    if not self.is_rotated:
+      return []
+    shape = (None, self.keys, self.problem.head_width)
+    return [pl.BlockSpec(shape, lambda b, *_: (b, 0, 0), **_HELD_ONCE)]
+
+  def turned_shapes(self) -> list[Any]:
+    """Scratch for a block of queries and a row of keys, turned."""
+    if not self.is_rotated:
+      return []
+    width, dtype = self.problem.head_width, self.problem.dtype
+    return [pltpu.VMEM((n, width), dtype) for n in (self.blocks.queries, self.keys)]
 
   def statistics_spec(self) -> pl.BlockSpec:
     """One number for each query of a block, of [B, N, 1, T]: [1, blocks.queries]."""
@@ -205,6 +229,43 @@ def make_block_mask(call: Call, q_segments, k_segments, q_first, k_first) -> jax
   if call.problem.sliding_window is not None:
     mask &= distance < call.problem.sliding_window
   return mask
+
+
+def turn_inputs(call: Call, marks: tuple[Any, ...], q, k, table, turned) -> tuple:
+  """Returns the queries and keys to compute with: turned ones, or those given.
+
+  The keys are turned once for all query heads that share them.
+  """
+  if not call.is_rotated:
+    return q, k
+  turned_q, turned_k = turned
+  group, block = pl.program_id(2), pl.program_id(3)
+  first = pl.multiple_of(marks[0][0] + block * call.blocks.queries, call.blocks.keys)
+  angles = table[pl.ds(first, call.blocks.queries), :]
+  turned_q[...] = turn(q[...], angles).astype(turned_q.dtype)
+
+  @pl.when((group == 0) & (block == 0))
+  def _():
+    def write(keys):
+      turned_k[keys, :] = turn(k[keys, :], table[keys, :]).astype(turned_k.dtype)
+
+    for_each_block(call, write)
+
+  return turned_q, turned_k
+
+
+def for_each_block(call: Call, run: Callable[[Any], None]) -> None:
+  """Calls `run` with the slice of every block of keys of a row."""
+
+  def step(index, _):
+    run(
+      pl.ds(
+        pl.multiple_of(index * call.blocks.keys, call.blocks.keys), call.blocks.keys
+      )
+    )
+    return 0
+
+  jax.lax.fori_loop(0, call.keys // call.blocks.keys, step, 0)
 
 
 Visit = Callable[[int, int, Any, int, bool], None]

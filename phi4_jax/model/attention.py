@@ -6,9 +6,10 @@ Which query may see which key is decided by positions and segments alone
 
 import flax.linen as nn
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
-from kernels.attention import attention
 from phi4_jax.common.axes import Array, Float, Int
+from phi4_jax.model.attention_mesh import attention_on_mesh
 from phi4_jax.model.cached_attention import attend_to_cache
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.inference_sharding import columns_to_rows, rows_to_columns
@@ -57,12 +58,17 @@ class SelfAttention(nn.Module):
       project("k_proj", kv_heads),
       project("v_proj", kv_heads),
     )
-    if layer_cache is not None:
+    if layer_cache is None:
+      # Names for model/remat.py; the result of attention is named by the kernels.
+      flat = tuple(map(checkpoint_name, flat, "qkv"))
+    else:
       flat = columns_to_rows(flat, config)
     # [B, T, heads, H]
     q, k, v = (part.reshape(*x.shape[:2], -1, width) for part in flat)
-    q = apply_rope(q, inputs.cos, inputs.sin)
-    k = apply_rope(k, inputs.cos, inputs.sin)
+    rotation = (inputs.cos, inputs.sin)
+    if layer_cache is not None or config.rotary_width < width:
+      q, k = apply_rope(q, *rotation), apply_rope(k, *rotation)
+      rotation = None  # a kernel turns whole heads only
     if layer_cache is not None:
       assert inputs.start is not None, "a cached layer needs a slot to write to"
       layer_cache = write_layer(layer_cache, k, v, inputs.start)
@@ -74,16 +80,14 @@ class SelfAttention(nn.Module):
       )
       y = attend_to_cache(q, layer_cache, where, config)
     else:
-      y = attention(
+      y = attention_on_mesh(
         q,
         k,
         v,
-        q_positions=inputs.q_positions,
-        kv_positions=inputs.kv_positions,
-        q_segment_ids=inputs.q_segment_ids,
-        kv_segment_ids=inputs.kv_segment_ids,
+        positions=inputs.q_positions,
+        segment_ids=inputs.q_segment_ids,
+        rotation=rotation,
         sliding_window=config.sliding_window,
-        in_order=True,
         implementation=config.attention,
       )
     y = y.reshape(*x.shape[:2], heads * width)  # [B, T, N*H]

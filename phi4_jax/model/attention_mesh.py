@@ -22,6 +22,7 @@ def attention_on_mesh(
   *,
   positions: Int[Array, "B T"],
   segment_ids: Int[Array, "B T"],
+  rotation: tuple[Float[Array, "B T half"], Float[Array, "B T half"]] | None = None,
   sliding_window: int | None = None,
   implementation: str = "auto",
   interpret: Any = False,
@@ -31,6 +32,7 @@ def attention_on_mesh(
   With a kernel, rows are split over data and fsdp, heads over tensor, and queries
   over context, where every device gathers the keys and values of whole rows. An axis
   that does not divide its dimension leaves it whole, and its devices repeat the work.
+  `rotation` is wanted for whole rows: every device turns the keys that it gathered.
   Everything else is left to XLA. See `kernels.attention.attention` for the arguments.
   """
   options: Any = dict(
@@ -40,7 +42,9 @@ def attention_on_mesh(
     interpret=interpret,
   )
 
-  def local(q, k, v, q_positions, kv_positions, q_segments, kv_segments, start=None):
+  def local(
+    q, k, v, q_positions, kv_positions, q_segments, kv_segments, rotation, start=None
+  ):
     return attention(
       q,
       k,
@@ -50,10 +54,11 @@ def attention_on_mesh(
       q_segment_ids=q_segments,
       kv_segment_ids=kv_segments,
       q_start=start,
+      rotation=rotation,
       **options,
     )
 
-  whole = (q, k, v, positions, positions, segment_ids, segment_ids)
+  whole = (q, k, v, positions, positions, segment_ids, segment_ids, rotation)
   rows, heads, context, free = _split(q.shape, k.shape)
   if not free:
     return local(*whole)
@@ -70,26 +75,27 @@ def attention_on_mesh(
     return local(*whole)
   options["implementation"] = chosen.name
 
-  def on_device(q, k, v, positions, segments):
+  def on_device(q, k, v, positions, segments, rotation):
     if not context:
-      return local(q, k, v, positions, positions, segments, segments)
+      return local(q, k, v, positions, positions, segments, segments, rotation)
     k, v, all_positions, all_segments = (
       jax.lax.all_gather(x, "context", axis=1, tiled=True)
       for x in (k, v, positions, segments)
     )
     start = jax.lax.axis_index("context") * part
-    return local(q, k, v, positions, all_positions, segments, all_segments, start)
+    where = (positions, all_positions, segments, all_segments)
+    return local(q, k, v, *where, rotation, start)
 
   by_head, by_token = P(rows, context, heads, None), P(rows, context)
   # Kernels do not say over which axes their results vary.
   run: Any = jax.shard_map(
     on_device,
-    in_specs=(by_head, by_head, by_head, by_token, by_token),
+    in_specs=(by_head, by_head, by_head, by_token, by_token, P(rows)),
     out_specs=by_head,
     axis_names=set(free),
     check_vma=False,
   )
-  return run(q, k, v, positions, segment_ids)
+  return run(q, k, v, positions, segment_ids, rotation)
 
 
 def _split(q_shape, k_shape):

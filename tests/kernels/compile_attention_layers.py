@@ -35,6 +35,7 @@ _COPY = re.compile(
 def _layer(x, weights):
   wq, wk, wv, wo = weights
   segments = jnp.ones(x.shape[:2], jnp.int32)
+  angles = jnp.ones((*x.shape[:2], H // 2), jnp.float32)
   q, k, v = (
     (x @ w).reshape(*x.shape[:2], heads, H) for w, heads in ((wq, N), (wk, K), (wv, K))
   )
@@ -47,6 +48,7 @@ def _layer(x, weights):
     q_segment_ids=segments,
     kv_segment_ids=segments,
     in_order=True,
+    rotation=(angles, angles),
     implementation="pallas_tpu",
   )
   return x + y.reshape(x.shape) @ wo, None

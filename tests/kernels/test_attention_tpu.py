@@ -19,6 +19,7 @@ from kernels.attention.blocks import Blocks, choose_blocks, vmem_refusal
 from kernels.attention.flops import kernel_flops, visited_pairs
 from kernels.attention.pallas_tpu_layout import Call
 from kernels.attention.problem import make_problem
+from kernels.attention.rotation import rotate
 from kernels.dispatch import choose
 
 FORWARD, BACKWARD = "phi4_attention_forward", "phi4_attention_backward"
@@ -38,7 +39,21 @@ def _segments(rows, keys):
   return jnp.asarray(segments, jnp.int32)
 
 
-def _run(inputs, segments, *, start=None, window=None, blocks=None, interpret=True):
+def _angles(rows, keys, width):
+  angles = np.random.default_rng(2).uniform(0, 6, (rows, keys, width // 2))
+  return jnp.cos(angles).astype(jnp.float32), jnp.sin(angles).astype(jnp.float32)
+
+
+def _run(
+  inputs,
+  segments,
+  *,
+  start=None,
+  window=None,
+  rotation=None,
+  blocks=None,
+  interpret=True,
+):
   """Result and gradients; the reference where no blocks are given."""
   q, k, v, upstream = inputs
   keys = k.shape[1]
@@ -51,6 +66,10 @@ def _run(inputs, segments, *, start=None, window=None, blocks=None, interpret=Tr
     if blocks is None:
       names = ("q_positions", "kv_positions", "q_segment_ids", "kv_segment_ids")
       options = dict(zip(names, where, strict=True), sliding_window=window)
+      if rotation is not None:
+        cos, sin = rotation
+        q = rotate(q, cos[:, mine], sin[:, mine])
+        k = rotate(k, cos, sin)
       return attention(q, k, v, **options, implementation="reference")
     problem = make_problem(
       q,
@@ -63,7 +82,8 @@ def _run(inputs, segments, *, start=None, window=None, blocks=None, interpret=Tr
       interpret=interpret,
     )
     begin = None if start is None else jnp.int32(start)
-    return pallas_tpu.attention(q, k, v, where, problem, q_start=begin, blocks=blocks)
+    options = dict(q_start=begin, rotation=rotation, blocks=blocks)
+    return pallas_tpu.attention(q, k, v, where, problem, **options)
 
   def both(q, k, v):
     out, pull = jax.vjp(forward, q, k, v)
@@ -72,9 +92,12 @@ def _run(inputs, segments, *, start=None, window=None, blocks=None, interpret=Tr
   return jax.jit(both)(q, k, v)
 
 
+_REFERENCE = ("start", "window", "rotation")
+
+
 def _check(inputs, segments, tolerance, **options):
   ours = _run(inputs, segments, **options)
-  options = {name: x for name, x in options.items() if name in ("start", "window")}
+  options = {name: x for name, x in options.items() if name in _REFERENCE}
   wide = [x.astype(jnp.float32) for x in inputs]
   for got, expected in zip(ours, _run(wide, segments, **options), strict=True):
     assert got.dtype == inputs[0].dtype
@@ -111,6 +134,18 @@ class TestNumbers:
     segments = _segments(1, keys)
     _check(inputs, segments, 1e-5, blocks=blocks, start=start, window=window)
 
+  # In the kernels; a slice; a slice that ends within a block; heads below full lanes.
+  @pytest.mark.parametrize(
+    "queries, keys, start, width",
+    [(43, 43, None, 128), (16, 32, 16, 128), (12, 24, 12, 128), (20, 20, None, 16)],
+  )
+  def test_queries_and_keys_are_turned_first(self, queries, keys, start, width):
+    blocks = Blocks(queries=16, keys=16, diagonal=8)
+    inputs = _inputs(2, queries, keys, 4, 2, width)
+    rotation = _angles(2, keys, width)
+    segments = _segments(2, keys)
+    _check(inputs, segments, 1e-5, blocks=blocks, start=start, rotation=rotation)
+
   def test_a_row_that_is_all_padding_gives_zeros(self):
     blocks = Blocks(queries=8, keys=8, diagonal=8)
     inputs = _inputs(1, 12, 12, 2, 1, 8)
@@ -128,9 +163,11 @@ class TestRaces:
 
   def test_neither_kernel_races_or_leaves_its_buffers(self, capfd):
     blocks = Blocks(queries=8, keys=8, diagonal=4)
-    inputs = _inputs(1, 13, 13, 2, 1, 8)
-    ours = _run(inputs, _segments(1, 13), blocks=blocks, interpret=self.strict)
-    expected = _run(inputs, _segments(1, 13))
+    inputs, segments = _inputs(1, 13, 13, 2, 1, 128), _segments(1, 13)
+    rotation = _angles(1, 13, 128)
+    options = dict(blocks=blocks, interpret=self.strict)
+    ours = _run(inputs, segments, rotation=rotation, **options)
+    expected = _run(inputs, segments, rotation=rotation)
     for got, wanted in zip(ours, expected, strict=True):
       np.testing.assert_allclose(got, wanted, atol=1e-5)
     assert "RACE DETECTED" not in capfd.readouterr().out

@@ -16,7 +16,9 @@ def _run(implementation, mesh=None):
   shapes = [(B, T, N, H), (B, T, K, H), (B, T, K, H), (B, T, N, H)]
   q, k, v, upstream = (jnp.asarray(rng.standard_normal(s), "float32") for s in shapes)
   segments = np.sort(rng.integers(0, 3, (B, T)), axis=1)
+  angles = jnp.asarray(rng.uniform(0, 6, (B, T, H // 2)), "float32")
   where = dict(
+    rotation=(jnp.cos(angles), jnp.sin(angles)),
     positions=jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T)),
     segment_ids=jnp.asarray(segments, jnp.int32),
   )
