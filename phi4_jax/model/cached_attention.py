@@ -140,7 +140,11 @@ def _read_joined(
   weights, total = _exponentials(scores, jnp.repeat(mask, n, axis=1))
   if slots.value_scales is not None:
     weights = weights * _repeat_heads(own, slots.value_scales)
-  out = _multiply("brs,bksh->bkrh", weights.astype(q.dtype), slots.values)
+  weights = weights.astype(q.dtype)
+  if slots.value_scales is not None:
+    # Written down once: within the product all this would be done again and again.
+    weights = jax.lax.optimization_barrier(weights)
+  out = _multiply("brs,bksh->bkrh", weights, slots.values)
   out = jnp.sum(jnp.where(own.T[None, :, :, None], out, 0.0), axis=1)
   return (out / total).astype(q.dtype).reshape(b, t, n, h)
 

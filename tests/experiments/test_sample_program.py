@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -21,7 +22,7 @@ _PATH = Path(__file__).resolve().parents[2] / "gin_configs" / "sample" / "phi4_1
 
 
 def _config(**changes):
-  settings = dict(
+  settings: Any = dict(
     model=tiny_config(),
     mesh=MeshConfig(data=1, tensor=8),
     law=SamplingLaw(max_length=24),

@@ -60,7 +60,7 @@ def _sampler(params, law, **kwargs):
   return JaxSampler(params, CONFIG, law, **(settings | kwargs))
 
 
-def _same(first, second):
+def _assert_same_draws(first, second):
   assert [c.token_ids for c in first] == [c.token_ids for c in second]
   for a, b in zip(first, second, strict=True):
     np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=0, atol=1e-4)
@@ -73,7 +73,9 @@ def _same(first, second):
 def test_the_sampler_on_a_serving_mesh_draws_what_one_device_draws(params, axes, law):
   mesh = make_mesh(MeshConfig(**axes))
   served = _sampler(params, law, mesh=mesh)
-  _same(served.sample(PREFIXES, PATHS), _sampler(params, law).sample(PREFIXES, PATHS))
+  _assert_same_draws(
+    served.sample(PREFIXES, PATHS), _sampler(params, law).sample(PREFIXES, PATHS)
+  )
 
 
 def _run_by_steps(params, law, mesh, cache_dtype):
