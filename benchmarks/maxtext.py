@@ -61,7 +61,7 @@ def read_peer(model: ModelConfig, candidate: Candidate) -> dict[str, Any]:
   options = peer_options(model, candidate)
   program = peer.compile_step(options, candidate.flags, timeout_seconds=TIMEOUT_SECONDS)
   row = {
-    "program": "MaxText",
+    "program": candidate.program,
     "settings": candidate.label,
     "options": {**peer.COMMON, **options},
     "xla_options": list(candidate.flags),
