@@ -57,6 +57,12 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
   )
   add("--sequence_length", type=int, metavar="T", help="tokens of a row")
   add(
+    "--tokens",
+    type=float,
+    metavar="N",
+    help="how long so many tokens take, such as 9.8e12, instead of the whole run",
+  )
+  add(
     "--sweep",
     metavar="NAME[=A/B],...",
     help="one row per point: remat, batch_per_device, data, fsdp, context, tensor, "
@@ -145,12 +151,12 @@ def _make_request(arguments: argparse.Namespace) -> PlanRequest:
   name = topology.name
   if topology.num_slices > 1:
     name = f"{topology.num_slices}x{name}"
-  for flag in ("batch_per_device", "sequence_length", "batch", "cache"):
+  for flag in ("batch_per_device", "sequence_length", "tokens", "batch", "cache"):
     value = getattr(arguments, flag)
     if value is not None and value < 1:
       raise ConfigError(f"--{flag} ({value}) must be 1 or more.")
   for_sample = ("batch", "cache")
-  for_training = ("batch_per_device", "sequence_length")
+  for_training = ("batch_per_device", "sequence_length", "tokens")
   for flag in for_training if arguments.sample else for_sample:
     if getattr(arguments, flag) is not None:
       which = "without" if arguments.sample else "with"
@@ -164,6 +170,7 @@ def _make_request(arguments: argparse.Namespace) -> PlanRequest:
     cache=str(_CACHE),
     batch_per_device=arguments.batch_per_device,
     row_length=arguments.sequence_length,
+    tokens=arguments.tokens,
     sample=arguments.sample,
     batch=arguments.batch,
     slots=arguments.cache,

@@ -112,9 +112,8 @@ def _run(answer: dict[str, Any]) -> str:
   if "days" not in answer:
     return ""
   return (
-    f"the run: {answer['num_steps']:,} steps of {answer['tokens_per_step']:,} tokens = "
-    f"{answer['total_tokens']:.3g} tokens: {answer['days']:,.3g} days, "
-    f"{answer['chip_hours']:,.3g} chip-hours"
+    f"{answer['total_tokens']:.3g} tokens take {answer['days']:,.3g} days, "
+    f"{answer['chip_hours']:,.3g} chip-hours (--tokens N for another number)"
   )
 
 

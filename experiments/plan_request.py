@@ -18,6 +18,7 @@ class PlanRequest:
     settings: changes of the configuration by short name (`plan_training`).
     batch_per_device: rows of a microbatch on a device; None takes the configuration's
       batch as it is.
+    tokens: of the run whose duration is asked; None takes the configuration's.
     row_length: T; None takes the model's longest.
     sample: whether the program is a decode step instead of a train step.
     batch: rows that are decoded together, of all devices.
@@ -36,6 +37,7 @@ class PlanRequest:
   settings: dict[str, Any] = dataclasses.field(default_factory=dict)
   batch_per_device: int | None = None
   row_length: int | None = None
+  tokens: float | None = None
   sample: bool = False
   batch: int | None = None
   slots: int | None = None

@@ -15,7 +15,6 @@ from phi4_jax.model import counting, lora
 from phi4_jax.model.remat import SAVED_NAMES, saved_bytes_per_token
 from phi4_jax.planning.kernel_work import training_kernel_flops
 from phi4_jax.planning.layouts import propose_layouts
-from phi4_jax.planning.prediction import Prediction
 from phi4_jax.planning.topology import Topology
 
 
@@ -80,7 +79,13 @@ def build_training(
     ),
     tokens_per_step=tokens,
     step_seconds=lambda prediction, _: prediction.step_seconds,
-    extra=lambda prediction, _: _duration(config, prediction, tokens, topology),
+    extra=lambda prediction, _: _duration(
+      config,
+      request,
+      topology,
+      row_length=row_length,
+      tokens_per_second=tokens / prediction.step_seconds,
+    ),
     would_fit=lambda needed, limit: _would_fit(
       config, needed, limit, rows * row_length // sizes["context"]
     ),
@@ -131,13 +136,19 @@ def _billions(config: TrainConfig) -> str:
 
 
 def _duration(
-  config: TrainConfig, prediction: Prediction, tokens: int, topology: Topology
+  config: TrainConfig,
+  request: PlanRequest,
+  topology: Topology,
+  *,
+  row_length: int,
+  tokens_per_second: float,
 ) -> dict[str, Any]:
-  """How long the whole run would take at this speed."""
-  days = config.num_steps * prediction.step_seconds / 86400
+  """How long the run's tokens, or those that were asked for, take at this speed."""
+  rows = config.num_steps * config.batch_size * rows_per_example(config)
+  tokens = request.tokens or rows * row_length
+  days = tokens / tokens_per_second / 86400
   return {
-    "num_steps": config.num_steps,
-    "total_tokens": config.num_steps * tokens,
+    "total_tokens": tokens,
     "days": days,
     "chip_hours": days * 24 * topology.num_chips,
   }

@@ -54,7 +54,6 @@ ANSWER = {
   "kernel_calls": {"phi4_attention_forward": 40},
   "operations": [],
   "unknown_loops": [],
-  "num_steps": 1000,
   "total_tokens": 4_096_000,
   "days": 0.02,
   "chip_hours": 4.4,
@@ -65,7 +64,9 @@ ANSWER = {
 
 def test_a_tiny_run_is_compiled_for_a_slice(tmp_path, capsys):
   file = tmp_path / "plan.json"
-  code = plan.main([f"--gin_file={TINY}", "--topology=v5e-4", f"--json={file}"])
+  code = plan.main(
+    [f"--gin_file={TINY}", "--topology=v5e-4", f"--json={file}", "--tokens=1e9"]
+  )
   assert code == 0
   printed = capsys.readouterr().out
   assert "predicted by XLA's cost model" in printed
@@ -84,6 +85,9 @@ def test_a_tiny_run_is_compiled_for_a_slice(tmp_path, capsys):
   ):
     assert name in found, name
   assert found["fits"] and 0 < found["predicted_mfu"] < 1
+  seconds = 1e9 / found["tokens_per_second"]
+  assert found["days"] == pytest.approx(seconds / 86400)
+  assert found["chip_hours"] == pytest.approx(4 * seconds / 3600)
   # Gradients of the whole model are summed over four replicas.
   (kind,) = {c["kind"] for c in found["collectives"]}
   assert kind == "all-reduce"
