@@ -225,7 +225,7 @@ def measure(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
   for candidate in case.peers:
     print(f"  {case.name}: MaxText, {candidate.label}", flush=True)
     rows.append(read_peer(model, candidate))
-  for with_peers_jax in (False, True):
+  for with_peers_jax in () if arguments.peer_only else (False, True):
     whose = "MaxText's jax" if with_peers_jax else "our jax"
     for setting in case.ours:
       print(f"  {case.name}: ours with {whose}, {setting.label}", flush=True)
@@ -325,6 +325,7 @@ def format_best(best: Mapping[str, Mapping[str, Any]]) -> str:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--python", help="Python 3.12 that .venv-maxtext is made from")
+  parser.add_argument("--peer_only", action="store_true", help="MaxText's rows alone")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
