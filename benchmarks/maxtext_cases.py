@@ -91,13 +91,13 @@ _V6E = {rows: Shape(topology="v6e-256", length=4096, rows=rows) for rows in (3, 
 _QUICK = Shape(topology="v5p-8", length=1024, rows=2)
 
 # Fewer devices share a parameter: gradients are reduce-scattered then.
-_MESH_4_32 = {"ici_data_parallelism": 4, "ici_fsdp_parallelism": 32}
-_MESH_4_64 = {
+_MESH_4_32: dict[str, Any] = {"ici_data_parallelism": 4, "ici_fsdp_parallelism": 32}
+_MESH_4_64: dict[str, Any] = {
   "allow_split_physical_axes": "true",
   "ici_data_parallelism": 4,
   "ici_fsdp_parallelism": 64,
 }
-_FUSED = {"use_tokamax_splash": "true", "dq_reduction_steps": 3}
+_FUSED: dict[str, Any] = {"use_tokamax_splash": "true", "dq_reduction_steps": 3}
 _BLOCKS = (
   "q",
   "kv",
@@ -108,7 +108,7 @@ _BLOCKS = (
   "q_dq",
   "kv_dq",
 )
-_BLOCKS_256 = {f"sa_block_{name}": 256 for name in _BLOCKS}
+_BLOCKS_256: dict[str, Any] = {f"sa_block_{name}": 256 for name in _BLOCKS}
 _KEEP_QKV = {
   name: "device" for name in ("context", "query_proj", "key_proj", "value_proj")
 }
