@@ -11,7 +11,8 @@ from phi4_jax.model.attention_mesh import attention_on_mesh
 B, T, N, K, H = 4, 24, 4, 2, 8
 
 
-def _run(implementation, mesh=None):
+def _run(implementation, mesh=None, sizes=(B, T, N, K, H)):
+  B, T, N, K, H = sizes
   rng = np.random.default_rng(0)
   shapes = [(B, T, N, H), (B, T, K, H), (B, T, K, H), (B, T, N, H)]
   q, k, v, upstream = (jnp.asarray(rng.standard_normal(s), "float32") for s in shapes)
@@ -55,6 +56,16 @@ def test_a_kernel_on_eight_devices_equals_the_reference_on_one(axes):
   expected, _ = _run("reference")
   ours, program = _run("pallas_tpu", make_mesh(MeshConfig(**axes)))
   assert "shard_map" in program
+  for got, wanted in zip(ours, expected, strict=True):
+    np.testing.assert_allclose(got, wanted, atol=1e-5 * float(jnp.abs(wanted).max()))
+
+
+def test_the_rotation_inside_the_kernel_on_slices_of_a_row():
+  # Heads of 128 in whole blocks are turned by the kernel itself, narrow ones before it.
+  sizes = (2, 512, 2, 1, 128)
+  expected, _ = _run("reference", sizes=sizes)
+  mesh = make_mesh(MeshConfig(data=2, context=2), jax.devices()[:4])
+  ours, _ = _run("pallas_tpu", mesh, sizes)
   for got, wanted in zip(ours, expected, strict=True):
     np.testing.assert_allclose(got, wanted, atol=1e-5 * float(jnp.abs(wanted).max()))
 
