@@ -23,6 +23,7 @@ from experiments.process import leave_at_interrupt
 from experiments.registry import CONFIG_CLASSES
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError, DataError
+from phi4_jax.planning.prediction import assume
 from phi4_jax.planning.topology import parse_topology
 
 _CACHE = Path(__file__).resolve().parent.parent / ".cache" / "plan"
@@ -148,6 +149,8 @@ def _make_request(arguments: argparse.Namespace) -> PlanRequest:
   if not arguments.topology:
     raise ConfigError("Say for which chips: --topology v5p-256, for example.")
   topology = parse_topology(arguments.topology, arguments.slices)
+  assumptions = _parse_assumptions(arguments.assume)
+  assume(topology.chip, **assumptions)  # refuses what it does not know
   name = topology.name
   if topology.num_slices > 1:
     name = f"{topology.num_slices}x{name}"
@@ -174,7 +177,7 @@ def _make_request(arguments: argparse.Namespace) -> PlanRequest:
     sample=arguments.sample,
     batch=arguments.batch,
     slots=arguments.cache,
-    assumptions=_parse_assumptions(arguments.assume),
+    assumptions=assumptions,
     hbm_limit_gib=arguments.hbm_gib,
     xla_options=_parse_pairs("--xla_option", arguments.xla_option),
   )

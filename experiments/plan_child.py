@@ -61,7 +61,11 @@ def _compile(program: Program, request: PlanRequest) -> compile_lib.Compiled:
     kept = json.loads(gzip.decompress(file.read_bytes()))
     largest = tuple(compile_lib.Buffer(**buffer) for buffer in kept.pop("largest"))
     return compile_lib.Compiled(**kept, largest=largest)
-  print(f"compiling {program.title} ...", flush=True)
+  print(
+    f"compiling: {program.title}, {program.topology.name} (a 14B step takes minutes; "
+    f"kept in {file.parent} for the next time)",
+    flush=True,
+  )
   compiled = compile_lib.compile_lowered(lowered, program.xla_options)
   file.parent.mkdir(parents=True, exist_ok=True)
   text = json.dumps(dataclasses.asdict(compiled))
@@ -90,6 +94,7 @@ def _figures(
     "topology": topology.describe(),
     "chips": topology.num_chips,
     "settings": program.settings,
+    "config": config_lib.to_json(program.config),
     "xla_options": dict(program.xla_options),
     "fits": not compiled.error and compiled.hbm_bytes / 2**30 <= limit,
     "hbm_gib_per_device": compiled.hbm_bytes / 2**30,

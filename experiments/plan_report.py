@@ -16,6 +16,7 @@ _SECONDS = {
   "collectives": "collectives",
   "between_slices": "between slices",
 }
+_PARTS = ("arguments", "temporaries", "results")
 _GIB = 2**30
 
 
@@ -36,13 +37,12 @@ def _memory(answer: dict[str, Any]) -> str:
   memory = answer["memory"]
   needed, limit = answer["hbm_gib_per_device"], answer["limit_gib"]
   verdict = "fits" if answer["fits"] else "DOES NOT FIT"
-  text = f"memory of a device: {needed:.1f} of {limit:.1f} GiB: {verdict}"
+  text = f"memory of a device: {_size(needed)} of {limit:.1f} GiB: {verdict}"
   if not answer["error"]:
-    text += (
-      f" (arguments {memory['arguments_gib']:.1f}, temporaries "
-      f"{memory['temporaries_gib']:.1f}, other results {memory['results_gib']:.1f}"
-    )
-    text += f"; {memory['host_gib']:.1f} on the host)" if memory["host_gib"] else ")"
+    parts = [f"{name} {_size(memory[f'{name}_gib'])}" for name in _PARTS]
+    host = memory["host_gib"]
+    parts += [f"on the host {_size(host)}"] if host else []
+    text += f" ({', '.join(parts)})"
   else:
     text += f"\nthe compiler says: {answer['error'].splitlines()[0][:300]}"
   rows = [[_size(b["gib"]), b["shapes"][:90]] for b in memory["largest"][:10]]
@@ -121,7 +121,7 @@ def _costliest(answer: dict[str, Any]) -> str:
   clock = answer["assumptions"]["clock_hz"]
   rows = [
     [
-      round(o["cycles"] / clock * 1e3, 1),
+      float(f"{o['cycles'] / clock * 1e3:.3g}"),
       o["count"],
       o["group"],
       o["op_name"][-70:] or o["name"],
@@ -163,15 +163,15 @@ def sweep_text(points: Sequence[Point], answers: Sequence[dict[str, Any]]) -> st
 def _sweep_cells(answer: dict[str, Any]) -> list[str]:
   if "refused" in answer:
     return ["", "refused", "", "", "", ""]
-  cells = [f"{answer['hbm_gib_per_device']:.1f}", "yes" if answer["fits"] else "NO"]
+  cells = [f"{answer['hbm_gib_per_device']:.3g}", "yes" if answer["fits"] else "NO"]
   if answer["error"]:
     return [*cells, "", "", "", ""]
   return [
     *cells,
-    f"{answer['step_seconds']:.3f}",
-    f"{answer['predicted_mfu']:.1%}",
+    f"{answer['step_seconds']:.3g}",
+    f"{answer['predicted_mfu']:.2%}",
     f"{answer['tokens_per_second']:,.0f}",
-    f"{answer['days']:,.0f}",
+    f"{answer['days']:,.3g}",
   ]
 
 
@@ -197,12 +197,17 @@ def plot_sweep(
     label = ", ".join(map(str, point.values.values()))
     axis.annotate(label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
   limits = [answer["limit_gib"] for answer in answers if "limit_gib" in answer]
-  if limits:
+  largest = max((a.get("hbm_gib_per_device", 0.0) for a in answers), default=0.0)
+  if limits and largest > limits[0] / 3:
     axis.axvline(limits[0], color="gray", linestyle="--", label="memory of a device")
     axis.legend()
   axis.set_xlabel("memory of a device, GiB")
   axis.set_ylabel("MFU predicted by XLA's cost model, %")
-  axis.set_title(", ".join(points[0].values))
+  request = points[0].request
+  axis.set_title(
+    f"{request.root.removesuffix('Config').lower()} on {request.topology}: "
+    f"{', '.join(points[0].values)}"
+  )
   figure.savefig(path, dpi=150)
 
 
@@ -227,13 +232,28 @@ def compare_text(before: dict[str, Any], after: dict[str, Any]) -> str:
   rows = [
     [name, *map(_figure_text, pair), _change(*pair)] for name, pair in figures.items()
   ]
+  sides = [_flatten({k: a.get(k) for k in _SETTINGS}) for a in (before, after)]
   different = [
-    f"{name}: {before['settings'].get(name)} -> {after['settings'].get(name)}"
-    for name in {**before["settings"], **after["settings"]}
-    if before["settings"].get(name) != after["settings"].get(name)
+    f"{name}: {sides[0].get(name)} -> {sides[1].get(name)}"
+    for name in {**sides[0], **sides[1]}
+    if sides[0].get(name) != sides[1].get(name)
   ]
   title = "; ".join(different) or "the same settings"
   return f"{title}\n{format_table(['', 'before', 'after', 'change'], rows)}"
+
+
+# Parts of an answer that say what was planned.
+_SETTINGS = ("topology", "settings", "config", "xla_options", "assumptions", "versions")
+
+
+def _flatten(value: Any, path: str = "") -> dict[str, Any]:
+  """Returns the leaves of nested dicts under dotted names."""
+  if not isinstance(value, dict):
+    return {path: value}
+  leaves: dict[str, Any] = {}
+  for name, inner in value.items():
+    leaves |= _flatten(inner, f"{path}.{name}" if path else str(name))
+  return leaves
 
 
 def _figure_text(value: float | None) -> str:

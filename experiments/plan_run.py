@@ -38,13 +38,6 @@ def run_points(
         file=sys.stderr,
         flush=True,
       )
-    else:
-      print(
-        "compiling for the TPU (a 14B train step takes 1 to 3 minutes; kept for the "
-        "next time) ...",
-        file=sys.stderr,
-        flush=True,
-      )
     answers.append({**_run_child(point), "point": point.values})
     save(answers)
   return answers
@@ -64,7 +57,8 @@ def _run_child(point: Point) -> dict[str, Any]:
     child = subprocess.run(
       [sys.executable, "-m", "experiments.plan_child", str(request), str(answer)],
       env={**os.environ, **ENVIRONMENT},
-      capture_output=True,
+      stdout=2,  # what it says while it works goes to the terminal
+      stderr=subprocess.PIPE,
       text=True,
     )
     if answer.exists():

@@ -54,6 +54,7 @@ def build_sample(
 
   return Program(
     title=f"decode step of {counting.count_params(model) / 1e9:.3g}B parameters",
+    config=config,
     topology=topology,
     lowered=lowered,
     xla_options=request.xla_options,

@@ -54,12 +54,14 @@ def build_training(
     "remat": config.model.remat,
     "batch_per_device": rows,
     "microbatches": config.num_microbatches,
+    "loss_chunks": config.num_loss_chunks,
     "row_length": row_length,
     **sizes,
     "gradient_dtype": config.gradient_dtype,
   }
   return Program(
     title=f"{config.verb}: train step of {_billions(config)}B parameters",
+    config=config,
     topology=topology,
     lowered=lowered,
     xla_options=xla_options,

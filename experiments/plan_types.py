@@ -14,6 +14,7 @@ class Program:
 
   Attributes:
     title: what it is, in a few words.
+    config: all settings.
     lowered: for `planning.compile`.
     xla_options: that it is compiled with.
     settings: what tells it from other points of a sweep.
@@ -27,6 +28,7 @@ class Program:
   """
 
   title: str
+  config: Any
   topology: Topology
   lowered: Any
   xla_options: Mapping[str, str]

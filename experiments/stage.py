@@ -115,8 +115,9 @@ def run_stage(
 
 
 def _say(group: Processes, line: str) -> None:
-  if group.is_first:
-    print(line, flush=True)
+  if not group.is_first:
+    line = f"process {group.index} of {group.count}: {line} (process 0 has the log)"
+  print(line, flush=True)
 
 
 def _end_together(group: Processes, body: Callable[[], int]) -> int:

@@ -202,12 +202,12 @@ def _describe(outcome: Outcome) -> str:
   ).rstrip()
 
 
-def _names(known: Sequence[str], option: str) -> Callable[[str], list[str]]:
+def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
   def parse(text: str) -> list[str]:
     names = text.split(",")
     if unknown := [name for name in names if name not in known]:
       raise argparse.ArgumentTypeError(
-        f"{option}: unknown {', '.join(unknown)}. Known: {', '.join(known)}."
+        f"unknown {', '.join(unknown)}. Known: {', '.join(known)}."
       )
     return names
 
@@ -218,16 +218,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
   parser = argparse.ArgumentParser(
     prog="python -m kernels.check",
-    description="Compiles every TPU kernel for every chip.",
+    description="Compiles every TPU kernel for every chip, on a machine without one.",
+    epilog="example: python -m kernels.check --chips=v5p,v6e --lengths=4096",
   )
-  parser.add_argument("--chips", type=_names(list(CHIPS), "--chips"), default=[*CHIPS])
+  parser.add_argument(
+    "--chips",
+    type=_names(list(CHIPS)),
+    default=[*CHIPS],
+    help=f"comma-separated; all of {', '.join(CHIPS)} by default",
+  )
   parser.add_argument(
     "--kernels",
-    type=_names(list(KERNEL_PROGRAMS), "--kernels"),
+    type=_names(list(KERNEL_PROGRAMS)),
     default=[*KERNEL_PROGRAMS],
+    help=f"comma-separated; all of {', '.join(KERNEL_PROGRAMS)} by default",
   )
   parser.add_argument(
-    "--lengths", type=lambda text: [int(n) for n in text.split(",")], default=LENGTHS
+    "--lengths",
+    type=lambda text: [int(n) for n in text.split(",")],
+    default=LENGTHS,
+    help=f"keys of a row, comma-separated; {', '.join(map(str, LENGTHS))} by default",
   )
   parser.add_argument("--json", type=Path, help="also write the outcomes to this file")
   parser.add_argument("--compile", help=argparse.SUPPRESS)

@@ -117,7 +117,10 @@ def compile_lowered(lowered: Any, options: Mapping[str, Any]) -> Compiled:
 
 def _read_refusal(message: str, folder: Path) -> Compiled:
   if "RESOURCE_EXHAUSTED" not in message:
-    raise ValueError(message.splitlines()[0][:2000])
+    first = message.splitlines()[0][:2000]
+    if "No such compile option" in message:
+      first += ". Correct --xla_option, or the run's xla_options."
+    raise ValueError(first)
   if "hbm" not in message.lower():  # a kernel that overflows its scratch memory
     raise ValueError(message[:2000])
   return Compiled(
@@ -151,10 +154,11 @@ def _read_largest(folder: Path, count: int = 10) -> tuple[Buffer, ...]:
   units = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
   found = []
   for line in reports[-1].read_text("utf-8").splitlines():
+    # A tuple is a table of addresses: no array of the program.
     row = re.match(
       r"\s+[\d.]+\w+\(\s*\d+%\);\s+([\d.]+)(B|KiB|MiB|GiB);\s*\d+;\s*\d+;\s*(.*)", line
     )
-    if row:
+    if row and not row[3].startswith("("):
       size = int(float(row[1]) * units[row[2]])
       found.append(Buffer(num_bytes=size, shapes=row[3]))
     if len(found) == count:

@@ -29,8 +29,8 @@ def propose_layouts(
   sizes = (batch_size, row_length, num_slices)
   found = _layouts(config, num_devices, *sizes)
   texts = [
-    f"data {data} x fsdp {fsdp} x context {context} x tensor {tensor} with "
-    f"{batch_size // (data * fsdp)} rows a group of devices"
+    f"data {data} x fsdp {fsdp} x context {context} x tensor {tensor} "
+    f"({batch_size // (data * fsdp)} rows of a step for each of {data * fsdp} groups)"
     for data, fsdp, context, tensor in found[:limit]
   ]
   if texts:

@@ -193,11 +193,12 @@ class Topology:
     """Returns one line: chips, grid, rings, hosts, slices."""
     grid = "x".join(map(str, self.grid))
     rings = [str(n) for n, closed in zip(self.grid, self.wrap, strict=True) if closed]
-    links = f"rings of {', '.join(rings)}" if rings else "no rings"
+    links = f"rings of {', '.join(rings)}" if rings else "no links round the ends"
     slices = f", {self.num_slices} slices" if self.num_slices > 1 else ""
     return (
       f"{self.name}: {self.num_chips} {self.chip.name} chips ({self.num_devices} "
-      f"devices), grid {grid}, {links}, {self.num_hosts} hosts{slices}"
+      f"devices), grid {grid}, {links}, "
+      f"{self.num_hosts} host{'s' if self.num_hosts > 1 else ''}{slices}"
     )
 
   def devices(self) -> list[Any]:

@@ -154,7 +154,7 @@ def test_an_axis_may_stand_once():
 
 def test_the_report_of_one_plan():
   text = plan_text(ANSWER)
-  assert "memory of a device: 20.0 of 31.2 GiB: fits" in text
+  assert "memory of a device: 20.00 GiB of 31.2 GiB: fits" in text
   assert "2000 ms a step, 2,048 tokens/s, MFU 50.0%" in text
   assert "40 x phi4_attention_forward" in text
   assert "| matrix products" in text and "| copies" not in text
