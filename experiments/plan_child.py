@@ -109,10 +109,7 @@ def _figures(
   }
   if compiled.error:
     return result
-  per_slice = topology.num_devices // topology.num_slices
-  reading = read_hlo(
-    compiled.hlo, devices_per_slice=per_slice if topology.num_slices > 1 else None
-  )
+  reading = read_hlo(compiled.hlo, num_slices=topology.num_slices)
   prediction = predict(
     reading,
     assumptions,

@@ -50,7 +50,7 @@ class Collective:
     logical_bytes: of all of them: the larger of input and result.
     wire_bytes: of all of them: what one device sends, by the ring formula.
     is_async: whether they may overlap with computation.
-    crosses_slices: whether a group has devices of several slices.
+    crosses_slices: whether it goes over the network; `group_size` is then slices.
   """
 
   kind: str
@@ -107,23 +107,24 @@ class Reading:
     return math.fsum(c.wire_bytes for c in self.collectives if c.crosses_slices)
 
 
-def read_hlo(text: str, *, devices_per_slice: int | None = None) -> Reading:
+def read_hlo(text: str, *, num_slices: int = 1) -> Reading:
   """Reads the text of an optimized module.
 
   Args:
-    text: `Compiled.as_text()`, or libtpu's `*.after_codegen.txt`.
-    devices_per_slice: where the program spans several slices.
+    text: `Compiled.as_text()`, or libtpu's `*.after_codegen.txt`. Of a program for
+      several slices it is that of one of them; what goes to the others is in sends.
+    num_slices: that the program runs on.
 
   Raises:
-    ValueError: if it is no HLO module.
+    ValueError: if it is no HLO module, or a collective cannot be read.
   """
-  return _Reader(parse_module(text), devices_per_slice).read()
+  return _Reader(parse_module(text), num_slices).read()
 
 
 class _Reader:
-  def __init__(self, module: Module, devices_per_slice: int | None):
+  def __init__(self, module: Module, num_slices: int):
     self._module = module
-    self._devices_per_slice = devices_per_slice
+    self._num_slices = num_slices
     self._cycles: dict[str, float] = {"matmul": 0.0, "elementwise": 0.0, "copies": 0.0}
     self._collectives: dict[tuple, list[float]] = {}
     self._kernels: collections.Counter[str] = collections.Counter()
@@ -175,6 +176,8 @@ class _Reader:
         self._walk_call(callee, times, is_async=opcode == "async-start")
     elif (base := opcode.removesuffix("-start")) in _COLLECTIVES:
       self._add_collective(instruction, base, times, opcode.endswith("-start"))
+    elif opcode == "send" and "xla_megascale_runtime" in instruction.rest:
+      self._add_transfer_between_slices(instruction, times)
     elif opcode == "custom-call" and '"tpu_custom_call"' in instruction.rest:
       self._kernels[re.sub(r"(\.clone|\.\d+)+$", "", instruction.name)] += times
     else:
@@ -197,7 +200,7 @@ class _Reader:
       names += [name] if name else []
 
     def cost(name: str) -> float:
-      reader = _Reader(self._module, self._devices_per_slice)
+      reader = _Reader(self._module, self._num_slices)
       reader._walk(name, 1)
       return sum(reader._cycles.values())
 
@@ -261,7 +264,7 @@ class _Reader:
   def _add_collective(
     self, instruction: Instruction, kind: str, times: int, is_async: bool
   ) -> None:
-    size, crosses = self._read_groups(instruction)
+    size = self._read_group_size(instruction)
     if size < 2:
       return
     result = instruction.result_bytes
@@ -272,14 +275,35 @@ class _Reader:
       result *= size
     share = (size - 1) / size
     wire = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
-    entry = self._collectives.setdefault(
-      (kind, size, is_async, crosses), [0.0, 0.0, 0.0]
-    )
-    for i, value in enumerate((1, result, result * wire)):
+    self._count(kind, size, is_async, False, times, result, result * wire)
+
+  def _add_transfer_between_slices(self, send: Instruction, times: int) -> None:
+    """Counts a collective over the network, which goes through the hosts."""
+    named = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.rest)
+    kind = named[1].lower().replace("_", "-") if named else "transfer"
+    slices = self._num_slices
+    # A send returns (what is sent, context, token).
+    sent = count_bytes(re.findall(r"\w+\[[\d,]*\]", send.shape)[0])
+    share = (slices - 1) / slices
+    wire = {"all-reduce": 2 * share, "all-gather": slices - 1.0}.get(kind, share)
+    self._count(kind, slices, True, True, times, sent, sent * wire)
+
+  def _count(
+    self,
+    kind: str,
+    size: int,
+    is_async: bool,
+    crosses: bool,
+    times: int,
+    logical: int,
+    wire: float,
+  ) -> None:
+    key = (kind, size, is_async, crosses)
+    entry = self._collectives.setdefault(key, [0.0, 0.0, 0.0])
+    for i, value in enumerate((1, logical, wire)):
       entry[i] += value * times
 
-  def _read_groups(self, instruction: Instruction) -> tuple[int, bool]:
-    """Returns the size of a group, and whether one crosses slices."""
+  def _read_group_size(self, instruction: Instruction) -> int:
     groups = parse_groups(instruction.rest)
     if groups is None:
       # Left out it would look free.
@@ -287,11 +311,7 @@ class _Reader:
         f"The groups of {instruction.opcode} {instruction.name} cannot be read: "
         f"{instruction.rest[:300]}"
       )
-    per_slice = self._devices_per_slice
-    crosses = per_slice is not None and any(
-      len({device // per_slice for device in group}) > 1 for group in groups
-    )
-    return max(map(len, groups)), crosses
+    return max(map(len, groups))
 
   def _count_trips(self, computation: str, loop: Instruction) -> int:
     known = re.search(r'known_trip_count[^0-9]*"?(\d+)', loop.rest)

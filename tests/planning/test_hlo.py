@@ -53,19 +53,28 @@ def test_an_all_reduce_counts_twice():
   assert found.wire_bytes == pytest.approx(2 * 128 * 4 * 3 / 4)
 
 
-def test_collectives_between_slices():
-  found = {
-    c.kind: c.crosses_slices for c in read_hlo(PROGRAM, devices_per_slice=2).collectives
-  }
-  assert found == {"all-gather": True, "reduce-scatter": True}
-  inside = read_hlo(PROGRAM, devices_per_slice=4)
-  assert inside.dcn_bytes == 0 and inside.wire_bytes > 0
-
-
 def test_a_collective_whose_groups_cannot_be_read_is_refused():
   text = PROGRAM.replace("replica_groups=[2,4]<=[8]", "replica_groups=@new{}")
   with pytest.raises(ValueError, match="groups of all-gather all-gather.1"):
     read_hlo(text)
+
+
+def test_what_goes_over_the_network_between_slices_is_counted():
+  send = (
+    "  %send.1 = (f32[100]{0}, u32[], token[]) send(%param, %token), channel_id=4, "
+    "is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="
+    '"xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}\n'
+  )
+  text = PROGRAM.replace("  %two = s32[]", f"{send}  %two = s32[]")
+  found = read_hlo(text, num_slices=2)
+  (transfer,) = [c for c in found.collectives if c.crosses_slices]
+  assert (transfer.kind, transfer.group_size, transfer.is_async) == (
+    "all-reduce",
+    2,
+    True,
+  )
+  # Between two slices each sends the 400 bytes once.
+  assert found.dcn_bytes == pytest.approx(400)
 
 
 def test_a_loop_without_a_known_end_counts_once_and_is_named():
