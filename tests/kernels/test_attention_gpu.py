@@ -1,6 +1,7 @@
 """Attention kernels for GPUs: interpreted, and lowered for a GPU that is not here."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -194,7 +195,10 @@ def test_saved_residuals_spare_the_second_forward(saved, kernels):
     policy = jax.checkpoint_policies.save_only_these_names(*names)
   loss = jax.checkpoint(_loss, policy=policy)
   text = _lowered(loss, _shapes(128, 4096))
-  assert text.count("__gpu$xla.gpu.triton") == kernels
+  calls = re.findall(r"(%\d+)(?::\d+)? = .*@__gpu\$xla\.gpu\.triton", text)
+  # XLA leaves out what nobody uses.
+  used = [call for call in calls if len(re.findall(rf"{call}\b", text)) > 1]
+  assert len(used) == kernels
 
 
 def test_blocks_are_powers_of_two_within_the_padding():
