@@ -55,7 +55,7 @@ def answer(request: PlanRequest) -> dict[str, Any]:
 def _compile(program: Program, request: PlanRequest) -> compile_lib.Compiled:
   """Compiles, or finds what an earlier call has kept."""
   lowered = program.lowered
-  name = compile_lib.program_hash(lowered, program.xla_options)
+  name = compile_lib.program_hash(lowered, program.xla_options, program.topology)
   file = Path(request.cache) / f"{name}.json.gz"
   if file.exists():
     kept = json.loads(gzip.decompress(file.read_bytes()))

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from phi4_jax.common.errors import ConfigError
+from phi4_jax.planning.topology import Topology
 
 # What libtpu wants to hear before it is loaded where there is no TPU, and where
 # another process may have loaded it too.
@@ -64,9 +65,14 @@ class Compiled:
     return self.argument_bytes + self.temporary_bytes + self.unaliased_bytes
 
 
-def program_hash(lowered: Any, options: Mapping[str, Any]) -> str:
-  """Returns a name for program, options and compiler: what a result depends on."""
+def program_hash(lowered: Any, options: Mapping[str, Any], topology: Topology) -> str:
+  """Returns a name for program, chips, options and compiler: what a result depends on.
+
+  The program's text alone does not say for which chips it is compiled.
+  """
   digest = hashlib.sha256(lowered.as_text().encode())
+  digest.update(repr((topology.chip, topology.grid, topology.wrap)).encode())
+  digest.update(repr(topology.num_slices).encode())
   digest.update(repr(sorted(options.items())).encode())
   for package in ("jax", "jaxlib", "libtpu"):
     digest.update(version(package).encode())
