@@ -39,8 +39,9 @@ def lower_train_step(
   batch_size: int,
   row_length: int,
   xla_options: dict[str, str],
+  platforms: tuple[str, ...] = ("tpu",),
 ) -> tuple[Any, dict[str, str]]:
-  """Traces the whole step of a run and lowers it for TPUs.
+  """Traces the whole step of a run and lowers it, for TPUs unless told otherwise.
 
   Returns:
     The lowered step, and the options that it is compiled with.
@@ -51,6 +52,7 @@ def lower_train_step(
     batch_size: rows of the global batch.
     row_length: T.
     xla_options: of the compiler, besides those of the chip.
+    platforms: of the mesh's devices, as jax's lowering names them.
 
   Raises:
     ConfigError: if model, batch and mesh do not fit each other.
@@ -82,7 +84,7 @@ def lower_train_step(
     combine=combine,
   )
   batch = abstract_batch(config, mesh, batch_size=batch_size, row_length=row_length)
-  return step.lower(state, batch, platforms=("tpu",)), step.xla_options
+  return step.lower(state, batch, platforms=platforms), step.xla_options
 
 
 def make_loss_fn(config: TrainConfig) -> LossFn:
