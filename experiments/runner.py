@@ -252,7 +252,8 @@ def _find_state(config, mesh, tx, checkpoints, objective, inputs, base):
   key = jax.random.key(config.initial_seed)
   setting = {"tx": tx, "guard": config.guard, "mesh": mesh}
   wanted = state_lib.abstract_state(make_random, key, **setting)
-  check_sufficiently_sharded(wanted, mesh)
+  if base is None:  # adapters are small, and whole where their ranks are
+    check_sufficiently_sharded(wanted, mesh)
   loader = objective.loader
 
   def load_initial():

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
+
+import pytest
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,3 +29,12 @@ _hook = install_import_hook(["phi4_jax", "kernels"], "beartype.beartype")
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(autouse=True)
+def forget_interrupts():
+  """A Ctrl-C that one test sent and caught must not stop a run of the next."""
+  yield
+  process = sys.modules.get("experiments.process")
+  if process is not None:
+    process._early_signum = None
