@@ -164,7 +164,6 @@ CASES = (
     ),
     ours=(
       OurSetting(shape=_V5P, settings={"remat": "matmuls", "data": 4, "fsdp": 32}),
-      OurSetting(shape=_V5P, settings={"remat": "matmuls", "data": 4, "fsdp": 32}),
       # This one sums gradients over devices in bfloat16, as MaxText always does.
       OurSetting(
         shape=_V5P,
@@ -172,7 +171,7 @@ CASES = (
           "remat": "attention",
           "data": 2,
           "fsdp": 64,
-          "num_loss_chunks": 16,
+          "num_loss_chunks": 32,
           "gradient_dtype": "bfloat16",
         },
       ),

@@ -198,12 +198,25 @@ def _root_of(argv: Sequence[str]) -> type:
     return classes[roots[0]]
 
 
+def _check_flags(arguments: argparse.Namespace) -> None:
+  """Refuses flags that would have no effect beside each other."""
+  if arguments.hbm_gib is not None and arguments.hbm_gib <= 0:
+    raise ConfigError(f"--hbm_gib ({arguments.hbm_gib}) must be positive.")
+  if arguments.write_budget and arguments.sweep:
+    raise ConfigError("--write_budget is for one plan, not for a --sweep.")
+  if arguments.plot and not arguments.sweep:
+    raise ConfigError("--plot draws a --sweep. Name what to sweep, such as remat.")
+  if arguments.compare and (arguments.json or arguments.write_budget):
+    raise ConfigError("--compare writes no file. Leave --json and --write_budget out.")
+
+
 def plan(arguments: argparse.Namespace) -> int:
   """Does what the flags ask for; returns 1 where a single plan does not fit.
 
   Raises:
     ConfigError: for what the caller can mend.
   """
+  _check_flags(arguments)
   if arguments.compare:
     print(compare_text(*map(_read_plan, arguments.compare)))
     return 0

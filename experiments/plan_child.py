@@ -106,6 +106,10 @@ def _figures(
       package: compile_lib.version(package) for package in ("jax", "jaxlib", "libtpu")
     },
     "would_fit": program.would_fit(compiled.hbm_bytes, limit * 2**30),
+    "num_slices": topology.num_slices,
+    # Known only of a program that compiled.
+    **dict.fromkeys(("predicted_mfu", "step_seconds", "tokens_per_second")),
+    **dict.fromkeys(("collective_bytes", "kernel_calls")),
   }
   if compiled.error:
     return result
@@ -118,7 +122,7 @@ def _figures(
   )
   seconds = program.step_seconds(prediction, assumptions)
   result |= {
-    "predicted_mfu": prediction.mfu,
+    "predicted_mfu": program.model_flops / (assumptions.peak_flops * seconds),
     "step_seconds": seconds,
     "tokens_per_step": program.tokens_per_step,
     "tokens_per_second": program.tokens_per_step / seconds,

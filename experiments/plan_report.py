@@ -102,6 +102,10 @@ def _collectives(answer: dict[str, Any]) -> str:
   ]
   header = ["collective", "group", "calls", "GiB", "GiB sent", "", "over"]
   parts = [format_table(header, rows)] if rows else []
+  if answer.get("num_slices", 1) > 1 and not any(
+    c["crosses_slices"] for c in answer["collectives"]
+  ):
+    parts.append("warning: nothing was found that goes between the slices")
   if answer["kernel_calls"]:
     calls = ", ".join(f"{n} x {name}" for name, n in answer["kernel_calls"].items())
     parts.append(f"kernel calls: {calls}")
@@ -220,13 +224,16 @@ def compare_text(before: dict[str, Any], after: dict[str, Any]) -> str:
 
   for i, answer in enumerate((before, after)):
     add("memory GiB", i, answer["hbm_gib_per_device"])
-    add("step ms", i, 1e3 * answer.get("step_seconds", float("nan")))
-    add("MFU %", i, 100 * answer.get("predicted_mfu", float("nan")))
+    add("step ms", i, _times(1e3, answer.get("step_seconds")))
+    add("MFU %", i, _times(100, answer.get("predicted_mfu")))
     add("tokens/s", i, answer.get("tokens_per_second"))
     for name, seconds in answer.get("seconds", {}).items():
       add(f"{_SECONDS[name]} ms", i, 1e3 * seconds)
     for c in answer.get("collectives", []):
-      add(f"{c['kind']} over {c['group_size']}, GiB sent", i, c["wire_bytes"] / _GIB)
+      kind = f"{c['kind']} over {c['group_size']}"
+      kind += " slices" if c["crosses_slices"] else ""
+      kind += " (async)" if c["is_async"] else ""
+      add(f"{kind}, GiB sent", i, c["wire_bytes"] / _GIB)
     for name, calls in answer.get("kernel_calls", {}).items():
       add(f"calls of {name}", i, calls)
   rows = [
@@ -254,6 +261,10 @@ def _flatten(value: Any, path: str = "") -> dict[str, Any]:
   for name, inner in value.items():
     leaves |= _flatten(inner, f"{path}.{name}" if path else str(name))
   return leaves
+
+
+def _times(factor: float, value: float | None) -> float | None:
+  return None if value is None else factor * value
 
 
 def _figure_text(value: float | None) -> str:

@@ -50,13 +50,19 @@ def _time_left(done: int, points: Sequence[Point], began: float) -> str:
   return f"  ({format_duration(rate * (len(points) - done))} left)"
 
 
+def _environment() -> dict[str, str]:
+  """This process's variables without those that would change the program unseen."""
+  hidden = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+  return {name: value for name, value in os.environ.items() if name not in hidden}
+
+
 def _run_child(point: Point) -> dict[str, Any]:
   with tempfile.TemporaryDirectory(prefix="phi4_plan_") as folder:
     request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
     point.request.write(request)
     child = subprocess.run(
       [sys.executable, "-m", "experiments.plan_child", str(request), str(answer)],
-      env={**os.environ, **ENVIRONMENT},
+      env={**_environment(), **ENVIRONMENT},
       stdout=2,  # what it says while it works goes to the terminal
       stderr=subprocess.PIPE,
       text=True,

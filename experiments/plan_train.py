@@ -69,8 +69,7 @@ def lower_train_step(
   state = state_lib.abstract_state(
     make_params, jax.random.key(0), tx=tx, guard=config.guard, mesh=mesh
   )
-  if config.lora is None:
-    check_sufficiently_sharded(state, mesh)
+  check_sufficiently_sharded(state if frozen is None else frozen, mesh)
   step = make_train_step(
     make_loss_fn(config),
     tx,

@@ -113,7 +113,7 @@ def _check_batch(
     return
   proposals = propose_layouts(
     config.model,
-    batch_size=config.batch_size,
+    batch_size=config.batch_size // config.num_microbatches,
     row_length=row_length,
     num_devices=topology.num_devices,
     num_slices=topology.num_slices,
@@ -123,7 +123,8 @@ def _check_batch(
     f"(= {_factors(config.batch_size)}) in {config.num_microbatches} microbatches "
     f"cannot be split over {shards} devices (data {mesh.shape['data']} x fsdp "
     f"{mesh.shape['fsdp']} of {topology.num_devices}): {config.batch_size} / "
-    f"{config.num_microbatches} / {shards} is no whole number. Layouts that work: "
+    f"{config.num_microbatches} / {shards} is no whole number. Layouts of as many "
+    "microbatches that work: "
     f"{'; '.join(proposals) or 'none'}. Or give --batch_per_device."
   )
 

@@ -48,8 +48,10 @@ class TrainConfig(StageConfig, abc.ABC):
     num_steps: optimizer steps.
     num_microbatches: each batch is accumulated in so many parts.
     num_loss_chunks: the loss is computed in so many parts along the sequence.
-    gradient_dtype: in which devices add up one microbatch's gradients; microbatches
-      are always added up in float32. "bfloat16" halves the bytes between devices.
+    gradient_dtype: in which devices add up one microbatch's gradients of matrices
+      (but for the embedding's); microbatches are always added up in float32.
+      "bfloat16" halves the bytes between devices, and needs a model that computes in
+      bfloat16.
     xla_options: options of the compiler by name, such as
       {'xla_tpu_scoped_vmem_limit_kib': '49152'}; they win over those that the code
       chooses for the chip. A name that the platform's compiler does not know is an
@@ -88,6 +90,12 @@ class TrainConfig(StageConfig, abc.ABC):
       raise ConfigError(
         f"The batch_size ({self.batch_size}) must be a multiple of "
         f"{name}.num_microbatches ({self.num_microbatches})."
+      )
+    if self.gradient_dtype != "float32" and self.model.compute_dtype == "float32":
+      raise ConfigError(
+        f"{name}.gradient_dtype ({self.gradient_dtype!r}) would round the weights of a "
+        "model whose ModelConfig.compute_dtype is 'float32'. Leave gradient_dtype "
+        "'float32'."
       )
     if self.lora is not None and self.parent is None:
       raise ConfigError(
@@ -252,8 +260,8 @@ def _find_state(config, mesh, tx, checkpoints, objective, inputs, base):
   key = jax.random.key(config.initial_seed)
   setting = {"tx": tx, "guard": config.guard, "mesh": mesh}
   wanted = state_lib.abstract_state(make_random, key, **setting)
-  if base is None:  # adapters are small, and whole where their ranks are
-    check_sufficiently_sharded(wanted, mesh)
+  # Adapters are small, and whole where their ranks are: with them it is the base.
+  check_sufficiently_sharded(wanted if base is None else base, mesh)
   loader = objective.loader
 
   def load_initial():

@@ -26,6 +26,7 @@ from phi4_jax.training.watcher import AGAIN, LOST_CODE
 Run = Callable[[Any, RunDirectory], dict[str, Any]]
 # What collectives and the coordinator say when a partner is gone.
 _SIGNS_OF_LOSS = ("Gloo", "UNAVAILABLE", "NCCL", "Socket closed", "Connection reset")
+_OWN_ERRORS = (ConfigError, DataError, CheckpointError)
 _WATCHER_SECONDS = 3.0
 
 
@@ -149,7 +150,8 @@ def _explain_end(group: Processes, error: BaseException) -> tuple[str, int]:
   while at is not None:
     causes.append(at)
     at = at.__cause__
-  if any(sign in str(cause) for cause in causes for sign in _SIGNS_OF_LOSS):
+  foreign = [c for c in causes if not isinstance(c, _OWN_ERRORS)]
+  if any(sign in str(cause) for cause in foreign for sign in _SIGNS_OF_LOSS):
     # The watcher may know which process it was and why; then it ends this one.
     time.sleep(_WATCHER_SECONDS)
     reason = str(causes[-1]).partition("\n")[0]
@@ -159,7 +161,7 @@ def _explain_end(group: Processes, error: BaseException) -> tuple[str, int]:
       f"another one has died ({reason}). {AGAIN}",
       LOST_CODE,
     )
-  if isinstance(error, (ConfigError, DataError, CheckpointError)):
+  if isinstance(error, _OWN_ERRORS):
     return str(error), 2
   traceback.print_exception(error)
   return f"{type(error).__name__}: {error}"[:1000], 1

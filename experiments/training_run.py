@@ -94,7 +94,8 @@ class TrainingRun:
       # Process 0 alone knows the records: the others do not write them.
       if self._processes.on_first("validation", lambda: self._lacks_validation(first)):
         self._write_validation(writer, first, state)
-      self._meet_compiled(state)
+      if first < config.num_steps:
+        self._meet_compiled(state)
       records = loop.train(
         state, self._loader, self._step_fn, until_step=config.num_steps
       )

@@ -32,17 +32,13 @@ def find_excesses(budget: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
   """
   lines = []
   for name, tolerance in TOLERANCES.items():
-    if name not in budget:
-      continue
     allowed, now = budget[name], found[name]
     if now > allowed * (1 + tolerance):
       more = f"{now / allowed - 1:+.1%}" if allowed else "from nothing"
       lines.append(
         f"{name}: {now:.6g} instead of {allowed:.6g} ({more}, allowed {tolerance:+.1%})"
       )
-  for kernel in sorted(
-    {*budget.get("kernel_calls", {}), *found.get("kernel_calls", {})}
-  ):
+  for kernel in sorted({*budget["kernel_calls"], *found["kernel_calls"]}):
     allowed = budget.get("kernel_calls", {}).get(kernel, 0)
     now = found.get("kernel_calls", {}).get(kernel, 0)
     if now != allowed:

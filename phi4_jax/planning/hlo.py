@@ -269,8 +269,7 @@ class _Reader:
       return
     result = instruction.result_bytes
     if is_async and instruction.shape.startswith("("):
-      # A start op returns (operands, results, ...): the largest array is the whole.
-      result = max(map(count_bytes, re.findall(r"\w+\[[\d,]*\]", instruction.shape)))
+      result = _started_bytes(kind, instruction.shape)
     if kind == "reduce-scatter" and instruction.opcode == "reduce-scatter":
       result *= size
     share = (size - 1) / size
@@ -341,12 +340,15 @@ class _Reader:
         ]
         limit = max((x for x in limits if x is not None), default=None)
         inner = self._module.root(callee)
-        return None if limit is None or inner.opcode != "compare" else limit
+        counts_up = inner.opcode == "compare" and "direction=LT" in inner.rest
+        return limit if counts_up else None
       root = instructions[root.operands[0]]
     if root.opcode != "compare" or len(root.operands) != 2:
       return None
     left, right = (instructions.get(name) for name in root.operands)
     limit = _constant(right)
+    if not re.search(r"direction=L[TE]\b", root.rest):
+      return None
     index = re.search(r"#(\d+)$", root.operands[0])
     if index is None and left is not None and left.opcode == "get-tuple-element":
       index = re.search(r"index=(\d+)", left.rest)
@@ -366,6 +368,20 @@ class _Reader:
     while first is not None and first.opcode in ("copy", "bitcast") and first.operands:
       first = here.get(first.operands[0])
     return _constant(first) or 0
+
+
+def _started_bytes(kind: str, shape: str) -> int:
+  """Bytes of an asynchronous collective, from what its start returns.
+
+  An all-reduce returns its results; the others (operands, results, contexts), where
+  several collectives may have been combined.
+  """
+  if kind == "all-reduce":
+    return count_bytes(shape)
+  nested = re.findall(r"\(([^()]*)\)", shape[1:-1])
+  if len(nested) >= 2:  # ((operands), (results), ...)
+    return max(map(count_bytes, nested[:2]))
+  return max(map(count_bytes, re.findall(r"\w+\[[\d,]*\]", shape)))
 
 
 def _constant(instruction: Instruction | None) -> int | None:

@@ -29,7 +29,7 @@ def parse_groups(attributes: str) -> list[list[int]] | None:
     r"replica_groups=@?mesh\[([^\]]*)\](?:,\s*device_ids=\(([^{]*)\))?\s*\{([^}]*)\}",
     attributes,
   )
-  if mesh:
+  if mesh and ":(" not in mesh[3]:  # parts of an axis are not understood
     axes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
     return _mesh_groups(axes, mesh[2], re.findall(r"'([^']+)'", mesh[3]))
   return None

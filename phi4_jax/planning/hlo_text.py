@@ -17,6 +17,14 @@ _DTYPE_BITS = {
   "f8e4m3fn": 8,
   "f8e5m2": 8,
   "f8e4m3b11fnuz": 8,
+  "f8e4m3": 8,
+  "f8e3m4": 8,
+  "f8e4m3fnuz": 8,
+  "f8e5m2fnuz": 8,
+  "f8e8m0fnu": 8,
+  "s2": 2,
+  "u2": 2,
+  "c128": 128,
   "s16": 16,
   "u16": 16,
   "bf16": 16,
@@ -81,12 +89,18 @@ class Module:
 
 
 def count_bytes(shape: str) -> int:
-  """Returns the bytes of a shape as printed, `(bf16[3,4]{1,0}, f32[])` included."""
+  """Returns the bytes of a shape as printed, `(bf16[3,4]{1,0}, f32[])` included.
+
+  Raises:
+    ValueError: if an element type is unknown; left out it would look free.
+  """
   total = 0
   for dtype, dimensions in _SHAPE.findall(shape):
-    bits = _DTYPE_BITS.get(dtype)
-    if bits is None:
+    if dtype in ("token", "opaque"):
       continue
+    if dtype not in _DTYPE_BITS:
+      raise ValueError(f"The size of {dtype}, in the shape {shape}, is not known.")
+    bits = _DTYPE_BITS[dtype]
     size = 1
     for n in dimensions.replace("<=", "").split(","):
       size *= int(n) if n else 1

@@ -30,7 +30,7 @@ def propose_layouts(
   found = _layouts(config, num_devices, *sizes)
   texts = [
     f"data {data} x fsdp {fsdp} x context {context} x tensor {tensor} "
-    f"({batch_size // (data * fsdp)} rows of a step for each of {data * fsdp} groups)"
+    f"({batch_size // (data * fsdp)} rows at a time in each of {data * fsdp} groups)"
     for data, fsdp, context, tensor in found[:limit]
   ]
   if texts:

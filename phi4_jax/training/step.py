@@ -49,6 +49,11 @@ def split_microbatches(batch: Any, num_microbatches: int, num_shards: int) -> An
   return jax.tree.map(split, batch)
 
 
+def _is_product(path, leaf) -> bool:
+  """Tells matrices that activations are multiplied by."""
+  return is_matrix(path, leaf) and "embed_tokens" not in jax.tree_util.keystr(path)
+
+
 def _accumulate(
   loss_fn: LossFn, params, batch, num_microbatches, mesh, shardings, gradient_dtype
 ):
@@ -57,9 +62,10 @@ def _accumulate(
   Devices add up one microbatch's gradients in `gradient_dtype`.
   """
   # Of a matrix in low precision the gradient is of low precision, and so is its sum
-  # over devices. Vectors (norms) are small and stay float32.
+  # over devices. Vectors (norms) are small and stay float32, and so does the
+  # embedding: its gradient adds up one token's many occurrences on a device.
   params = jax.tree_util.tree_map_with_path(
-    lambda path, p: p.astype(gradient_dtype) if is_matrix(path, p) else p, params
+    lambda path, p: p.astype(gradient_dtype) if _is_product(path, p) else p, params
   )
 
   def total(params, microbatch):
@@ -224,8 +230,10 @@ def make_train_step(
     num_microbatches: A, parts whose gradients are summed one after the other.
     guard: when a step is refused.
     schedule: learning rate by step, reported as `optimizer/learning_rate`.
-    gradient_dtype: in which devices add up one microbatch's gradients; microbatches
-      are added up in float32 in any case. "bfloat16" halves the bytes on the wire.
+    gradient_dtype: in which devices add up one microbatch's gradients of matrices,
+      but for the embedding's; microbatches are added up in float32 in any case.
+      "bfloat16" halves the bytes on the wire, and is for products in bfloat16 only:
+      the matrices are rounded to it first.
     xla_options: of the compiler, besides those of compiler_options.py.
     frozen: parameters that take part and are not trained (the base of an adapter), on
       the mesh, of any dtype; None where all are trained. They are neither donated nor

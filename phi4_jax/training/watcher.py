@@ -127,6 +127,7 @@ class Watcher:
         said = dict(self._client.key_value_dir_get(_SAID))
         if self._index == 0:
           self._look_for_silence()
+        self._hear(said)
         self._answered = time.monotonic()
       except Exception as error:  # whatever the store raises: it does not answer
         if self._ended.is_set():
@@ -140,7 +141,6 @@ class Watcher:
             LOST_CODE,
           )
         continue
-      self._hear(said)
 
   def _beat(self) -> None:
     """Gives a sign of life, six times as often as needed."""
@@ -199,8 +199,9 @@ class Watcher:
     with self._changed:
       if self._asked is None:
         first = min(stops)
-        self._asked = stops[first]
+        # Said first: if it fails, the next round begins again.
         self._set(f"{_SAID}reached/{self._index}", str(self._step))
+        self._asked = stops[first]
         if self._index == 0 and first != 0:
           name = signal.Signals(self._asked).name
           print(

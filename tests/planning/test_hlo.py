@@ -77,6 +77,31 @@ def test_what_goes_over_the_network_between_slices_is_counted():
   assert found.dcn_bytes == pytest.approx(400)
 
 
+@pytest.mark.parametrize(
+  ("line", "size"),
+  [
+    ("(f32[64], f32[32]) all-reduce-start(%param, %param)", 96 * 4),
+    ("((f32[16], f32[8]), (f32[64], f32[32])) all-gather-start(%param)", 96 * 4),
+    ("(f32[16], f32[64]) all-gather-start(%param)", 64 * 4),
+  ],
+)
+def test_combined_collectives_count_all_their_arrays(line, size):
+  added = f"  %start.1 = {line}, replica_groups={{{{0,1,2,3}}}}\n"
+  text = PROGRAM.replace("  %two = s32[]", f"{added}  %two = s32[]")
+  (found,) = [c for c in read_hlo(text).collectives if c.is_async]
+  assert found.logical_bytes == size
+
+
+def test_a_loop_that_counts_down_is_not_taken_for_one_that_counts_up():
+  found = read_hlo(PROGRAM.replace("direction=LT", "direction=GT"))
+  assert found.unknown_loops == ("while.1",)
+
+
+def test_an_unknown_element_type_is_refused():
+  with pytest.raises(ValueError, match="size of f3e1"):
+    count_bytes("f3e1[8]")
+
+
 def test_a_loop_without_a_known_end_counts_once_and_is_named():
   text = PROGRAM.replace(
     "%limit = s32[]{:T(128)} constant(5)", "%limit = s32[]{:T(128)} iota()"
@@ -100,6 +125,7 @@ def test_a_loop_without_a_known_end_counts_once_and_is_named():
     ),
     ("replica_groups=mesh['a'=4], device_ids=(3,1,2,0) {'a'}", [[3, 1, 2, 0]]),
     ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+    ("replica_groups=mesh['a'=8] {'a':(1)2}", None),
     ("no groups", None),
   ],
 )
