@@ -107,7 +107,8 @@ def test_a_batch_that_does_not_divide_is_explained_with_layouts(capsys):
   error = capsys.readouterr().err
   assert "5760 rows (= 2^7 x 45)" in error
   assert "cannot be split over 256 devices" in error
-  assert "Layouts of as many microbatches that work: data" in error and "tensor 2" in error
+  assert "Layouts of as many microbatches that work: data" in error
+  assert "tensor 2" in error
 
 
 @pytest.mark.parametrize(
