@@ -59,6 +59,32 @@ def test_a_store_that_does_not_answer(capfd):
   watcher.stop()
 
 
+@pytest.mark.parametrize("lost", ["reached", "stop"])
+def test_a_stop_is_agreed_on_though_the_store_fails_once(lost):
+  class Forgetful(Store):
+    """Fails the first time that anything of a kind is written."""
+
+    failed = 0
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+      if f"/{lost}/" in key and not self.failed:
+        self.failed += 1
+        raise RuntimeError("UNAVAILABLE: for once")
+      super().key_value_set(key, value, allow_overwrite)
+
+  store = Forgetful()
+  watchers = [_watch(store, index)[0] for index in range(2)]
+  asked: list[int] = []
+  watchers[1].follow_stop(lambda: signal.SIGTERM if asked else None)
+  assert [watcher.stop_signal(5) for watcher in watchers] == [None, None]
+  asked.append(1)
+  _wait_until(lambda: all(w._stop_step is not None for w in watchers))
+  assert store.failed == 1
+  assert [watcher.stop_signal(6) for watcher in watchers] == [signal.SIGTERM] * 2
+  for watcher in watchers:
+    watcher.stop()
+
+
 def test_a_failure_ends_the_others_with_its_message_and_code(capfd):
   store = Store()
   first, codes = _watch(store, 0)
