@@ -137,12 +137,17 @@ def compile_job(job: Job) -> Outcome:
     if kernel := _KERNEL.match(line):
       calls.append(kernel[1])
       used += [int(size) for size in _USED.findall(line)]
+  error = ""
+  if not calls:
+    error = "the program calls no kernel"
+  elif not max(used):
+    error = "the compiled program does not say how much vector memory it takes"
   return Outcome(
     **found,
     seconds=time.monotonic() - begin,
     vmem_bytes=max(used),
     calls=tuple(calls),
-    error="" if calls else "the program calls no kernel",
+    error=error,
   )
 
 
