@@ -77,6 +77,9 @@ def _figures(
   program: Program, compiled: compile_lib.Compiled, request: PlanRequest
 ) -> dict[str, Any]:
   topology = program.topology
+  if compiled.error:  # the compiler names the temporaries only
+    held = program.argument_bytes
+    compiled = dataclasses.replace(compiled, argument_bytes=held)
   assumptions = assume(topology.chip, **request.assumptions)
   limit = request.hbm_limit_gib or topology.chip.hbm_bytes / 2**30
   memory = {

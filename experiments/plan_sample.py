@@ -1,14 +1,13 @@
 """One decode step as a program of `phi4 plan --sample`, against the memory floor."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 
 from experiments.plan_request import PlanRequest
 from experiments.plan_training import make_topology_mesh
-from experiments.plan_types import Program
+from experiments.plan_types import Program, device_bytes
 from experiments.sample_program import SampleConfig, make_decode_program
 from phi4_jax.model import counting
 from phi4_jax.planning.prediction import Assumptions, Prediction
@@ -33,8 +32,8 @@ def build_sample(
   model, batch = config.model, config.batch_size
   # Weights once, the cache once; of the embedding only the rows that are looked up.
   params = dict(arguments[0])
-  embedding = 0 if model.tie_word_embeddings else _device_bytes(params["embed_tokens"])
-  floor_bytes = _device_bytes(params) - embedding + _device_bytes(arguments[1].cache)
+  embedding = 0 if model.tie_word_embeddings else device_bytes(params["embed_tokens"])
+  floor_bytes = device_bytes(params) - embedding + device_bytes(arguments[1].cache)
 
   def seconds(prediction: Prediction, assumptions: Assumptions) -> float:
     # Copies to fast memory that run ahead carry no cycles: memory sets the floor.
@@ -68,6 +67,7 @@ def build_sample(
       "overlap": "copies that run ahead hide behind the cycles; collectives do not",
       "cache": "every row reads all slots",
     },
+    argument_bytes=device_bytes(arguments),
     model_flops=decode_flops(config, slots) * batch / topology.num_devices,
     flops_per_call={},
     tokens_per_step=batch,
@@ -84,14 +84,6 @@ def decode_flops(config: SampleConfig, slots: int) -> float:
   width = model.num_attention_heads * model.head_width
   attention = 4 * model.num_hidden_layers * width * slots
   return 2 * (counting.count_params(model) - lookups) + attention
-
-
-def _device_bytes(tree: Any) -> int:
-  """Bytes that one device holds of a tree of shapes with shardings."""
-  return sum(
-    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    for leaf in jax.tree.leaves(tree)
-  )
 
 
 def _would_fit(config: SampleConfig, needed: float, limit: float) -> list[str]:

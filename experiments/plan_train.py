@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from experiments import dpo, packed_training, rejection_sampling
 from experiments.dpo import DpoConfig
 from experiments.packed_training import PackedTrainConfig
+from experiments.plan_types import device_bytes
 from experiments.preference_training import PreferenceTrainConfig
 from experiments.rejection_sampling import RejectionSamplingConfig
 from experiments.runner import TrainConfig
@@ -40,11 +41,12 @@ def lower_train_step(
   row_length: int,
   xla_options: dict[str, str],
   platforms: tuple[str, ...] = ("tpu",),
-) -> tuple[Any, dict[str, str]]:
+) -> tuple[Any, dict[str, str], int]:
   """Traces the whole step of a run and lowers it, for TPUs unless told otherwise.
 
   Returns:
-    The lowered step, and the options that it is compiled with.
+    The lowered step, the options that it is compiled with, and the bytes of its
+    arguments on one device.
 
   Args:
     config: of any training verb.
@@ -84,7 +86,8 @@ def lower_train_step(
     combine=combine,
   )
   batch = abstract_batch(config, mesh, batch_size=batch_size, row_length=row_length)
-  return step.lower(state, batch, platforms=platforms), step.xla_options
+  held = device_bytes((state, batch, frozen))
+  return step.lower(state, batch, platforms=platforms), step.xla_options, held
 
 
 def make_loss_fn(config: TrainConfig) -> LossFn:

@@ -43,7 +43,7 @@ def build_training(
     if config.lora is None
     else lora.lora_flops_per_token(config.model, config.lora, row_length)
   )
-  lowered, xla_options = lower_train_step(
+  lowered, xla_options, argument_bytes = lower_train_step(
     config,
     mesh,
     batch_size=batch_size,
@@ -70,6 +70,7 @@ def build_training(
       "model_flops": "6 per multiplied parameter and token, and causal attention",
       "overlap": "none: cycles, kernels and collectives follow one another",
     },
+    argument_bytes=argument_bytes,
     model_flops=flops * tokens / topology.num_devices,
     flops_per_call=training_kernel_flops(
       config.model,
@@ -89,7 +90,7 @@ def build_training(
       tokens_per_second=tokens / prediction.step_seconds,
     ),
     would_fit=lambda needed, limit: _would_fit(
-      config, needed, limit, rows * row_length // sizes["context"]
+      config, needed, limit, rows * row_length // sizes["context"], argument_bytes
     ),
   )
 
@@ -158,26 +159,44 @@ def _duration(
 
 
 def _would_fit(
-  config: TrainConfig, needed: float, limit: float, tokens: int
+  config: TrainConfig, needed: float, limit: float, tokens: int, arguments: int
 ) -> list[str]:
-  """Returns settings whose activations would leave the rest below the limit."""
+  """Returns settings under which a device would need less than `limit`, by estimate.
+
+  State, float32 gradients and, whole on each device while they are summed, those of
+  head and embedding (seen in compiled steps) stay as they are; what is kept for the
+  backward pass follows from policy and rows, and the rest from the rows.
+
+  Args:
+    config: the run's.
+    needed: bytes, of the program as it is.
+    limit: bytes.
+    tokens: of a microbatch on one device.
+    arguments: bytes of the state and the batch.
+  """
   if needed <= limit:
     return []
+  kept = {
+    policy: saved_bytes_per_token(config.model, policy) * tokens
+    for policy in SAVED_NAMES
+  }
   now = saved_bytes_per_token(config.model, config.model.remat) * tokens
+  whole = 3 * config.model.vocab_size * config.model.hidden_size * 4
+  fixed = arguments * 4 / 3 + (whole if config.lora is None else 0)
+  other = max(needed - fixed - now, 0.0)
   found = []
-  for policy in reversed(SAVED_NAMES):
-    less = now - saved_bytes_per_token(config.model, policy) * tokens
-    if less > 0 and needed - less <= limit:
-      found.append(f"ModelConfig.remat = {policy!r}")
-      break
-  for parts in (2, 4, 8):
-    if needed - now * (1 - 1 / parts) <= limit:
-      found.append(
-        f"1/{parts} of the rows in a microbatch (num_microbatches "
-        f"{config.num_microbatches * parts}, or --batch_per_device)"
-      )
-      break
-  return found or [
-    "no single setting by these estimates: more chips along MeshConfig.fsdp, "
-    "ModelConfig.remat = 'full' and fewer rows together"
+  for parts in (1, 2, 4, 8):
+    for policy in reversed(SAVED_NAMES):
+      if kept[policy] <= now and fixed + (other + kept[policy]) / parts <= limit:
+        settings = [f"ModelConfig.remat = {policy!r}"]
+        if parts > 1:
+          settings.append(
+            f"1/{parts} of the rows in a microbatch (num_microbatches "
+            f"{config.num_microbatches * parts}, or --batch_per_device)"
+          )
+        found.append(" and ".join(settings))
+        break
+  return found[:3] or [
+    "nothing with these devices: parameters, moments and gradients alone take about "
+    f"{fixed / 2**30:.1f} GiB. Split them over more devices (MeshConfig.fsdp)"
   ]

@@ -1,8 +1,11 @@
 """What the two kinds of programs of `phi4 plan` have in common."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import jax
 
 from phi4_jax.planning.prediction import Assumptions, Prediction
 from phi4_jax.planning.topology import Topology
@@ -19,6 +22,7 @@ class Program:
     xla_options: that it is compiled with.
     settings: what tells it from other points of a sweep.
     assumptions: what was assumed besides the chip's figures, in words or numbers.
+    argument_bytes: of one device, for programs that do not compile.
     model_flops: of one step on one device.
     flops_per_call: operations of one call of each kernel.
     tokens_per_step: of all devices.
@@ -34,9 +38,18 @@ class Program:
   xla_options: Mapping[str, str]
   settings: dict[str, Any]
   assumptions: dict[str, Any]
+  argument_bytes: int
   model_flops: float
   flops_per_call: Mapping[str, float]
   tokens_per_step: int
   step_seconds: Callable[[Prediction, Assumptions], float]
   extra: Callable[[Prediction, Assumptions], dict[str, Any]]
   would_fit: Callable[[float, float], list[str]]
+
+
+def device_bytes(tree: Any) -> int:
+  """Bytes that one device holds of a tree of shapes with shardings."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
