@@ -159,7 +159,7 @@ def _forward(options: dict[str, Any]) -> Any:
 def _train_step(options: dict[str, Any]) -> Any:
   config = _config(options)
   mesh = make_mesh(config.mesh, absent_devices(options["devices"]))
-  lowered, _ = lower_train_step(
+  lowered, *_ = lower_train_step(
     config,
     mesh,
     batch_size=options["devices"] * options["rows"],
