@@ -5,8 +5,9 @@ engine of phi4_jax/sampling is one; `ScriptedSampler` is another, for tests.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, runtime_checkable
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from phi4_jax.common.errors import ConfigError
 
@@ -51,11 +52,53 @@ class Completion:
     token_ids: new tokens; the stop token is included when there was one.
     logprobs: natural-log probability of each new token under the sampling law.
     finish: "stop" when a stop token was drawn, "length" when the cap came first.
+    error: why nothing more could be drawn (the model's logits were not finite, the
+      endpoint refused), None as a rule. What was drawn before is there.
   """
 
   token_ids: tuple[int, ...]
   logprobs: tuple[float, ...]
   finish: Literal["stop", "length"]
+  error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Branch:
+  """A continuation to draw from a place in a known text.
+
+  Many branches leave one text: a sampler that keeps what it has read of `text` reads
+  it once for all of them. Give them the same tuple, not equal ones: it is found again
+  by identity first.
+
+  `Branch(text=(5, 6, 7, 8), position=2, first_id=9, key_path=(0,))` continues the
+  prefix 5, 6, 9; the completion begins behind the 9.
+
+  Attributes:
+    text: token ids of a prompt and, as a rule, of a response to it.
+    position: how many of them stand before the branch; 1 or more.
+    first_id: a token that stands there instead of text[position]; part of the
+      prefix, not of the completion. -1 for none.
+    excluded_id: a token that the first drawn token must not be: the first token is
+      drawn from the law given that it is another one. -1 for none. A branch has not
+      both first_id and excluded_id.
+    key_path: names the draw; nothing else decides what is drawn.
+  """
+
+  text: tuple[int, ...]
+  position: int
+  key_path: tuple[int, ...]
+  first_id: int = -1
+  excluded_id: int = -1
+
+  @property
+  def prefix_ids(self) -> tuple[int, ...]:
+    """Everything that stands before the completion."""
+    prefix = self.text[: self.position]
+    return prefix if self.first_id < 0 else (*prefix, self.first_id)
+
+  @property
+  def prefix_length(self) -> int:
+    return self.position + (self.first_id >= 0)
 
 
 @runtime_checkable
@@ -77,6 +120,78 @@ class Sampler(Protocol):
     same length.
     """
     ...
+
+
+@runtime_checkable
+class BranchSampler(Protocol):
+  """Draws branches as they come, and hands each out when it has ended."""
+
+  @property
+  def law(self) -> SamplingLaw:
+    """The distribution that completions are drawn from."""
+    ...
+
+  @property
+  def can_exclude(self) -> bool:
+    """Whether `Branch.excluded_id` is understood, and log-probabilities are the law's.
+
+    If not, only searches that need neither can use this sampler.
+    """
+    ...
+
+  def run(self, branches: Iterable[Branch]) -> Iterator[tuple[Branch, Completion]]:
+    """Yields each branch with its completion, in any order.
+
+    `branches` is read as places become free; what has not been read when the iterator
+    is closed is never drawn. All key paths have the same length.
+    """
+    ...
+
+
+class BatchedBranches:
+  """A plain Sampler as a BranchSampler: so many rows a call, in the order given.
+
+  The sampler reads the whole prefix of every row.
+  """
+
+  def __init__(self, sampler: Any, *, rows_per_call: int, can_exclude: bool):
+    """Args:
+    sampler: a Sampler. If `can_exclude`, its `sample` takes `excluded_ids`, too.
+    rows_per_call: branches that are given to one call.
+    can_exclude: as `BranchSampler.can_exclude`.
+    """
+    if rows_per_call < 1:
+      raise ConfigError(f"rows_per_call ({rows_per_call}) must be 1 or more.")
+    self._sampler = sampler
+    self._rows_per_call = rows_per_call
+    self._can_exclude = can_exclude
+
+  @property
+  def law(self) -> SamplingLaw:
+    return self._sampler.law
+
+  @property
+  def can_exclude(self) -> bool:
+    return self._can_exclude
+
+  def run(self, branches: Iterable[Branch]) -> Iterator[tuple[Branch, Completion]]:
+    """As `BranchSampler.run`.
+
+    Raises:
+      ValueError: if a branch excludes a token and the sampler cannot.
+    """
+    left = iter(branches)
+    while rows := list(itertools.islice(left, self._rows_per_call)):
+      prefixes = [branch.prefix_ids for branch in rows]
+      paths = [branch.key_path for branch in rows]
+      excluded = [branch.excluded_id for branch in rows]
+      if max(excluded) < 0:
+        completions = self._sampler.sample(prefixes, paths)
+      elif self._can_exclude:
+        completions = self._sampler.sample(prefixes, paths, excluded)
+      else:
+        raise ValueError(f"{type(self._sampler).__name__} cannot exclude a token.")
+      yield from zip(rows, completions, strict=True)
 
 
 class ScriptedSampler:

@@ -174,20 +174,41 @@ class AnalyticSampler:
     return self._law
 
   def sample(
-    self, prefixes: Sequence[Sequence[int]], key_paths: Sequence[Sequence[int]]
+    self,
+    prefixes: Sequence[Sequence[int]],
+    key_paths: Sequence[Sequence[int]],
+    excluded_ids: Sequence[int] | None = None,
   ) -> list[Completion]:
-    """Returns one completion for each prefix; all end by length."""
+    """Returns one completion for each prefix; all end by length.
+
+    `excluded_ids`, if given, names for each row a token that the first one must not
+    be (-1: any may be), as in sampling/generate.py.
+
+    Raises:
+      ValueError: if an excluded token is the only possible one.
+    """
     process, num_rows = self._process, len(prefixes)
     if not num_rows:
       return []
     begins = np.array([len(prefix) - 1 for prefix in prefixes])
     states = np.array([process.state_after(prefix) for prefix in prefixes])
     uniforms = np.stack([self._uniforms(path) for path in key_paths])
+    excluded = np.full(num_rows, -1) if excluded_ids is None else excluded_ids
+    excluded = np.asarray(excluded, int)
     tokens = np.zeros((num_rows, process.num_steps), int)
     logprobs = np.zeros((num_rows, process.num_steps))
     for step in range(int(begins.min()), process.num_steps):
       drawn = self._draw(step, states, uniforms[:, step])
       probs = process.probs[step, states, drawn]
+      first = np.flatnonzero((begins == step) & (excluded >= 0))
+      if first.size:
+        law = process.probs[step, states[first]]
+        law[np.arange(first.size), excluded[first]] = 0
+        if not law.any(axis=-1).all():
+          raise ValueError("An excluded token is the only one possible.")
+        law /= law.sum(axis=-1, keepdims=True)
+        drawn[first] = _invert(law, uniforms[first, step])
+        probs[first] = law[np.arange(first.size), drawn[first]]
       running = begins <= step
       # What rows that begin later would draw is thrown away, and may be impossible.
       tokens[running, step] = drawn[running]
@@ -211,9 +232,19 @@ class AnalyticSampler:
   def _draw(
     self, step: int, states: Int[np.ndarray, "B"], uniforms: Float[np.ndarray, "B"]
   ) -> Int[np.ndarray, "B"]:
-    """Inverts the cumulative distribution; never gives a token of probability 0."""
-    cumulative = self._cumulative[step, states]  # [B, K]
-    target = uniforms[:, None] * cumulative[:, -1:]
-    return np.argmax(
-      (cumulative > target) & (self._process.probs[step, states] > 0), axis=-1
+    """Inverts the cumulative distribution."""
+    return _invert(
+      self._process.probs[step, states], uniforms, self._cumulative[step, states]
     )
+
+
+def _invert(
+  probs: Float[np.ndarray, "B K"],
+  uniforms: Float[np.ndarray, "B"],
+  cumulative: Float[np.ndarray, "B K"] | None = None,
+) -> Int[np.ndarray, "B"]:
+  """Returns a token for each row; never one of probability 0."""
+  if cumulative is None:
+    cumulative = np.cumsum(probs, axis=-1)
+  target = uniforms[:, None] * cumulative[:, -1:]
+  return np.argmax((cumulative > target) & (probs > 0), axis=-1)

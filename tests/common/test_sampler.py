@@ -5,7 +5,15 @@ import dataclasses
 import pytest
 
 from phi4_jax.common.errors import ConfigError
-from phi4_jax.common.sampler import Completion, Sampler, SamplingLaw, ScriptedSampler
+from phi4_jax.common.sampler import (
+  BatchedBranches,
+  Branch,
+  BranchSampler,
+  Completion,
+  Sampler,
+  SamplingLaw,
+  ScriptedSampler,
+)
 
 
 @pytest.mark.parametrize(
@@ -62,3 +70,56 @@ def test_prefixes_and_paths_must_pair():
   sampler = ScriptedSampler(lambda prefix, path: [], SamplingLaw(max_length=5))
   with pytest.raises(ValueError):
     sampler.sample([[1]], [(0,), (1,)])
+
+
+def test_a_branch_names_its_prefix():
+  branch = Branch(text=(5, 6, 7, 8), position=2, first_id=9, key_path=(0,))
+  assert branch.prefix_ids == (5, 6, 9)
+  assert branch.prefix_length == 3
+  assert Branch(text=(5, 6), position=2, key_path=(0,)).prefix_ids == (5, 6)
+
+
+def test_branches_of_a_plain_sampler_come_in_calls_of_so_many_rows():
+  calls = []
+
+  class Counting(ScriptedSampler):
+    def sample(self, prefixes, key_paths):
+      calls.append(len(prefixes))
+      return super().sample(prefixes, key_paths)
+
+  law = SamplingLaw(max_length=8)
+  sampler = Counting(lambda prefix, path: (prefix[-1], *path), law)
+  batched = BatchedBranches(sampler, rows_per_call=2, can_exclude=False)
+  branches = [Branch(text=(4, 5), position=1, key_path=(k,)) for k in range(3)]
+  found = list(batched.run(iter(branches)))
+  assert [branch for branch, _ in found] == branches
+  assert [completion.token_ids for _, completion in found] == [(4, 0), (4, 1), (4, 2)]
+  assert calls == [2, 1]
+  assert isinstance(batched, BranchSampler) and not isinstance(sampler, BranchSampler)
+
+
+def test_a_sampler_that_cannot_exclude_says_so():
+  sampler = ScriptedSampler(lambda prefix, path: (1,), SamplingLaw(max_length=8))
+  batched = BatchedBranches(sampler, rows_per_call=2, can_exclude=False)
+  branch = Branch(text=(4,), position=1, key_path=(0,), excluded_id=3)
+  with pytest.raises(ValueError, match="ScriptedSampler cannot exclude"):
+    list(batched.run([branch]))
+
+
+def test_branches_are_read_only_when_there_is_room():
+  read = []
+
+  def source():
+    for k in range(10):
+      read.append(k)
+      yield Branch(text=(4,), position=1, key_path=(k,))
+
+  sampler = ScriptedSampler(lambda prefix, path: (1,), SamplingLaw(max_length=8))
+  batched = BatchedBranches(sampler, rows_per_call=2, can_exclude=False)
+  next(batched.run(source()))
+  assert read == [0, 1]
+
+
+def test_calls_need_rows():
+  with pytest.raises(ConfigError, match="rows_per_call"):
+    BatchedBranches(None, rows_per_call=0, can_exclude=False)

@@ -112,3 +112,32 @@ def test_a_row_depends_on_its_prefix_and_key_path_only():
   assert [len(c.token_ids) for c in together] == [8, 6, 7]
   assert sampler.sample([(6,)], [(0, 2)]) != sampler.sample([(6,)], [(0, 1)])
   assert AnalyticSampler(process, 6).sample([(6,)], [(0, 1)]) != together[:1]
+
+
+def test_an_excluded_first_token_is_never_drawn_and_the_rest_keep_their_law():
+  process = tiny_process()
+  sampler = AnalyticSampler(process, seed=6)
+  prompt = process.questions[1].prompt_ids
+  count, excluded = 4000, int(process.probs[0, 1].argmax())
+  completions = sampler.sample(
+    [prompt] * count, [(1, k) for k in range(count)], [excluded] * count
+  )
+  law = process.probs[0, 1].copy()
+  law[excluded] = 0
+  law /= law.sum()
+  shares = np.bincount([c.token_ids[0] for c in completions], minlength=3) / count
+  np.testing.assert_allclose(shares, law, atol=0.03)
+  assert shares[excluded] == 0
+  for completion in completions[:20]:
+    assert completion.logprobs[0] == pytest.approx(np.log(law[completion.token_ids[0]]))
+  success = np.mean([process.judge(1, c.token_ids, c.finish) for c in completions])
+  assert success == pytest.approx(process.value_without(prompt, excluded), abs=0.03)
+
+
+def test_the_only_possible_token_cannot_be_excluded():
+  process = make_process(0, num_steps=4, certain=1.0)
+  step = int(np.flatnonzero((process.probs[0] == 1).any(-1))[0])
+  only = int(process.probs[0, step].argmax())
+  prompt = process.questions[step].prompt_ids
+  with pytest.raises(ValueError, match="only one possible"):
+    AnalyticSampler(process, 0).sample([prompt], [(0,)], [only])
