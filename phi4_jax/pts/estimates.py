@@ -19,7 +19,17 @@ from phi4_jax.pts.oracle import Oracle
 from phi4_jax.pts.responses import Point, Response, Responses
 
 # The first part of each key path. Numbers are never used again for something else.
-PHASES = {"filter": 0, "search": 1, "confirm": 2, "trace": 3, "truth": 4}
+# The numbers of a phase's draws: of "pair", confirm.py says how they are made.
+PHASES = {
+  "filter": 0,
+  "search": 1,
+  "confirm": 2,
+  "trace": 3,
+  "truth": 4,
+  "screen": 5,
+  "leave": 6,
+  "pair": 7,
+}
 
 # Called with (what is being done, rollouts done, rollouts to do).
 ReportProgress = Callable[[str, int, int], None]

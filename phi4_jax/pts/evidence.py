@@ -1,0 +1,325 @@
+"""Evidence that may be looked at any time: e-processes, and what is selected by them.
+
+An e-process starts at 1 and, if its null hypothesis is true, has a mean of at most 1 at
+any time that is chosen by looking at the data so far. So a large value is evidence
+whenever one stops, P(it is ever 1/alpha or more) <= alpha, and e-BH bounds the false
+share among hypotheses selected by their values at the times they stopped, whatever the
+dependence between them. A running maximum is no e-value.
+
+Two arms. The null hypotheses here are about two Bernoulli shares,
+
+  rise p_up - fall p_down <= level,        rise, fall >= 0,
+
+and the data are pairs (X, Y), one draw of either arm. The bets are
+
+  E = prod_t (1 + rise m (X_t - x)) (1 - fall m (Y_t - y)),   rise x - fall y >= level,
+
+with factors that are never negative. Under the null hypothesis the two factors of one t
+are independent with means 1 + u and 1 - v, where u - v = m (rise (p_up - x) -
+fall (p_down - y)) <= 0; both means are at least 0, and a product is at most the square
+of the mean of its factors: (1 + u)(1 - v) <= (1 + (u - v) / 2)^2 <= 1. So E is an
+e-process for any x, y and m that are fixed beforehand, and so is a weighted mean of
+several. For a guess (q_up, q_down) at the truth the x, y and m with the greatest
+expected logarithm make E the likelihood ratio of the guess against the point of the
+null hypothesis with the least Kullback-Leibler distance; a grid of guesses weighted by
+a prior is almost as good as the truth itself, and E depends on two counts only.
+
+Linear bets, prod_t (1 + lambda (Z_t - gamma)) for a bounded Z of mean at most gamma,
+ask for less (any Z) and grow more slowly; tests/pts/test_evidence.py says how much.
+
+Source: Waudby-Smith and Ramdas, JRSS B 86 (2024) 1 (betting); Turner, Ly and Grünwald,
+  JSPI 230 (2024) 106116 (two arms); Wang and Ramdas, JRSS B 84 (2022) 822 (e-BH).
+Differs: the paper has no error control.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from phi4_jax.common.axes import Bool, Float, Int
+
+
+class TwoArmNull(NamedTuple):
+  """rise p_up - fall p_down <= level, for H hypotheses at once.
+
+  Attributes:
+    rise: at least 0.
+    fall: at least 0.
+    level: above -fall, or nothing fulfils it; at least rise, and everything does.
+  """
+
+  rise: Float[np.ndarray, "H"]
+  fall: Float[np.ndarray, "H"]
+  level: Float[np.ndarray, "H"]
+
+
+class ArmBets(NamedTuple):
+  """K bets for each of H hypotheses, as logarithms.
+
+  Attributes:
+    weights: of the bets; -inf for none.
+    up: factor of a failure and of a success of the arm that speaks for the effect.
+    down: the same for the arm that speaks against it.
+  """
+
+  weights: Float[np.ndarray, "H K"]
+  up: Float[np.ndarray, "H K 2"]
+  down: Float[np.ndarray, "H K 2"]
+
+  def log_e(
+    self,
+    up_successes: Int[np.ndarray, "H"],
+    down_successes: Int[np.ndarray, "H"],
+    num_pairs: Int[np.ndarray, "H"],
+  ) -> Float[np.ndarray, "H"]:
+    """Returns log E after so many pairs of draws; 0 where no bet is possible."""
+    s, r, n = (x[:, None] for x in (up_successes, down_successes, num_pairs))
+    logs = self.weights + s * self.up[..., 1] + (n - s) * self.up[..., 0]
+    logs = logs + r * self.down[..., 1] + (n - r) * self.down[..., 0]
+    none = np.isneginf(self.weights).all(axis=1)
+    return np.where(none, 0.0, special.logsumexp(logs, axis=1))
+
+  def take(self, rows: np.ndarray) -> "ArmBets":
+    """Returns the bets of some hypotheses."""
+    return ArmBets(*(part[rows] for part in self))
+
+
+def grid_of_guesses(
+  shares: tuple[float, ...] = (0.02, *(k / 10 for k in range(1, 10)), 0.98),
+) -> tuple[Float[np.ndarray, "K"], Float[np.ndarray, "K"]]:
+  """Returns all pairs (p_up, p_down) of the shares."""
+  up, down = np.meshgrid(shares, shares, indexing="ij")
+  return up.ravel(), down.ravel()
+
+
+def make_arm_bets(
+  null: TwoArmNull,
+  up: Float[np.ndarray, "K"],
+  down: Float[np.ndarray, "K"],
+  log_weights: Float[np.ndarray, "H K"],
+) -> ArmBets:
+  """Returns the bets that grow fastest if a guess is the truth.
+
+  Args:
+    null: the hypotheses.
+    up: guesses at p_up, strictly between 0 and 1.
+    down: guesses at p_down.
+    log_weights: prior weights, of any sum; those of guesses that fulfil the null
+      hypothesis are dropped, the others are made to sum to 1.
+  """
+  rise, fall, level = (np.asarray(x, float)[:, None] for x in null)
+  outside = rise * up - fall * down > level + 1e-9
+
+  def nearest(m):
+    """Root of KL's derivative: (q - x) / (x (1 - x)) = m rise, and so on."""
+    a, b = m * rise, m * fall
+    x = 2 * up / (1 + a + np.sqrt((1 + a) ** 2 - 4 * a * up))
+    far = 2 * (1 - down) / (1 + b + np.sqrt((1 + b) ** 2 - 4 * b * (1 - down)))
+    return a, b, x, 1 - far
+
+  # m / (1 + m) by halving. Of the two ends, the one on the valid side is kept.
+  low = np.zeros(outside.shape)
+  high = np.ones(outside.shape)
+  for _ in range(50):
+    middle = (low + high) / 2
+    _, _, x, y = nearest(middle / (1 - middle))
+    valid = rise * x - fall * y >= level
+    low, high = np.where(valid, middle, low), np.where(valid, high, middle)
+  a, b, x, y = nearest(low / (1 - low))
+  weights = np.where(outside, log_weights, -np.inf)
+  total = special.logsumexp(weights, axis=1, keepdims=True)
+  weights = np.where(np.isneginf(total), -np.inf, weights - total)
+  tiny = np.finfo(float).tiny  # where rounding makes a factor 0
+  factors_up = np.stack([1 - a * x, 1 + a * (1 - x)], axis=-1)
+  factors_down = np.stack([1 + b * y, 1 - b * (1 - y)], axis=-1)
+  return ArmBets(
+    weights,
+    np.log(np.maximum(factors_up, tiny)),
+    np.log(np.maximum(factors_down, tiny)),
+  )
+
+
+def prior_of_guesses(
+  up: Float[np.ndarray, "K"],
+  down: Float[np.ndarray, "K"],
+  up_counts: Float[np.ndarray, "H 2"],
+  down_counts: Float[np.ndarray, "H 2"],
+  *,
+  spread: float = 0.2,
+) -> Float[np.ndarray, "H K"]:
+  """Returns log weights of guesses from what is known before the first pair.
+
+  Args:
+    up: guesses at p_up.
+    down: guesses at p_down.
+    up_counts: failures and successes (fractions allowed) that speak for p_up: the
+      density is that of Beta(failures + 1, successes + 1). Zeros know nothing.
+    down_counts: the same for p_down.
+    spread: the part of the weight that is spread evenly, lest a wrong belief ruin E.
+  """
+
+  def log_density(shares, counts):
+    return counts[:, :1] * np.log1p(-shares) + counts[:, 1:] * np.log(shares)
+
+  informed = log_density(up, up_counts) + log_density(down, down_counts)
+  informed = informed - special.logsumexp(informed, axis=1, keepdims=True)
+  even = -math.log(len(up))
+  return np.logaddexp(informed + math.log1p(-spread), even + math.log(spread))
+
+
+def linear_log_e(
+  payoffs: Float[np.ndarray, "H N"],
+  counts: Int[np.ndarray, "H N"],
+  fractions: Float[np.ndarray, "H K"],
+  log_weights: Float[np.ndarray, "H K"],
+) -> Float[np.ndarray, "H"]:
+  """Returns log sum_k q_k prod_n (1 + lambda_k payoff_n)^count_n.
+
+  Args:
+    payoffs: the values that Z - gamma can take, one of them negative.
+    counts: how often each was seen.
+    fractions: the bets, as parts of the greatest one that can never be ruined,
+      lambda = fraction / -min(payoff); 0 <= fraction < 1, fixed beforehand.
+    log_weights: of the bets; made to sum to 1.
+  """
+  worst = -payoffs.min(axis=1)
+  lambdas = fractions / worst[:, None]
+  steps = np.log1p(lambdas[:, :, None] * payoffs[:, None, :])
+  logs = log_weights - special.logsumexp(log_weights, axis=1, keepdims=True)
+  return special.logsumexp(logs + (steps * counts[:, None, :]).sum(-1), axis=1)
+
+
+def best_fraction(payoffs: Float[np.ndarray, "N"], probs: Float[np.ndarray, "N"]):
+  """Returns the bet with the greatest expected logarithm, at most .95, at least 0."""
+  scaled = payoffs / -payoffs.min()
+  low, high = 0.0, 0.95
+  for _ in range(40):
+    middle = (low + high) / 2
+    slope = float((probs * scaled / (1 + middle * scaled)).sum())
+    low, high = (middle, high) if slope > 0 else (low, middle)
+  return low
+
+
+def lower_bound(
+  gammas: Float[np.ndarray, "G"], log_e: Float[np.ndarray, "G"], alpha: float
+) -> float:
+  """Returns a bound that an effect exceeds, with confidence 1 - alpha at any time.
+
+  Args:
+    gammas: rising.
+    log_e: of the null hypotheses "the effect is at most gamma".
+    alpha: the risk that the effect is at or below the bound, if it was not selected by
+      the same data. For all hypotheses that e-BH selects, k of m at alpha, take
+      alpha k / m: then the expected share of wrong bounds among them is at most alpha.
+
+  Returns:
+    The greatest gamma up to which all are rejected; -inf if the first is not. An
+    effect between two gammas fulfils the upper one's null hypothesis, so the grid
+    costs width and no confidence.
+  """
+  kept = np.flatnonzero(log_e < -math.log(alpha))
+  last = (kept[0] if kept.size else len(gammas)) - 1
+  return float(gammas[last]) if last >= 0 else -math.inf
+
+
+def e_bh(
+  log_e: Float[np.ndarray, "H"], alpha: float, total: int
+) -> Bool[np.ndarray, "H"]:
+  """Selects hypotheses so that the expected false share is at most alpha.
+
+  The largest set of k hypotheses with E >= total / (alpha k) each.
+
+  Args:
+    log_e: of the hypotheses that may be selected; leave out, or set to -inf, those
+      that some filter dropped.
+    alpha: bound of the false discovery rate.
+    total: of all hypotheses that were begun, those dropped included.
+  """
+  assert total >= len(log_e), "a hypothesis was not counted"
+  levels = _levels(len(log_e), alpha, total)
+  num_selected = _num_selected(np.sort(log_e)[::-1], levels)
+  if not num_selected:
+    return np.zeros(len(log_e), bool)
+  return log_e >= levels[num_selected - 1]
+
+
+def _levels(num: int, alpha: float, total: int) -> Float[np.ndarray, "H"]:
+  """What the k-th of the selected must reach."""
+  return math.log(max(total, 1) / alpha) - np.log(np.arange(1, num + 1))
+
+
+def _num_selected(falling: Float[np.ndarray, "H"], levels: np.ndarray) -> int:
+  enough = np.flatnonzero(falling >= levels)
+  return int(enough[-1]) + 1 if enough.size else 0
+
+
+def target_log_e(
+  log_e: Float[np.ndarray, "H"], alpha: float, total: int
+) -> Float[np.ndarray, "H"]:
+  """Returns for each hypothesis the log E with which e-BH would select it now.
+
+  The others stay where they are. It falls with each one that gets there: log(total /
+  (alpha k)) for the k-th.
+  """
+  order = np.argsort(-log_e, kind="stable")
+  falling = log_e[order]
+  levels = _levels(len(log_e), alpha, total)
+  num_selected = _num_selected(falling, levels)
+  # With k - 1 others above the k-th level there is room for one more.
+  room = np.append(True, falling[:-1] >= levels[1:])[: len(log_e)]
+  ranks = np.maximum.accumulate(np.where(room, np.arange(len(log_e)), 0))
+  ranks[:num_selected] = num_selected - 1
+  targets = np.empty(len(log_e))
+  targets[order] = levels[ranks]
+  return targets
+
+
+def share_bounds(successes: int, trials: int, alpha: float) -> tuple[float, float]:
+  """Returns bounds of a Bernoulli share that hold at all times together.
+
+  P(the share is ever outside) <= alpha. The mixture of likelihood ratios over Jeffreys'
+  prior, inverted.
+  """
+  mixture = special.betaln(successes + 0.5, trials - successes + 0.5)
+  floor = float(mixture - special.betaln(0.5, 0.5) + math.log(alpha))
+
+  def fits(share: float) -> bool:
+    log_likelihood = special.xlogy(successes, share)
+    log_likelihood += special.xlog1py(trials - successes, -share)
+    return bool(log_likelihood > floor)
+
+  def edge(inside: float, outside: float) -> float:
+    if fits(outside):
+      return outside
+    for _ in range(60):
+      middle = (inside + outside) / 2
+      inside, outside = (middle, outside) if fits(middle) else (inside, middle)
+    return outside
+
+  share = successes / trials if trials else 0.5
+  return edge(share, 0.0), edge(share, 1.0)
+
+
+def excludes_range(
+  successes: int, trials: int, low: float, high: float, alpha: float
+) -> bool:
+  """Whether a Bernoulli share is, with confidence 1 - alpha, outside of [low, high].
+
+  May be asked after every trial. The bets are on shares of 0, low / 4 and low / 2, and
+  likewise above `high`, so that few trials can do: of one kind only, eleven for
+  (.2, .8) at .2.
+  """
+
+  def log_side(hits: int, bound: float) -> float:
+    if bound <= 0:
+      return -math.inf
+    guesses = np.array([0.0, bound / 4, bound / 2])
+    logs = special.xlogy(hits, guesses / bound) + special.xlog1py(
+      trials - hits, (bound - guesses) / (1 - bound)
+    )
+    return float(special.logsumexp(logs - math.log(3)))
+
+  both = np.logaddexp(log_side(successes, low), log_side(trials - successes, 1 - high))
+  return bool(both - math.log(2) >= -math.log(alpha))

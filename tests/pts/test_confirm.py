@@ -1,0 +1,174 @@
+"""Confirmation: what is drawn for whom, what Z means, and what is claimed."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from phi4_jax.common.sampler import BatchedBranches
+from phi4_jax.pts.analytic import AnalyticSampler, make_process
+from phi4_jax.pts.confirm import (
+  Confirmation,
+  canonical_token,
+  make_hypothesis,
+  make_null,
+)
+from phi4_jax.pts.draws import Outcome
+from phi4_jax.pts.estimates import PHASES
+from phi4_jax.pts.responses import Responses
+from tests.pts.processes import (
+  draw_responses,
+  draw_rollouts,
+  tiny_process,
+  true_values,
+)
+
+EXACT = 1e-9
+
+
+def make_draw(process, seed=0):
+  """Draws branches from a process, as a run does, without a log."""
+  sampler = BatchedBranches(
+    AnalyticSampler(process, seed), rows_per_call=4096, can_exclude=True
+  )
+
+  def draw(branches, *, label=""):
+    del label
+    found = {}
+    for branch, completion in sampler.run(branches):
+      question = branch.text[0] - process.num_tokens
+      tokens = (*branch.prefix_ids[1:], *completion.token_ids)
+      found[branch.key_path] = Outcome(
+        first_id=completion.token_ids[0] if completion.token_ids else -1,
+        num_tokens=len(completion.token_ids),
+        correct=process.judge(question, tokens, completion.finish),
+      )
+    assert len(found) == len(branches)
+    return [found[branch.key_path] for branch in branches]
+
+  return draw
+
+
+def mean_over_responses(process, prefix, keep):
+  """p(success) of what follows a prefix, given that `keep(tokens)`: by enumeration."""
+  total = right = 0.0
+  room = process.num_steps + 1 - len(prefix)
+  for tokens in itertools.product(range(process.num_tokens), repeat=room):
+    if not keep(tokens):
+      continue
+    state, prob = process.state_after(prefix), 1.0
+    for step, token in enumerate(tokens, len(prefix) - 1):
+      prob *= process.probs[step, state, token]
+      state = process.next_states[step, state, token]
+    total += prob
+    right += prob * process.rewards[state]
+  return right / total
+
+
+def tokens_of(process, count=4):
+  for question in range(len(process.questions)):
+    rollouts = draw_rollouts(process, question, count)
+    distinct = {r.token_ids: r for r in reversed(rollouts)}
+    responses = Responses(sorted(distinct.values(), key=lambda r: r.index))
+    for response in responses:
+      for position in range(len(response)):
+        yield responses, response, position
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_the_mean_of_z_is_the_effect(conditioned):
+  process = tiny_process()
+  seen = 0
+  for responses, response, i in tokens_of(process):
+    truth = true_values(process, response)
+    prefix, behind = response.prefix_ids(i), response.prefix_ids(i + 1)
+    # What follows on the response that the hypothesis is named by.
+    name = canonical_token(responses, response.point(i))
+    rest = responses.of(name).token_ids[i + 1 :]
+    off = mean_over_responses(
+      process, prefix, lambda t, y=response.token_ids[i]: t[0] != y
+    )
+    if conditioned and rest:
+      after = mean_over_responses(process, behind, lambda t, rest=rest: t != rest)
+    else:
+      after = mean_over_responses(process, behind, lambda t: True)
+    for sign in (1, -1):
+      h = make_hypothesis(responses, response.point(i), sign, conditioned=conditioned)
+      mean = sum(
+        h.payoff(a, b) * (after if a else 1 - after) * (off if b else 1 - off)
+        for a in (0.0, 1.0)
+        for b in (0.0, 1.0)
+      )
+      assert mean == pytest.approx(sign * (truth[i + 1] - truth[i]), abs=EXACT)
+      for other in {0, 1, 2} - {response.token_ids[i]}:
+        h = make_hypothesis(
+          responses, response.point(i), sign, other_id=other, conditioned=conditioned
+        )
+        mean = h.payoff(after, process.value((*prefix, other)))
+        gap = truth[i + 1] - process.value((*prefix, other))
+        assert mean == pytest.approx(sign * gap, abs=EXACT)
+      seen += 1
+  assert seen > 60
+
+
+def test_the_null_is_the_effect_on_two_shares():
+  for responses, response, i in tokens_of(tiny_process(), 2):
+    for sign in (1, -1):
+      h = make_hypothesis(responses, response.point(i), sign)
+      null = make_null([h], 0.1)
+      for a, b in itertools.product((0.0, 0.3, 1.0), repeat=2):
+        up, down = (a, b) if sign > 0 else (b, a)
+        excess = null.rise[0] * up - null.fall[0] * down - null.level[0]
+        assert excess * h.scale == pytest.approx(h.payoff(a, b) - 0.1, abs=EXACT)
+
+
+def run_all(process, responses, num_pairs, seed=0, **kwargs):
+  confirmation = Confirmation(responses, seed, gamma=0.1)
+  names = {
+    canonical_token(responses, r.point(i)) for r in responses for i in range(len(r))
+  }
+  for name in sorted(names):
+    if responses.of(name).probs[name.position] < 1 - 1e-6:
+      confirmation.add(make_hypothesis(responses, name, 1, **kwargs))
+  plan = confirmation.plan(range(len(confirmation.hypotheses)), num_pairs)
+  confirmation.take(plan, make_draw(process, seed)(plan.branches))
+  return confirmation, plan
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_drawn_effects_agree_with_the_truth(conditioned):
+  process = tiny_process()
+  rollouts = draw_rollouts(process, 2, 4)
+  distinct = {r.token_ids: r for r in reversed(rollouts)}
+  responses = Responses(sorted(distinct.values(), key=lambda r: r.index))
+  confirmation, plan = run_all(process, responses, 1000, conditioned=conditioned)
+  errors = []
+  for h, effect in zip(confirmation.hypotheses, confirmation.effects(), strict=True):
+    truth = true_values(process, responses.of(h.point))
+    i = h.point.position
+    errors.append(effect - (truth[i + 1] - truth[i]))
+  # The greatest standard error of a mean of 1,000 Z is .022.
+  assert np.abs(errors).max() < 0.08
+  assert len(plan.branches) == len({b.key_path for b in plan.branches})
+
+
+def test_draws_are_shared_by_where_they_leave():
+  process = make_process(1)
+  responses = draw_responses(process, [3], 2)
+  confirmation, plan = run_all(process, responses, 8)
+  assert len(plan.branches) < 0.6 * plan.off.size * 2
+  for row, h in enumerate(confirmation.hypotheses):
+    for time in range(8):
+      off = plan.branches[plan.off[row, time]]
+      assert off.key_path == (PHASES["leave"], *h.point, time)
+      assert off.excluded_id == h.token_id == off.text[off.position]
+      assert off.position == 1 + h.point.position
+      if h.needs_after:
+        after = plan.branches[plan.after[row, time]]
+        assert after.position > off.position and after.key_path[-1] == time
+        assert after.excluded_id == after.text[after.position]
+        assert after.text[: off.position + 1] == off.text[: off.position + 1]
+      else:
+        assert plan.after[row, time] == -1
+  texts = {id(branch.text) for branch in plan.branches}
+  assert len(texts) <= len(responses)
