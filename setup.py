@@ -26,6 +26,8 @@ CORE = [
   "scipy>=1.14",
   "tensorboardX>=2.6",  # writes event files without TensorFlow
   "matplotlib>=3.9",
+  "math-verify>=0.9,<0.10",  # equality of mathematical answers, in a process of its own
+  "antlr4-python3-runtime==4.11.1",  # the version that lm-eval wants, too
 ]
 
 EXTRAS = {
