@@ -38,7 +38,7 @@ from phi4_jax.common.text import format_table
 from phi4_jax.data.tokenizer import load_vocabulary
 from phi4_jax.pts.counts import Value, difference_interval, reaches
 from phi4_jax.pts.estimates import Estimator
-from phi4_jax.pts.oracle import TaskOracle
+from phi4_jax.pts.oracle import Question, TaskOracle, make_questions
 from phi4_jax.pts.questions import choose_responses
 from phi4_jax.pts.records import load_rollouts
 from phi4_jax.pts.responses import Point, Responses
@@ -84,10 +84,10 @@ def load_run(folder: Path) -> tuple[FindPivotalTokensConfig, dict[str, Any]]:
   return config_lib.load(FindPivotalTokensConfig, [folder / "config.gin"], []), result
 
 
-def make_oracle_and_sampler(
+def make_parts(
   folder: Path, config: FindPivotalTokensConfig, seed: int
-) -> tuple[TaskOracle, JaxSampler]:
-  """Returns what the search used, with another seed.
+) -> tuple[JaxSampler, tuple[Question, ...], TaskOracle]:
+  """Returns sampler, questions and oracle of the search, with another seed.
 
   Raises:
     ConfigError: if the parent has changed since the search.
@@ -105,18 +105,20 @@ def make_oracle_and_sampler(
   )
   if io.read_json(folder / "settings.json")["sampler_id"].split()[0] != digest:
     raise ConfigError(f"The parent of --run ({folder}) has changed since it was made.")
-  oracle = TaskOracle(
-    make_task(config.task),
+  task = make_task(config.task)
+  questions = make_questions(
+    task,
     vocabulary,
     num_questions=config.num_questions,
     max_length=config.law.max_length,
   )
-  return oracle, sampler
+  return sampler, questions, TaskOracle(task, vocabulary)
 
 
 def estimate_truth(
-  oracle: TaskOracle,
   sampler: JaxSampler,
+  questions: Sequence[Question],
+  oracle: TaskOracle,
   responses: Responses,
   *,
   gap: float,
@@ -139,6 +141,7 @@ def estimate_truth(
   progress = Progress("truth", rollouts * len(asked))
   with Estimator(
     sampler,
+    questions,
     oracle,
     responses,
     log_path=log_path,
@@ -309,10 +312,11 @@ def run(arguments: argparse.Namespace) -> None:
   chosen = set(random.Random(arguments.seed).sample(range(len(searched)), count))
   responses = Responses(r for i, r in enumerate(searched) if i in chosen)
   name = f"{run_result['fingerprint'][:12]}-{arguments.seed}-{count}x{rollouts}"
-  oracle, sampler = make_oracle_and_sampler(folder, config, arguments.seed)
+  sampler, questions, oracle = make_parts(folder, config, arguments.seed)
   truth, facts = estimate_truth(
-    oracle,
     sampler,
+    questions,
+    oracle,
     responses,
     gap=config.search.gap,
     rollouts=rollouts,

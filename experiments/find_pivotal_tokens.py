@@ -22,7 +22,7 @@ from phi4_jax.data.tokenizer import load_vocabulary
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.quantize import Weights
 from phi4_jax.pts.find import find_pivotal_tokens
-from phi4_jax.pts.oracle import TaskOracle
+from phi4_jax.pts.oracle import TaskOracle, make_questions
 from phi4_jax.pts.search import SearchConfig
 from phi4_jax.sampling.generate import JaxSampler
 from phi4_jax.training.progress import Progress
@@ -69,8 +69,9 @@ def run(config: FindPivotalTokensConfig, directory: RunDirectory) -> dict[str, A
   start_jax(config.mesh, rows=config.batch_size)
   inputs = directory.link_inputs(config.inputs())
   vocabulary = load_vocabulary(inputs["vocabulary"] / "vocabulary")
-  oracle = TaskOracle(
-    make_task(config.task),
+  task = make_task(config.task)
+  questions = make_questions(
+    task,
     vocabulary,
     num_questions=config.num_questions,
     max_length=config.law.max_length,
@@ -87,8 +88,9 @@ def run(config: FindPivotalTokensConfig, directory: RunDirectory) -> dict[str, A
   )
   with StopRequest() as stop, _Report(sampler, stop) as report:
     metrics = find_pivotal_tokens(
-      oracle,
       sampler,
+      questions,
+      TaskOracle(task, vocabulary),
       config.search,
       out_dir=directory.path,
       seed=config.seed,

@@ -29,6 +29,7 @@ class AnalyticProcess:
     next_states: where each token leads, by step and state.
     rewards: whether a final state is a success.
     values: V by step and state; `values[num_steps]` are the rewards.
+    questions: one for each state to begin in, or the first of them.
   """
 
   def __init__(
@@ -100,10 +101,9 @@ class AnalyticProcess:
       total = (self.probs[step] * (change**2 + total[later])).sum(-1)
     return total
 
-  def judge(self, question: int, token_ids: Sequence[int], finish: Finish) -> bool:
+  def judge(self, question: Question, token_ids: Sequence[int], finish: Finish) -> bool:
     del finish
-    state = self.state_after((self.num_tokens + question, *token_ids))
-    return bool(self.rewards[state])
+    return bool(self.rewards[self.state_after((*question.prompt_ids, *token_ids))])
 
   def response_text(self, token_ids: Sequence[int], finish: Finish) -> str:
     del finish

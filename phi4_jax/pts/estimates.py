@@ -8,14 +8,14 @@ depends on nothing else: not on batches, order or restarts.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from phi4_jax.common.io import JsonlLog
 from phi4_jax.common.sampler import Sampler
 from phi4_jax.pts.counts import Value
-from phi4_jax.pts.oracle import Oracle
+from phi4_jax.pts.oracle import Oracle, Question
 from phi4_jax.pts.responses import Point, Response, Responses
 
 # The first part of each key path. Numbers are never used again for something else.
@@ -94,6 +94,7 @@ class Estimator:
   def __init__(
     self,
     sampler: Sampler,
+    questions: Sequence[Question],
     oracle: Oracle,
     responses: Responses,
     *,
@@ -102,6 +103,7 @@ class Estimator:
     progress: ReportProgress | None = None,
   ):
     self._sampler = sampler
+    self._questions = questions
     self._oracle = oracle
     self._responses = responses
     self._rows_per_call = rows_per_call
@@ -164,7 +166,8 @@ class Estimator:
       )
       for (name, k), completion in zip(part, completions, strict=True):
         response = prefixes[name][prompts[name] :] + completion.token_ids
-        correct = self._oracle.judge(name.question, response, completion.finish)
+        question = self._questions[name.question]
+        correct = self._oracle.judge(question, response, completion.finish)
         begun.setdefault(name, []).append((completion.token_ids, correct))
         if k == num_rollouts - 1:
           self._keep(phase, name, count_rollouts(begun.pop(name)))

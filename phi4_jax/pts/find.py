@@ -16,7 +16,7 @@ and ends with the same files. Knows oracles and samplers by their protocols.
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from phi4_jax.pts.estimates import (
   merge_tallies,
   tally_first_tokens,
 )
-from phi4_jax.pts.oracle import Oracle
+from phi4_jax.pts.oracle import Oracle, Question, fingerprint_questions
 from phi4_jax.pts.pairs import Candidate, make_pairs
 from phi4_jax.pts.questions import choose_responses, sample_rollouts, success_of
 from phi4_jax.pts.responses import Point, Response, Responses
@@ -40,8 +40,9 @@ from phi4_jax.pts.search import SearchConfig, can_be_pivotal, find_candidates
 
 
 def find_pivotal_tokens(
-  oracle: Oracle,
   sampler: Sampler,
+  questions: Sequence[Question],
+  oracle: Oracle,
   config: SearchConfig,
   *,
   out_dir: str | os.PathLike,
@@ -50,11 +51,12 @@ def find_pivotal_tokens(
   rows_per_call: int = 512,
   progress: ReportProgress | None = None,
 ) -> dict[str, Any]:
-  """Searches the oracle's questions for pivotal tokens; returns the counts.
+  """Searches answers to questions for pivotal tokens; returns the counts.
 
   Args:
-    oracle: questions and verdicts.
     sampler: draws rollouts under the law that all probabilities refer to.
+    questions: what is asked.
+    oracle: judges the answers.
     config: how to search.
     out_dir: the run's folder; a started run in it goes on where it ended.
     seed: the sampler's, to be written beside the key paths.
@@ -75,7 +77,8 @@ def find_pivotal_tokens(
     out_dir,
     {
       "oracle": oracle.fingerprint,
-      "num_questions": len(oracle.questions),
+      "questions": fingerprint_questions(questions),
+      "num_questions": len(questions),
       "search": dataclasses.asdict(config),
       "seed": seed,
       "sampler_id": sampler_id,
@@ -86,6 +89,7 @@ def find_pivotal_tokens(
   )
   rollouts = sample_rollouts(
     sampler,
+    questions,
     oracle,
     config.rollouts_per_question,
     log_path=out_dir / pivotal_files.ROLLOUTS,
@@ -94,7 +98,7 @@ def find_pivotal_tokens(
   )
   roots = [success_of(members) for members in rollouts]
   kept = [is_kept(root, config) for root in roots]
-  records.write_questions(out_dir, oracle, roots, kept)
+  records.write_questions(out_dir, questions, roots, kept)
   if not any(kept):
     raise _no_questions(roots, config)
   responses = Responses(
@@ -105,6 +109,7 @@ def find_pivotal_tokens(
   )
   with Estimator(
     sampler,
+    questions,
     oracle,
     responses,
     log_path=out_dir / "estimates.jsonl",
@@ -128,9 +133,10 @@ def find_pivotal_tokens(
       "sampled_tokens": sum(len(r) for members in rollouts for r in members)
       + estimator.num_tokens,
     }
-  records.write_pivots(out_dir, oracle, responses, pivots, law=law, seed=seed)
-  records.write_pairs(out_dir, oracle, responses, pairs)
-  records.write_traces(out_dir, oracle, traces)
+  said = (questions, oracle.token_text)
+  records.write_pivots(out_dir, *said, responses, pivots, law=law, seed=seed)
+  records.write_pairs(out_dir, *said, responses, pairs)
+  records.write_traces(out_dir, *said, traces)
   probs = [prob for response in responses for prob in response.probs]
   num_positive = sum(pivot.sign == "positive" for pivot in pivots)
   return {

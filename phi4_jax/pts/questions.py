@@ -24,6 +24,7 @@ from phi4_jax.pts.responses import Response
 
 def sample_rollouts(
   sampler: Sampler,
+  questions: Sequence[Question],
   oracle: Oracle,
   num_rollouts: int,
   *,
@@ -36,7 +37,6 @@ def sample_rollouts(
   They are appended to `log_path` as calls return; started again, only what is
   missing there is sampled.
   """
-  questions = oracle.questions
   log = JsonlLog(log_path)
   try:
     records = {(r["question"], r["rollout"]): r for r in log.records()}
@@ -56,7 +56,7 @@ def sample_rollouts(
           "token_ids": list(ids),
           "logprobs": list(completion.logprobs),
           "finish": finish,
-          "correct": oracle.judge(path[0], ids, finish),
+          "correct": oracle.judge(questions[path[0]], ids, finish),
           "response": oracle.response_text(ids, finish),
         }
         log.append(records[path])

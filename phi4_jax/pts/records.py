@@ -5,7 +5,7 @@ Refuses to know how anything in them was found.
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ from phi4_jax.common.io import write_atomic
 from phi4_jax.data import pivotal_files
 from phi4_jax.pts.counts import Value
 from phi4_jax.pts.estimates import PHASES
-from phi4_jax.pts.oracle import Oracle
+from phi4_jax.pts.oracle import Question
 from phi4_jax.pts.pairs import Candidate, Pair
 from phi4_jax.pts.responses import Point, Response, Responses
+
+# Shows a token to a person.
+TokenText = Callable[[int], str]
 
 
 def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -25,7 +28,10 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_questions(
-  out_dir: Path, oracle: Oracle, roots: Sequence[Value], kept: Sequence[bool]
+  out_dir: Path,
+  questions: Sequence[Question],
+  roots: Sequence[Value],
+  kept: Sequence[bool],
 ) -> None:
   """Writes questions.jsonl."""
   write_jsonl(
@@ -42,7 +48,7 @@ def write_questions(
         "kept": keep,
       }
       for number, (question, root, keep) in enumerate(
-        zip(oracle.questions, roots, kept, strict=True)
+        zip(questions, roots, kept, strict=True)
       )
     ),
   )
@@ -50,7 +56,8 @@ def write_questions(
 
 def write_pivots(
   out_dir: Path,
-  oracle: Oracle,
+  questions: Sequence[Question],
+  token_text: TokenText,
   responses: Responses,
   pivots: Iterable[Candidate],
   *,
@@ -65,12 +72,12 @@ def write_pivots(
     interval = pivot.interval
     return {
       "question": point.question,
-      "id": oracle.questions[point.question].id,
+      "id": questions[point.question].id,
       "response": point.response,
       "position": point.position,
       "prefix_ids": list(responses.prefix_ids(point)),
       "token_id": pivot.token_id,
-      "token": oracle.token_text(pivot.token_id),
+      "token": token_text(pivot.token_id),
       "prob": pivot.prob,
       "sign": pivot.sign,
       "before": before.to_json(),
@@ -84,7 +91,7 @@ def write_pivots(
       "alternatives": [
         {
           "token_id": token_id,
-          "token": oracle.token_text(token_id),
+          "token": token_text(token_id),
           "rollouts": value.rollouts,
           "successes": value.successes,
         }
@@ -122,7 +129,11 @@ def _key_paths(responses: Responses, point: Point) -> dict[str, Any]:
 
 
 def write_pairs(
-  out_dir: Path, oracle: Oracle, responses: Responses, pairs: Iterable[Pair]
+  out_dir: Path,
+  questions: Sequence[Question],
+  token_text: TokenText,
+  responses: Responses,
+  pairs: Iterable[Pair],
 ) -> None:
   """Writes pairs.jsonl; the loss position predicts response_ids[position]."""
 
@@ -130,15 +141,15 @@ def write_pairs(
     response = responses.of(pair.point)
     return {
       "question": pair.point.question,
-      "id": oracle.questions[pair.point.question].id,
+      "id": questions[pair.point.question].id,
       "response": pair.point.response,
       "position": pair.point.position,
       "prompt_ids": list(response.prompt_ids),
       "response_ids": list(response.token_ids),
       "accepted_id": pair.accepted_id,
       "rejected_id": pair.rejected_id,
-      "accepted": oracle.token_text(pair.accepted_id),
-      "rejected": oracle.token_text(pair.rejected_id),
+      "accepted": token_text(pair.accepted_id),
+      "rejected": token_text(pair.rejected_id),
       "accepted_counts": pair.accepted.counts(),
       "rejected_counts": pair.rejected.counts(),
       "sign": pair.sign,
@@ -148,12 +159,15 @@ def write_pairs(
 
 
 def write_traces(
-  out_dir: Path, oracle: Oracle, traces: Iterable[tuple[Response, list[Value]]]
+  out_dir: Path,
+  questions: Sequence[Question],
+  token_text: TokenText,
+  traces: Iterable[tuple[Response, list[Value]]],
 ) -> None:
   """Writes traces.jsonl: one value before each token and one behind the last."""
 
   def record(response: Response, values: list[Value]) -> dict[str, Any]:
-    question = oracle.questions[response.question]
+    question = questions[response.question]
     return {
       "question": response.question,
       "id": question.id,
@@ -161,7 +175,7 @@ def write_traces(
       "response": response.index,
       "correct": response.correct,
       "token_ids": list(response.token_ids),
-      "tokens": [oracle.token_text(token_id) for token_id in response.token_ids],
+      "tokens": [token_text(token_id) for token_id in response.token_ids],
       "probs": list(response.probs),
       "values": [value.to_json() for value in values],
     }

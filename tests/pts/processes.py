@@ -27,7 +27,7 @@ def draw_rollouts(process, question, count, seed=0) -> list[Response]:
       token_ids=c.token_ids,
       logprobs=c.logprobs,
       finish=c.finish,
-      correct=process.judge(question, c.token_ids, c.finish),
+      correct=process.judge(process.questions[question], c.token_ids, c.finish),
     )
     for k, c in enumerate(completions)
   ]

@@ -28,7 +28,7 @@ def test_values_equal_the_sum_over_all_responses():
       for step, token in enumerate(tokens):
         prob *= process.probs[step, state, token]
         state = process.next_states[step, state, token]
-      total += prob * process.judge(question, tokens, "length")
+      total += prob * process.judge(process.questions[question], tokens, "length")
     assert process.value(process.questions[question].prompt_ids) == pytest.approx(
       total, abs=EXACT
     )
@@ -91,7 +91,9 @@ def test_samples_follow_the_probabilities():
   completions = sampler.sample([prompt] * 4000, [(1, k) for k in range(4000)])
   shares = np.bincount([c.token_ids[0] for c in completions], minlength=3) / 4000
   np.testing.assert_allclose(shares, process.probs[0, 1], atol=0.03)
-  success = np.mean([process.judge(1, c.token_ids, c.finish) for c in completions])
+  success = np.mean(
+    [process.judge(process.questions[1], c.token_ids, c.finish) for c in completions]
+  )
   assert success == pytest.approx(process.value(prompt), abs=0.03)
   for completion in completions[:50]:
     state = 1
@@ -130,7 +132,9 @@ def test_an_excluded_first_token_is_never_drawn_and_the_rest_keep_their_law():
   assert shares[excluded] == 0
   for completion in completions[:20]:
     assert completion.logprobs[0] == pytest.approx(np.log(law[completion.token_ids[0]]))
-  success = np.mean([process.judge(1, c.token_ids, c.finish) for c in completions])
+  success = np.mean(
+    [process.judge(process.questions[1], c.token_ids, c.finish) for c in completions]
+  )
   assert success == pytest.approx(process.value_without(prompt, excluded), abs=0.03)
 
 

@@ -37,7 +37,7 @@ def all_responses(process, question):
         probs,
         tokens=tokens,
         question=question,
-        correct=process.judge(question, tokens, "length"),
+        correct=process.judge(process.questions[question], tokens, "length"),
       )
 
 

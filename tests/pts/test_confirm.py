@@ -41,7 +41,7 @@ def make_draw(process, seed=0):
       found[branch.key_path] = Outcome(
         first_id=completion.token_ids[0] if completion.token_ids else -1,
         num_tokens=len(completion.token_ids),
-        correct=process.judge(question, tokens, completion.finish),
+        correct=process.judge(process.questions[question], tokens, completion.finish),
       )
     assert len(found) == len(branches)
     return [found[branch.key_path] for branch in branches]

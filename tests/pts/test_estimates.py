@@ -24,6 +24,7 @@ class Asked(AnalyticSampler):
 def make_estimator(path, sampler=None, rows_per_call=50, **kwargs):
   return Estimator(
     sampler or Asked(),
+    PROCESS.questions,
     PROCESS,
     RESPONSES,
     log_path=path / "log.jsonl",

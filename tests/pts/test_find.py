@@ -56,7 +56,9 @@ class _Died(Exception):
 def find(out_dir, sampler=None, config=SMALL, process=PROCESS, **kwargs):
   sampler = sampler or AnalyticSampler(process, SEED)
   settings = {"seed": SEED, "rows_per_call": 200} | kwargs
-  return find_pivotal_tokens(process, sampler, config, out_dir=out_dir, **settings)
+  return find_pivotal_tokens(
+    sampler, process.questions, process, config, out_dir=out_dir, **settings
+  )
 
 
 def read(folder, name):
@@ -192,7 +194,9 @@ class TestFiles:
           continue
         completions = sampler.sample([prefix] * 24, [(*path, k) for k in range(24)])
         successes = sum(
-          PROCESS.judge(question, (*prefix[1:], *c.token_ids), c.finish)
+          PROCESS.judge(
+            PROCESS.questions[question], (*prefix[1:], *c.token_ids), c.finish
+          )
           for c in completions
         )
         assert pivot[side] == {"successes": successes, "rollouts": 24, "exact": False}

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from phi4_jax.common.errors import ConfigError
@@ -5,35 +7,41 @@ from phi4_jax.data.chat import encode_prompt
 from phi4_jax.data.tokenizer import ByteVocabulary
 from phi4_jax.eval.tasks.arithmetic import ArithmeticTask, ArithmeticTaskConfig
 from phi4_jax.eval.types import Example, Verdict
-from phi4_jax.pts.oracle import Oracle, TaskOracle
+from phi4_jax.pts.oracle import (
+  Oracle,
+  TaskOracle,
+  fingerprint_questions,
+  make_questions,
+)
 
 VOCABULARY = ByteVocabulary()
 STOP = VOCABULARY.im_end_id
+TASK = ArithmeticTask(ArithmeticTaskConfig())
 
 
-def make_oracle(num_questions=3, task=None, max_length=64):
-  task = task or ArithmeticTask(ArithmeticTaskConfig())
-  return TaskOracle(
+def questions_of(task=TASK, num_questions=3, max_length=64):
+  return make_questions(
     task, VOCABULARY, num_questions=num_questions, max_length=max_length
   )
 
 
 def test_it_judges_as_the_task_grades():
-  oracle = make_oracle()
+  oracle = TaskOracle(TASK, VOCABULARY)
   assert isinstance(oracle, Oracle)
-  for number, question in enumerate(oracle.questions):
+  for question in questions_of():
     right = VOCABULARY.encode(f"so {question.reference}")
     wrong = VOCABULARY.encode(f"so {(int(question.reference) + 1) % 10}")
-    assert oracle.judge(number, [*right, STOP], "stop")
-    assert oracle.judge(number, right, "length")
-    assert not oracle.judge(number, [*wrong, STOP], "stop")
+    assert oracle.judge(question, [*right, STOP], "stop")
+    assert oracle.judge(question, right, "length")
+    assert not oracle.judge(question, [*wrong, STOP], "stop")
     assert question.prompt == f"{question.id}?"
     messages = ({"role": "user", "content": question.prompt},)
+    assert question.messages == messages
     assert list(question.prompt_ids) == encode_prompt(messages, VOCABULARY)
 
 
 def test_texts():
-  oracle = make_oracle(1)
+  oracle = TaskOracle(TASK, VOCABULARY)
   ids = [*VOCABULARY.encode("ab"), STOP]
   assert oracle.response_text(ids, "stop") == "ab"
   assert oracle.token_text(STOP) == "<|im_end|>"
@@ -54,14 +62,21 @@ def test_a_chat_of_several_turns_is_shown_with_its_roles():
     def grade(self, example, response):
       return Verdict(correct=response == example.reference)
 
-  assert make_oracle(1, Chat()).questions[0].prompt == "system: s\nuser: u"
+  assert questions_of(Chat(), 1)[0].prompt == "system: s\nuser: u"
 
 
-def test_the_fingerprint_names_the_questions():
-  assert make_oracle(3).fingerprint == make_oracle(3).fingerprint
-  assert make_oracle(3).fingerprint != make_oracle(4).fingerprint
+def test_fingerprints_name_questions_and_rule():
+  questions = questions_of()
+  name = fingerprint_questions(questions)
+  assert name == fingerprint_questions(questions_of())
+  assert name != fingerprint_questions(questions[:2])
+  for change in ({"reference": "x"}, {"category": "x"}, {"prompt_ids": (1,)}):
+    changed = (dataclasses.replace(questions[0], **change), *questions[1:])
+    assert name != fingerprint_questions(changed)
+  rule = TaskOracle(TASK, VOCABULARY).fingerprint
+  assert rule == f"arithmetic {VOCABULARY.fingerprint}"
 
 
 def test_a_prompt_without_room_is_refused():
   with pytest.raises(ConfigError, match=r"SamplingLaw.max_length \(12"):
-    make_oracle(max_length=12)
+    questions_of(max_length=12)

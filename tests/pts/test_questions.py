@@ -8,8 +8,9 @@ from tests.pts.processes import draw_rollouts, make_response, tiny_process
 
 
 def sample(path, sampler, rows_per_call=4):
+  process = tiny_process()
   return sample_rollouts(
-    sampler, tiny_process(), 5, log_path=path, rows_per_call=rows_per_call
+    sampler, process.questions, process, 5, log_path=path, rows_per_call=rows_per_call
   )
 
 

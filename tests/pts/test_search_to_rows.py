@@ -27,7 +27,13 @@ def searched(tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs") / "pts"
   sampler = AnalyticSampler(_PROCESS, 4)
   return folder, find_pivotal_tokens(
-    _PROCESS, sampler, _CONFIG, out_dir=folder, seed=4, rows_per_call=400
+    sampler,
+    _PROCESS.questions,
+    _PROCESS,
+    _CONFIG,
+    out_dir=folder,
+    seed=4,
+    rows_per_call=400,
   )
 
 
