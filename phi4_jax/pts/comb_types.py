@@ -1,0 +1,157 @@
+"""What the comb search is told and what it gives back; plain data.
+
+Nothing here draws or decides. `comb_search.search_comb` fills the results, and whoever
+writes files or reports reads them.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+
+from phi4_jax.common.axes import Bool, Float, Int
+from phi4_jax.pts.counts import Value
+from phi4_jax.pts.estimates import Tally
+from phi4_jax.pts.pairs import Pair
+from phi4_jax.pts.responses import Point, Response
+
+# What became of a hypothesis.
+#   exported: e-BH selected it, and all data say that it reaches the gap.
+#   rejected: given up: it seemed not to reach the gap any more.
+#   undecided: the budget, the price or the question ended before the evidence sufficed.
+State = Literal["exported", "rejected", "undecided"]
+# Why an exported token has no pair.
+#   no_alternative: no other token was drawn often enough.
+#   gap_too_small: fresh rollouts did not repeat the difference.
+#   same_pair_again: another exported token gave it.
+#   not_drawn: the budget ended, or a rollout had no verdict.
+NoCombPair = Literal["no_alternative", "gap_too_small", "same_pair_again", "not_drawn"]
+
+
+class Critic(Protocol):
+  """Guesses where pivotal tokens are. It may be wrong: it costs rollouts, no truth."""
+
+  def pivot_probs(self, responses: Sequence[Response]) -> list[Float[np.ndarray, "T"]]:
+    """Returns for each response the probability of each token to reach the gap."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finding:
+  """A hypothesis that entered confirmation: one token after one prefix, and a sign.
+
+  All counts but those named so are of fresh rollouts, drawn after the hypothesis was
+  made.
+
+  Attributes:
+    point: before the token, on the first response that has this token there.
+    token_id: y.
+    sign: 1 if the token is thought to raise p(success), else -1.
+    state: see `State`.
+    reason: of a state that is not "exported", in words; "" otherwise.
+    prob: pi, the sampling probability of the token.
+    stay: w, the known probability to stay on the base response behind the token.
+    end_value: V_T, the verdict on the base response.
+    after: arm A: behind the token, given that the base response is left; no rollouts
+      if it cannot be left any more.
+    off: arm B: the next token is not y.
+    screened: rollouts of arm B that the screen drew: not fresh.
+    first_tokens: fresh rollouts of arm B by the token drawn first.
+    screened_tokens: those of the screen by the token drawn first.
+    time: on the clock of confirm.py when the hypothesis was added.
+    log_e: natural log of its e-value against an effect of at most gamma0.
+    effect: the estimate of sign * (V behind y - V before it), from fresh rollouts; not
+      a number if there is none.
+    lower_bound: what sign * Delta exceeds; for the exported ones the expected share of
+      wrong bounds is at most alpha, for others the bound holds at alpha each.
+    posterior: probability that sign * Delta reaches the gap, given everything.
+    pair: of an exported one.
+    no_pair: why an exported one has none.
+  """
+
+  point: Point
+  token_id: int
+  sign: int
+  state: State
+  reason: str
+  prob: float
+  stay: float
+  end_value: float
+  after: Value
+  off: Value
+  screened: Value
+  first_tokens: Tally
+  screened_tokens: Tally
+  time: int
+  log_e: float
+  effect: float
+  lower_bound: float
+  posterior: float
+  pair: Pair | None = None
+  no_pair: NoCombPair | None = None
+
+  @property
+  def value_after(self) -> float:
+    """V behind the token, from fresh rollouts and the known end."""
+    left = self.after.share if self.after.rollouts else 0.0
+    return self.stay * self.end_value + (1 - self.stay) * left
+
+  @property
+  def value_before(self) -> float:
+    """V before the token: pi times the one behind it, and the rest."""
+    return self.prob * self.value_after + (1 - self.prob) * self.off.share
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Screened:
+  """What is believed of a response at the end, from all rollouts: for curves.
+
+  Attributes:
+    successes: of the rollouts that leave at each token.
+    rollouts: that leave at each token.
+    values: posterior mean of V before each token and behind the last.
+    errors: posterior standard deviation of the same.
+    pivot_probs: of each token to raise (second row: lower) V by the gap or more.
+    entered: whether the token entered confirmation.
+  """
+
+  successes: Int[np.ndarray, "T"]
+  rollouts: Int[np.ndarray, "T"]
+  values: Float[np.ndarray, "T+1"]
+  errors: Float[np.ndarray, "T+1"]
+  pivot_probs: Float[np.ndarray, "2 T"]
+  entered: Bool[np.ndarray, "T"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CombResult:
+  """All that a comb search found.
+
+  Attributes:
+    findings: every hypothesis that entered confirmation, by point and sign.
+    screened: by (question, response).
+    dropped: questions that were given up, with the reason.
+    num_candidates: tokens of the base responses that can reach the gap, each once.
+    rounds: calls of the draw.
+    out_of_budget: whether the budget ended the search.
+    rollouts: drawn, by "screen", "confirm" and "pair".
+    sampled_tokens: likewise.
+  """
+
+  findings: list[Finding]
+  screened: dict[tuple[int, int], Screened]
+  dropped: dict[int, str]
+  num_candidates: int
+  rounds: int
+  out_of_budget: bool
+  rollouts: dict[str, int]
+  sampled_tokens: dict[str, int]
+
+  @property
+  def exported(self) -> list[Finding]:
+    return [finding for finding in self.findings if finding.state == "exported"]
+
+  @property
+  def pairs(self) -> list[Pair]:
+    return [f.pair for f in self.exported if f.pair is not None]
