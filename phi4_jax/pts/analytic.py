@@ -122,6 +122,7 @@ def make_process(
   certain: float = 0.65,
   forks: float = 0.06,
   rewarded: float = 0.5,
+  reach: int | None = None,
 ) -> AnalyticProcess:
   """Draws a process.
 
@@ -134,6 +135,9 @@ def make_process(
     forks: share of states in which each token leads to a state of its own; the rest
       are states of style.
     rewarded: share of final states that are a success.
+    reach: if given, states lie on a line whose one end succeeds, and a fork leads to
+      states at most so far away. So V wanders, and moves cancel each other, as in a
+      response that errs and recovers. Without it a fork leads anywhere.
   """
   rng = np.random.default_rng(seed)
   shape = (num_steps, num_states, num_tokens)
@@ -153,6 +157,14 @@ def make_process(
   is_fork = kind >= 1 - forks
   next_states = np.where(is_fork[..., None], anywhere, same[..., None])
   rewards = rng.permutation(num_states) < round(rewarded * num_states)
+  if reach is not None:
+    line = np.arange(num_states)
+    anywhere = line[:, None] + rng.integers(-reach, reach + 1, shape)
+    anywhere = np.where(anywhere < 0, -1 - anywhere, anywhere)
+    beyond = anywhere >= num_states
+    anywhere = np.where(beyond, 2 * num_states - 1 - anywhere, anywhere)
+    next_states = np.where(is_fork[..., None], anywhere, line[:, None])
+    rewards = line < round(rewarded * num_states)
   return AnalyticProcess(probs / probs.sum(-1, keepdims=True), next_states, rewards)
 
 

@@ -6,7 +6,7 @@ writes files or reports reads them.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,7 @@ State = Literal["exported", "rejected", "undecided"]
 NoCombPair = Literal["no_alternative", "gap_too_small", "same_pair_again", "not_drawn"]
 
 
+@runtime_checkable
 class Critic(Protocol):
   """Guesses where pivotal tokens are. It may be wrong: it costs rollouts, no truth."""
 

@@ -6,7 +6,7 @@ samples, judges, logs and resumes stands behind it (rollouts.py).
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from phi4_jax.common.sampler import Branch
 
@@ -35,6 +35,7 @@ class OutOfBudget(Exception):
   """
 
 
+@runtime_checkable
 class Draw(Protocol):
   """Takes branches and returns their outcomes in the same order.
 
