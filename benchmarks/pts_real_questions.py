@@ -1,0 +1,75 @@
+"""Questions that a small real model answers right now and then, asked after examples.
+
+Four worked questions stand before each; an answer ends with its line. SmolLM2-135M is
+right in a quarter to three quarters of its answers to the ones about boxes, at
+temperature 1 and over its whole vocabulary.
+"""
+
+import random
+from collections.abc import Sequence
+
+from phi4_jax.data.vocabularies import Vocabulary
+from phi4_jax.eval.answers import find_last_number
+from phi4_jax.eval.exchange import decode_response
+from phi4_jax.pts.oracle import Finish, Question
+
+_EXAMPLES = (
+  ("What is 3 + 5?", "3 + 5 = 8. The answer is 8."),
+  (
+    "There are 2 bags with 4 coins each. How many coins are there?",
+    "2 * 4 = 8. The answer is 8.",
+  ),
+  ("What is 6 + 1?", "6 + 1 = 7. The answer is 7."),
+  (
+    "Tom has 9 apples and gives 4 away. How many apples are left?",
+    "9 - 4 = 5. The answer is 5.",
+  ),
+)
+_BOXES = "There are {a} boxes with {b} {things} each. How many {things} are there?"
+_THINGS = ("pens", "books", "shells", "stamps")
+NEW_TOKENS = 32
+
+
+def make_questions(
+  vocabulary: Vocabulary, count: int, *, seed: int
+) -> tuple[Question, ...]:
+  """Returns so many different questions; fewer are a prefix of more."""
+  rng = random.Random(seed)
+  shown = "".join(f"Q: {q}\nA: {a}\n\n" for q, a in _EXAMPLES)
+  found: dict[str, str] = {}
+  while len(found) < count:
+    a, b = rng.randint(2, 5), rng.randint(2, 5)
+    text = _BOXES.format(a=a, b=b, things=rng.choice(_THINGS))
+    found.setdefault(text, str(a * b))
+  return tuple(
+    Question(
+      id=f"boxes-{number}",
+      prompt=text,
+      reference=answer,
+      prompt_ids=tuple(vocabulary.encode(f"{shown}Q: {text}\nA:")),
+    )
+    for number, (text, answer) in enumerate(found.items())
+  )
+
+
+def line_ends(vocabulary: Vocabulary) -> tuple[int, ...]:
+  """Returns the tokens that end a line."""
+  return tuple(i for i in range(vocabulary.size) if "\n" in vocabulary.decode([i]))
+
+
+class LastNumber:
+  """Right is an answer whose last number is the reference; an Oracle."""
+
+  def __init__(self, vocabulary: Vocabulary):
+    self._vocabulary = vocabulary
+    self.fingerprint = f"last number, version 1, {vocabulary.fingerprint}"
+
+  def judge(self, question: Question, token_ids: Sequence[int], finish: Finish) -> bool:
+    text = self.response_text(token_ids, finish)
+    return find_last_number(text) == question.reference
+
+  def response_text(self, token_ids: Sequence[int], finish: Finish) -> str:
+    return decode_response(token_ids, finish, self._vocabulary)
+
+  def token_text(self, token_id: int) -> str:
+    return self._vocabulary.token_text(token_id)

@@ -1,0 +1,96 @@
+"""What is said of named tokens and of costs; the questions have their answers."""
+
+import pytest
+
+from benchmarks.pts_real_questions import LastNumber, line_ends, make_questions
+from benchmarks.pts_real_summary import format_result, judge_pivots, summarize
+from benchmarks.pts_reference import Change
+from phi4_jax.data.vocabularies import ByteVocabulary
+from phi4_jax.eval.answers import find_last_number
+
+
+def _change(position, delta, error=0.02):
+  return Change(
+    position=position, prob=0.5, delta=delta, standard_error=error, off=(5, 10)
+  )
+
+
+def _pivot(position, delta):
+  return {"response": 0, "position": position, "delta": delta}
+
+
+def test_true_is_beyond_gamma0_on_the_named_side():
+  changes = {
+    (0, 1): _change(1, 0.3),
+    (0, 2): _change(2, -0.12),
+    (0, 3): _change(3, -0.3),
+  }
+  pivots = [_pivot(1, 0.4), _pivot(2, -0.2), _pivot(3, 0.2), _pivot(4, 0.3)]
+  judged = judge_pivots(pivots, changes, 0.1)
+  assert [pivot["true"] for pivot in judged] == [True, False, False, False]
+  assert judged[3]["reference"] is None
+  assert judged[0]["reference"]["delta"] == 0.3
+
+
+def _record():
+  return {
+    "id": "boxes-0",
+    "ours": {
+      "cost": {"seconds": 2.0, "cpu_seconds": 3.0, "sampled_tokens": 100},
+      "pivots": [{**_pivot(1, 0.3), "true": True}],
+    },
+    "public": {
+      "cost": {"seconds": 90.0, "cpu_seconds": 99.0, "sampled_tokens": 900},
+      "pivots": [{**_pivot(1, 0.3), "true": True}, {**_pivot(2, 0.2), "true": False}],
+    },
+    "tokens": {"0": ["a", "b", "c"]},
+    "reference": [
+      {"response": 0, **_change(1, 0.3).to_json(), "above_gamma0": True},
+    ],
+  }
+
+
+def test_questions_that_were_left_count_too():
+  left = [{"seconds": 1.0, "cpu_seconds": 1.0, "sampled_tokens": 50}]
+  ours = summarize([_record()], "ours", left)
+  assert ours["seconds_per_true_pivot"] == 3.0
+  assert ours["sampled_per_true_pivot"] == 150
+  public = summarize([_record()], "public")
+  assert (public["named"], public["true"]) == (2, 1)
+  assert public["cpu_seconds_per_true_pivot"] == 99.0
+
+
+def test_both_lists_stand_side_by_side():
+  record = _record()
+  methods = {m: summarize([record], m) for m in ("ours", "public")}
+  text = format_result({"records": [record], "methods": methods, "seconds_ratio": 45.0})
+  assert "boxes-0/0/1" in text and "+0.300 [+0.261, +0.339]" in text
+  assert "cannot move" in text
+  assert text.endswith("public over ours: 45.0")
+
+
+def test_questions_are_asked_after_examples_and_have_their_answers():
+  vocabulary = ByteVocabulary()
+  questions = make_questions(vocabulary, 6, seed=1)
+  assert len({question.prompt for question in questions}) == 6
+  assert questions[:3] == make_questions(vocabulary, 3, seed=1)
+  for question in questions:
+    first, second = (int(w) for w in question.prompt.split() if w.isdigit())
+    assert question.reference == str(first * second)
+    asked = vocabulary.decode(question.prompt_ids)
+    assert asked.endswith(f"Q: {question.prompt}\nA:") and asked.count("Q:") == 5
+
+
+def test_the_last_number_decides():
+  vocabulary = ByteVocabulary()
+  oracle = LastNumber(vocabulary)
+  (question,) = make_questions(vocabulary, 1, seed=1)
+  (end,) = line_ends(vocabulary)
+  for text, right in ((f" It is {question.reference}.", True), (" 1000.", False)):
+    ids = (*vocabulary.encode(text), end)
+    assert oracle.judge(question, ids, "stop") == right
+    assert find_last_number(oracle.response_text(ids, "stop")) is not None
+  assert oracle.judge(question, (end,), "stop") is False
+  assert oracle.token_text(end) == vocabulary.token_text(end)
+  with pytest.raises(TypeError):
+    oracle.judge(question)  # pyright: ignore[reportCallIssue]
