@@ -71,9 +71,7 @@ TUNING = World(
 WORLDS = (BASE, DENSE, LONG)
 
 
-def true_values(
-  process: AnalyticProcess, response: Response
-) -> Float[np.ndarray, "T+1"]:
+def true_values(process: AnalyticProcess, response: Response) -> Float[np.ndarray, "N"]:
   """Returns p(success) before each token of a response and behind the last."""
   state = process.state_after(response.prompt_ids)
   values = [process.values[0, state]]
