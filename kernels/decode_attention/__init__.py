@@ -63,7 +63,7 @@ def decode_attention(
   q: Float[Array, "P R *T N H"],
   prefix_k: Shaped[Array, "P K S H"],
   prefix_v: Shaped[Array, "P K S H"],
-  prefix_lengths: Int[Array, "P"],
+  prefix_lengths: Int[Array, "P"] | Int[Array, "P R"],
   suffix_k: Shaped[Array, "P R K S2 H"],
   suffix_v: Shaped[Array, "P R K S2 H"],
   suffix_lengths: Int[Array, "P R"],
@@ -71,13 +71,14 @@ def decode_attention(
   prefix_scales: tuple[Float[Array, "P K S"], Float[Array, "P K S"]] | None = None,
   suffix_scales: tuple[Float[Array, "P R K S2"], Float[Array, "P R K S2"]]
   | None = None,
+  suffix_end: Int[Array, ""] | None = None,
   sliding_window: int | None = None,
   scale: float | None = None,
   implementation: str = "auto",
 ) -> Float[Array, "P R *T N H"]:
   """Attention of the newest tokens of R continuations of each of P prefixes.
 
-      k = concatenate([prefix_k[p, :, : prefix_lengths[p]],
+      k = concatenate([prefix_k[p, :, : prefix_lengths[p, r]],
                        suffix_k[p, r, :, : suffix_lengths[p, r] - (T - 1 - t)]], axis=1)
       v = likewise; of both, the last sliding_window slots when it is set
       scores[n, s] = q[p, r, t, n] . k[n // (N // K), s] * scale
@@ -91,30 +92,40 @@ def decode_attention(
   what has to be read. A program on a mesh calls it inside `jax.shard_map`, with P, R
   or K sharded: rows and heads do not meet. There is no gradient.
 
+  With suffix_end (and T = 1) the suffixes are rings, so that rows which began at
+  different times are written at one slot: `suffix_k[..., (suffix_end - 1) % S2, :]`
+  is every row's new token, the slot before it the token before, and a row sees its
+  latest suffix_lengths[p, r] tokens, S2 at most.
+
   Args:
     q: one new token a row, [P, R, N, H], or T of them, [P, R, T, N, H]; the result
       has its shape and dtype. Products take q.dtype and accumulate in float32.
     prefix_k: keys of the prefixes, in q.dtype or 8 bits wide.
     prefix_v: values, likewise.
-    prefix_lengths: slots in use; what lies past them is not seen, but must be finite.
+    prefix_lengths: slots in use, of a prefix or as each of its rows sees it; what lies
+      past them is not seen, but must be finite.
     suffix_k: keys of each row's own tokens.
     suffix_v: values, likewise.
     suffix_lengths: slots in use, the new tokens' included.
     prefix_scales: for 8-bit caches, what the keys and the values of each slot and
       head are multiplied by.
     suffix_scales: likewise.
+    suffix_end: one more than the slot of all rows' new tokens, when suffixes are rings.
     sliding_window: how many latest tokens are seen, the own one included.
     scale: of the scores; None means 1 / sqrt(H).
     implementation: "auto", or the name of one of IMPLEMENTATIONS.
 
   Raises:
-    ValueError: if shapes or dtypes disagree, the window is not positive, the name is
-      unknown, or nothing can run (every reason is listed).
+    ValueError: if shapes or dtypes disagree, the window is not positive, several new
+      tokens would be in a ring, the name is unknown, or nothing can run (every reason
+      is listed).
     TypeError: when it is differentiated.
   """
   none = (None, None)
   prefix = Cache(prefix_k, prefix_v, prefix_lengths, *(prefix_scales or none))
-  suffix = Cache(suffix_k, suffix_v, suffix_lengths, *(suffix_scales or none))
+  suffix = Cache(
+    suffix_k, suffix_v, suffix_lengths, *(suffix_scales or none), suffix_end
+  )
   rows = q[:, :, None] if q.ndim == 4 else q  # [P, R, T, N, H]
   problem = make_problem(
     rows,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels.decode_attention.problem import Cache, DecodeProblem, last_slots
+from kernels.decode_attention.problem import Cache, DecodeProblem, visible_slots
 
 
 def merge_parts(
@@ -115,24 +115,16 @@ def decode_attention(
   problem: DecodeProblem,
 ) -> Float[Array, "P R T N H"]:
   """See `kernels.decode_attention.decode_attention`."""
-  p, r = q.shape[:2]
-  own = last_slots(suffix.lengths, problem)[..., None]  # [P, R, T, 1]
-  length = prefix.lengths[:, None, None, None]
-  prefix_slots = jnp.arange(problem.prefix_slots)
-  suffix_slots = jnp.arange(problem.suffix_slots)
-  in_prefix = prefix_slots < length  # [P, 1, 1, S]
-  in_suffix = suffix_slots <= own  # [P, R, T, S2]
-  if problem.sliding_window is not None:
-    in_prefix &= length + own - prefix_slots < problem.sliding_window
-    in_suffix &= own - suffix_slots < problem.sliding_window
-
-  def each_head(may: jax.Array) -> jax.Array:  # G queries a new token
-    return jnp.repeat(may, problem.group, axis=2)
-
-  rows = (p, 1) if problem.sliding_window is None else (p, -1)
-  in_prefix = in_prefix if rows[1] == 1 else each_head(in_prefix)
-  in_prefix = in_prefix.reshape(*rows, problem.prefix_slots)
-  in_suffix = each_head(in_suffix).reshape(p * r, -1, problem.suffix_slots)
+  p, r, t = q.shape[:3]
+  in_prefix, in_suffix = visible_slots(prefix, suffix, problem)
+  if in_prefix.shape[1:3] == (1, 1):  # all queries of a prefix see the same
+    in_prefix = in_prefix[:, 0]  # [P, 1, S]
+  else:
+    in_prefix = jnp.broadcast_to(in_prefix, (p, r, t, problem.prefix_slots))
+    in_prefix = jnp.repeat(in_prefix, problem.group, axis=2)
+    in_prefix = in_prefix.reshape(p, -1, problem.prefix_slots)  # [P, R*T*G, S]
+  in_suffix = jnp.repeat(in_suffix, problem.group, axis=2)
+  in_suffix = in_suffix.reshape(p * r, -1, problem.suffix_slots)  # [P*R, T*G, S2]
   parts = [
     _part(prefix_rows(q, problem), prefix, in_prefix, problem.scale),
     _part(suffix_rows(q, problem), suffix.flatten(), in_suffix, problem.scale),

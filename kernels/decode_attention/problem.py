@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool
 
 
 class Cache(NamedTuple):
@@ -19,9 +19,11 @@ class Cache(NamedTuple):
   Attributes:
     k: [..., K, S, H], in q.dtype or 8 bits wide (integers with scales).
     v: likewise.
-    lengths: [...] int32.
+    lengths: [...] int32; of a prefix also [P, R], a cut for each row.
     k_scale: [..., K, S] float32, what a slot's keys are multiplied by; None: by 1.
     v_scale: likewise for values.
+    end: int32 scalar when all rows are rings that are written at one slot: one more
+      than the newest token's slot, modulo S. None: slot 0 is a row's first token.
   """
 
   k: jax.Array
@@ -29,15 +31,23 @@ class Cache(NamedTuple):
   lengths: jax.Array
   k_scale: jax.Array | None = None
   v_scale: jax.Array | None = None
+  end: jax.Array | None = None
 
   def flatten(self) -> "Cache":
     """Joins the two leading axes: [P, R, ...] -> [P * R, ...]."""
-    return Cache(*(x if x is None else jax.lax.collapse(x, 0, 2) for x in self))  # pyright: ignore
+    joined = Cache(
+      *(x if x is None else jax.lax.collapse(x, 0, 2) for x in self[:-1])  # pyright: ignore
+    )
+    return joined._replace(end=self.end)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodeProblem:
-  """The static side of one call: P, R, T, N, K, H, slots, dtypes, window, scale."""
+  """The static side of one call: P, R, T, N, K, H, slots, dtypes, window, scale.
+
+  `has_cuts` says that each row sees a length of the prefix of its own, `is_ring` that
+  suffixes are rings.
+  """
 
   prefixes: int
   rollouts: int
@@ -51,6 +61,8 @@ class DecodeProblem:
   cache_dtypes: tuple[str, str]
   sliding_window: int | None
   scale: float
+  has_cuts: bool = False
+  is_ring: bool = False
   platform: str = "cpu"
 
   @property
@@ -73,9 +85,10 @@ def _check_cache(name: str, cache: Cache, lead: tuple[int, ...], q: jax.Array) -
       f"q {q.shape} and {name}_k {k.shape} must agree in head width, and the query "
       "heads must be a multiple of the key-value heads."
     )
-  if cache.lengths.shape != lead:
+  if cache.lengths.shape not in (lead, q.shape[:2]):
+    wanted = " or ".join(str(shape) for shape in sorted({lead, q.shape[:2]}, key=len))
     raise ValueError(
-      f"{name}_lengths must have shape {lead}, got {cache.lengths.shape}."
+      f"{name}_lengths must have shape {wanted}, got {cache.lengths.shape}."
     )
   if k.dtype != v.dtype:
     raise ValueError(
@@ -113,7 +126,8 @@ def make_problem(
   """Checks q [P, R, T, N, H] and the caches against each other.
 
   Raises:
-    ValueError: if shapes or dtypes disagree or the window is not positive.
+    ValueError: if shapes or dtypes disagree, the window is not positive, or several
+      new tokens would be in a ring.
   """
   if q.ndim != 5:
     raise ValueError(f"q must be [P, R, N, H] or [P, R, T, N, H], got {q.shape}.")
@@ -126,6 +140,13 @@ def make_problem(
     )
   if sliding_window is not None and sliding_window < 1:
     raise ValueError(f"sliding_window ({sliding_window}) must be positive or None.")
+  if suffix.end is not None and suffix.end.shape:
+    raise ValueError(f"suffix_end must be one integer, got shape {suffix.end.shape}.")
+  if suffix.end is not None and q.shape[2] != 1:
+    raise ValueError(
+      "With suffix_end the suffixes are rings, written one token at a time; q "
+      f"{q.shape} has several. Leave suffix_end out, or call once a token."
+    )
   return DecodeProblem(
     prefixes=q.shape[0],
     rollouts=q.shape[1],
@@ -139,16 +160,40 @@ def make_problem(
     cache_dtypes=(prefix.k.dtype.name, suffix.k.dtype.name),
     sliding_window=sliding_window,
     scale=q.shape[4] ** -0.5 if scale is None else scale,
+    has_cuts=prefix.lengths.ndim == 2,
+    is_ring=suffix.end is not None,
     platform=platform,
   )
 
 
-def last_slots(
-  suffix_lengths: Int[Array, "P R"], problem: DecodeProblem
-) -> Int[Array, "P R T"]:
-  """Returns the suffix slot of every new token: they are the last T of the row."""
-  back = jnp.arange(problem.new_tokens) - problem.new_tokens
-  return suffix_lengths[:, :, None] + back
+def visible_slots(
+  prefix: Cache, suffix: Cache, problem: DecodeProblem
+) -> tuple[Bool[Array, "P R1 T1 S"], Bool[Array, "P R T S2"]]:
+  """Returns which slots of prefix and suffix each new token sees.
+
+  R1 and T1 are R and T only where rows or new tokens see different slots of the
+  prefix: with cuts or a window. A ring of 4 slots with end 6 (it was written at slot
+  1 last) and a row of length 3:
+
+      slot     0  1  2  3
+      age      1  0  3  2
+      visible  1  1  0  1
+  """
+  own = suffix.lengths[..., None] - problem.new_tokens + jnp.arange(problem.new_tokens)
+  own = own[..., None]  # [P, R, T, 1], how many tokens of its row are before it
+  slots = jnp.arange(problem.suffix_slots)
+  age = own - slots  # in tokens; the new token's own is 0
+  in_suffix = age >= 0
+  if suffix.end is not None:
+    age = (suffix.end - 1 - slots) % problem.suffix_slots
+    in_suffix = age <= own
+  length = prefix.lengths.reshape(problem.prefixes, -1, 1, 1)  # [P, R or 1, 1, 1]
+  slots = jnp.arange(problem.prefix_slots)
+  in_prefix = slots < length
+  if problem.sliding_window is not None:
+    in_prefix &= length + own - slots < problem.sliding_window
+    in_suffix &= age < problem.sliding_window
+  return in_prefix, in_suffix
 
 
 def cache_bytes(
@@ -164,7 +209,7 @@ def cache_bytes(
 
   Args:
     problem: gives heads, width, rows and dtypes.
-    prefix_lengths: P of them.
+    prefix_lengths: P of them; with a cut for each row, the longest of a prefix.
     suffix_lengths: P * R of them.
   """
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels.decode_attention.problem import Cache, DecodeProblem, last_slots
+from kernels.decode_attention.problem import Cache, DecodeProblem, visible_slots
 
 
 def _widen(x: jax.Array, scale: jax.Array | None) -> jax.Array:
@@ -27,21 +27,9 @@ def decode_attention(
 
   k = join(_widen(prefix.k, prefix.k_scale), _widen(suffix.k, suffix.k_scale))
   v = join(_widen(prefix.v, prefix.v_scale), _widen(suffix.v, suffix.v_scale))
-  prefix_slots = jnp.arange(problem.prefix_slots)
-  suffix_slots = jnp.arange(problem.suffix_slots)
-  own = last_slots(suffix.lengths, problem)[..., None]  # [P, R, T, 1]
-  length = prefix.lengths[:, None, None, None]  # [P, 1, 1, 1]
-  in_prefix = jnp.broadcast_to(prefix_slots < length, (p, r, t, problem.prefix_slots))
-  may = jnp.concatenate([in_prefix, suffix_slots <= own], axis=-1)
-  if problem.sliding_window is not None:
-    at = jnp.concatenate(
-      [
-        jnp.broadcast_to(prefix_slots, (p, 1, 1, problem.prefix_slots)),
-        length + suffix_slots,
-      ],
-      axis=-1,
-    )
-    may &= length + own - at < problem.sliding_window
+  in_prefix, in_suffix = visible_slots(prefix, suffix, problem)
+  in_prefix = jnp.broadcast_to(in_prefix, (p, r, t, problem.prefix_slots))
+  may = jnp.concatenate([in_prefix, in_suffix], axis=-1)
   grouped = q.astype(jnp.float32).reshape(p, r, t, problem.kv_heads, problem.group, h)
   scores = jnp.einsum("prtkgh,prksh->prtkgs", grouped, k) * problem.scale
   scores = jnp.where(may[:, :, :, None, None], scores, -jnp.inf)
