@@ -42,6 +42,7 @@ from phi4_jax.pts.oracle import Question, TaskOracle, make_questions
 from phi4_jax.pts.questions import choose_responses
 from phi4_jax.pts.records import load_rollouts
 from phi4_jax.pts.responses import Point, Responses
+from phi4_jax.pts.rollouts import Rollouts, as_branches
 from phi4_jax.pts.search import can_be_pivotal
 from phi4_jax.sampling.generate import JaxSampler
 from phi4_jax.training.progress import Progress
@@ -139,19 +140,17 @@ def estimate_truth(
         sides[before] = (responses.canonical(before), after)
   asked = {p for pair in sides.values() for p in pair if not responses.is_end(p)}
   progress = Progress("truth", rollouts * len(asked))
-  with Estimator(
-    sampler,
+  with Rollouts(
+    as_branches(sampler, rows_per_call=rows_per_call),
     questions,
     oracle,
-    responses,
     log_path=log_path,
-    rows_per_call=rows_per_call,
     progress=lambda _, done, total: progress.update(
-      rollouts * len(asked) - total + done, rate=sampler.throughput.tokens_per_second
+      done, rate=sampler.throughput.tokens_per_second
     ),
-  ) as estimator:
-    found = estimator.estimate("truth", asked, rollouts)
-    facts = {"rollouts": estimator.num_rollouts, "sampled_tokens": estimator.num_tokens}
+  ) as draw:
+    found = Estimator(draw, responses).estimate("truth", asked, rollouts)
+    facts = {"rollouts": draw.num_rollouts, "sampled_tokens": draw.num_tokens}
   progress.close()
 
   def value(point: Point) -> Value:

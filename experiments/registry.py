@@ -31,6 +31,14 @@ from phi4_jax.eval.tasks.gsm8k import Gsm8kConfig
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.lora import LoraConfig
 from phi4_jax.model.rope_scaling import LinearRope, Llama3Rope, LongRope
+from phi4_jax.pts.comb_config import CombConfig
+from phi4_jax.pts.oracle_rules import (
+  ChoiceRuleConfig,
+  MathRuleConfig,
+  NumberRuleConfig,
+  PythonRuleConfig,
+)
+from phi4_jax.pts.question_files import QuestionFileConfig
 from phi4_jax.pts.search import SearchConfig
 from phi4_jax.training.checkpoint import CheckpointConfig
 from phi4_jax.training.guard import GuardConfig
@@ -69,6 +77,7 @@ CONFIG_CLASSES = (
   Llama3Rope,
   LinearRope,
   SearchConfig,
+  CombConfig,
   CheckpointConfig,
   GuardConfig,
   OptimizerConfig,

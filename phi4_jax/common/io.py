@@ -19,11 +19,15 @@ def write_atomic(path: str | os.PathLike, content: bytes | str) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   data = content.encode("utf-8") if isinstance(content, str) else content
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  with open(temporary, "wb") as file:
-    file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  try:
+    with open(temporary, "wb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except OSError:
+    temporary.unlink(missing_ok=True)  # room for others where the disk is full
+    raise
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -110,38 +114,85 @@ class JsonlLog:
   """An append-only log of JSON records that survives being killed.
 
   A record counts once its line ends in a newline; a torn last line (the process
-  died while writing) is cut off when the log is opened.
+  died while writing) is cut off when the log is opened. A record that cannot be
+  written (the disk is full) leaves nothing of itself behind.
   """
 
   def __init__(self, path: str | os.PathLike):
     self.path = Path(path)
     self.path.parent.mkdir(parents=True, exist_ok=True)
     self._repair()
-    self._file = open(self.path, "ab")
+    self._open()
+
+  def _open(self) -> None:
+    # Without a buffer: what could not be written must not be tried again later.
+    self._file = open(self.path, "ab", buffering=0)
+    self._size = self._file.seek(0, os.SEEK_END)
 
   def _repair(self) -> None:
     if not self.path.exists():
       return
-    data = self.path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end != len(data):
-      with open(self.path, "r+b") as file:
+    with open(self.path, "r+b") as file:
+      size = file.seek(0, os.SEEK_END)
+      end = size
+      while end > 0:
+        start = max(0, end - (1 << 16))
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+          end = start + found + 1
+          break
+        end = start
+      if end != size:
         file.truncate(end)
 
-  def append(self, record: dict[str, Any]) -> None:
-    """Appends one record and hands it to the operating system."""
+  def append(self, record: dict[str, Any] | list[Any]) -> None:
+    """Appends one record and hands it to the operating system.
+
+    Raises:
+      DataError: if it cannot be written.
+    """
     line = json.dumps(record, ensure_ascii=False, allow_nan=False)
-    self._file.write(line.encode("utf-8") + b"\n")
-    self._file.flush()
+    data = memoryview(line.encode("utf-8") + b"\n")
+    written = 0
+    try:
+      while written < len(data):
+        written += self._file.write(data[written:])
+    except OSError as error:
+      self._file.truncate(self._size)
+      raise DataError(
+        f"{self.path} cannot be written: {error.strerror}. The records in it are "
+        "whole; make room and run the same command again."
+      ) from error
+    self._size += written
 
   def sync(self) -> None:
     """Returns when all records are on the disk itself."""
     os.fsync(self._file.fileno())
 
-  def records(self) -> list[dict[str, Any]]:
-    """Returns all whole records, oldest first."""
-    with open(self.path, encoding="utf-8") as file:
-      return [json.loads(line) for line in file]
+  def records(self) -> list[Any]:
+    """Returns all whole records, oldest first.
+
+    Raises:
+      DataError: if one is damaged; names file and row.
+    """
+    return [record for _, record in self.rows()]
+
+  def rows(self) -> Iterator[tuple[int, Any]]:
+    """Yields (row, record), oldest first; rows count from 1.
+
+    Raises:
+      DataError: as `records`.
+    """
+    with open(self.path, "rb") as file:
+      for row, line in enumerate(file, start=1):
+        try:
+          yield row, json.loads(line)
+        except ValueError as error:
+          raise DataError(
+            f"Row {row} of {self.path} is damaged ({error}). Delete that row: what it "
+            "said is made again."
+          ) from error
 
   def keep_only(self, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Rewrites the log with the records for which `keep` is true, atomically."""
@@ -149,7 +200,7 @@ class JsonlLog:
     self._file.close()
     lines = [json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in kept]
     write_atomic(self.path, "".join(lines))
-    self._file = open(self.path, "ab")
+    self._open()
 
   def close(self) -> None:
     self._file.close()

@@ -1,21 +1,20 @@
-"""p(success) at points, by rollouts; every estimate is kept and never made twice.
+"""p(success) at points, by a fixed number of rollouts each; none is made twice.
 
 Estimates have phases (search, confirm, ...). Each phase draws with random keys of
 its own, so that a confirmation uses nothing that led to the choice of what is
 confirmed. A rollout is named by (phase, question, response, position, number) and
-depends on nothing else: not on batches, order or restarts.
+depends on nothing else: not on batches, order or restarts. Who draws and keeps them is
+the Draw protocol's business.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-from phi4_jax.common.io import JsonlLog
-from phi4_jax.common.sampler import Sampler
+from phi4_jax.common.sampler import Branch
 from phi4_jax.pts.counts import Value
-from phi4_jax.pts.oracle import Oracle, Question
+from phi4_jax.pts.draws import Draw, Outcome
 from phi4_jax.pts.responses import Point, Response, Responses
 
 # The first part of each key path. Numbers are never used again for something else.
@@ -31,8 +30,6 @@ PHASES = {
   "pair": 7,
 }
 
-# Called with (what is being done, rollouts done, rollouts to do).
-ReportProgress = Callable[[str, int, int], None]
 # First token -> successes among the rollouts that began with it.
 Tally = dict[int, Value]
 
@@ -58,22 +55,28 @@ class Estimate:
     )
 
 
-def count_rollouts(rollouts: Iterable[tuple[tuple[int, ...], bool]]) -> Estimate:
-  """Counts (tokens drawn, verdict) pairs."""
+def count_outcomes(outcomes: Iterable[Outcome]) -> Estimate:
+  """Counts rollouts from one point by their first token.
+
+  Those without a verdict are left out: their question is given up.
+  """
   counts: dict[int, list[int]] = {}
   num_tokens = 0
-  for token_ids, correct in rollouts:
-    count = counts.setdefault(token_ids[0], [0, 0])
-    count[0] += correct
-    count[1] += 1
-    num_tokens += len(token_ids)
+  for outcome in outcomes:
+    num_tokens += outcome.num_tokens
+    if not outcome.failed:
+      count = counts.setdefault(outcome.first_id, [0, 0])
+      count[0] += outcome.correct
+      count[1] += 1
   tally = {token_id: Value(k, n) for token_id, (k, n) in counts.items()}
   return Estimate(first_tokens=tally, num_tokens=num_tokens)
 
 
 def tally_first_tokens(responses: Iterable[Response]) -> Tally:
   """Counts successes by first token among rollouts from the bare question."""
-  return count_rollouts((r.token_ids, r.correct) for r in responses).first_tokens
+  return count_outcomes(
+    Outcome(r.token_ids[0], len(r), r.correct) for r in responses if len(r)
+  ).first_tokens
 
 
 def merge_tallies(tallies: Iterable[Tally]) -> Tally:
@@ -85,40 +88,13 @@ def merge_tallies(tallies: Iterable[Tally]) -> Tally:
 
 
 class Estimator:
-  """Estimates p(success) at points of responses. A context manager.
+  """Estimates p(success) at points of responses; keeps what it has estimated."""
 
-  The log is one JSON object a line and a finished estimate each; an estimator that
-  opens an existing log goes on from it.
-  """
-
-  def __init__(
-    self,
-    sampler: Sampler,
-    questions: Sequence[Question],
-    oracle: Oracle,
-    responses: Responses,
-    *,
-    log_path: Path,
-    rows_per_call: int,
-    progress: ReportProgress | None = None,
-  ):
-    self._sampler = sampler
-    self._questions = questions
-    self._oracle = oracle
+  def __init__(self, draw: Draw, responses: Responses):
+    self._draw = draw
     self._responses = responses
-    self._rows_per_call = rows_per_call
-    self._progress = progress
-    self._log = JsonlLog(log_path)
     self._found: dict[tuple[str, Point], Estimate] = {}
-    for record in self._log.records():
-      point = Point(record["question"], record["response"], record["position"])
-      self._found[record["phase"], point] = _from_record(record)
-
-  def __enter__(self) -> "Estimator":
-    return self
-
-  def __exit__(self, *unused) -> None:
-    self._log.close()
+    self._texts = {(r.question, r.index): r.prefix_ids(len(r)) for r in responses}
 
   @property
   def num_estimates(self) -> int:
@@ -139,7 +115,7 @@ class Estimator:
   def estimate(
     self, phase: str, points: Iterable[Point], num_rollouts: int, *, label: str = ""
   ) -> dict[Point, Estimate]:
-    """Returns an estimate for each point, sampling those that are not there yet.
+    """Returns an estimate for each point, in one round of those not there yet.
 
     Points behind the end of a response have no rollouts and must not be asked for.
 
@@ -148,35 +124,36 @@ class Estimator:
       points: any; those with one prefix share an estimate.
       num_rollouts: for each point.
       label: what the progress line says; the phase by default.
+
+    Raises:
+      OutOfBudget: before anything is drawn.
     """
     points = list(points)
     names = {point: self._responses.canonical(point) for point in points}
     missing = {name for name in names.values() if (phase, name) not in self._found}
+    starts = {
+      name: len(self._responses.of(name).prompt_ids) + name.position for name in missing
+    }
     # Prefixes of like length take a sampler about equally many steps.
-    prefixes = {name: self._responses.prefix_ids(name) for name in missing}
-    prompts = {name: len(self._responses.of(name).prompt_ids) for name in missing}
-    ordered = sorted(missing, key=lambda name: (len(prefixes[name]), name))
-    rows = [(name, k) for name in ordered for k in range(num_rollouts)]
-    begun: dict[Point, list[tuple[tuple[int, ...], bool]]] = {}
-    for start in range(0, len(rows), self._rows_per_call):
-      part = rows[start : start + self._rows_per_call]
-      completions = self._sampler.sample(
-        [prefixes[name] for name, _ in part],
-        [(PHASES[phase], *name, k) for name, k in part],
+    ordered = sorted(missing, key=lambda name: (starts[name], name))
+    branches = [
+      Branch(
+        text=self._texts[name.question, name.response],
+        position=starts[name],
+        key_path=(PHASES[phase], *name, k),
       )
-      for (name, k), completion in zip(part, completions, strict=True):
-        response = prefixes[name][prompts[name] :] + completion.token_ids
-        question = self._questions[name.question]
-        correct = self._oracle.judge(question, response, completion.finish)
-        begun.setdefault(name, []).append((completion.token_ids, correct))
-        if k == num_rollouts - 1:
-          self._keep(phase, name, count_rollouts(begun.pop(name)))
-      if self._progress is not None:
-        self._progress(label or phase, start + len(part), len(rows))
+      for name in ordered
+      for k in range(num_rollouts)
+    ]
+    outcomes = self._draw(branches, label=label or phase) if branches else []
+    for i, name in enumerate(ordered):
+      part = outcomes[i * num_rollouts : (i + 1) * num_rollouts]
+      self._found[phase, name] = count_outcomes(part)
     return {point: self._found[phase, name] for point, name in names.items()}
 
-  def _keep(self, phase: str, name: Point, estimate: Estimate) -> None:
-    self._log.append(
+  def records(self) -> list[dict[str, Any]]:
+    """Returns all estimates as JSON values, in the order in which they were asked."""
+    return [
       {
         "phase": phase,
         **name._asdict(),
@@ -189,20 +166,10 @@ class Estimator:
         },
         "tokens": estimate.num_tokens,
       }
-    )
-    self._found[phase, name] = estimate
+      for (phase, name), estimate in self._found.items()
+    ]
 
 
 def sort_tally(tally: Tally) -> list[tuple[int, Value]]:
   """Returns the entries, most frequent first, then by id."""
   return sorted(tally.items(), key=lambda item: (-item[1].rollouts, item[0]))
-
-
-def _from_record(record: dict[str, Any]) -> Estimate:
-  return Estimate(
-    first_tokens={
-      int(token_id): Value(successes, rollouts)
-      for token_id, (rollouts, successes) in record["first_tokens"].items()
-    },
-    num_tokens=record["tokens"],
-  )

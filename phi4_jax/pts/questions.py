@@ -10,75 +10,153 @@ searched. Here: the first right and the first wrong rollout, then further ones i
 order; a rollout equal to an earlier one is passed over, it would show nothing new.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
 
-from phi4_jax.common.io import JsonlLog
-from phi4_jax.common.sampler import Sampler
-from phi4_jax.pts.counts import Value
-from phi4_jax.pts.estimates import PHASES, ReportProgress
-from phi4_jax.pts.oracle import Oracle, Question
+from phi4_jax.common.sampler import Branch
+from phi4_jax.pts.counts import Value, reaches
+from phi4_jax.pts.draws import OutOfBudget
+from phi4_jax.pts.estimates import PHASES
+from phi4_jax.pts.evidence import excludes_range
+from phi4_jax.pts.oracle import Question
 from phi4_jax.pts.responses import Response
+from phi4_jax.pts.rollouts import Rollouts
+from phi4_jax.pts.search import SearchConfig
+
+# What became of a question. Given up are those that cannot be asked (no prompt, or one
+# that leaves no room) or judged; not reached those that came behind the budget.
+State = Literal["searched", "too_easy", "too_hard", "given_up", "not_reached"]
+# Questions of one round: enough to keep a sampler busy, few enough that a budget that
+# ends in the filter leaves some to search.
+_CHUNK = 256
+# After the first rollouts of a question that is filtered in steps.
+_STEP = 4
+# Risk at which a question is left before it had all its rollouts: 8 of one kind do. One
+# at the very edge is lost half of the time whatever is done, which costs a question and
+# no truth: what is searched is tested anew.
+_FILTER_ALPHA = 0.5
 
 
-def sample_rollouts(
-  sampler: Sampler,
-  questions: Sequence[Question],
-  oracle: Oracle,
-  num_rollouts: int,
-  *,
-  log_path: Path,
-  rows_per_call: int,
-  progress: ReportProgress | None = None,
-) -> list[list[Response]]:
-  """Returns `num_rollouts` judged rollouts of each question, by question.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Filtered:
+  """A question after the filter.
 
-  They are appended to `log_path` as calls return; started again, only what is
-  missing there is sampled.
+  Attributes:
+    rollouts: from the bare question, judged.
+    reason: why it is given up; "" otherwise.
   """
-  log = JsonlLog(log_path)
-  try:
-    records = {(r["question"], r["rollout"]): r for r in log.records()}
-    wanted = [(q, k) for q in range(len(questions)) for k in range(num_rollouts)]
-    missing = [path for path in wanted if path not in records]
-    for start in range(0, len(missing), rows_per_call):
-      paths = missing[start : start + rows_per_call]
-      completions = sampler.sample(
-        [questions[q].prompt_ids for q, _ in paths],
-        [(PHASES["filter"], q, 0, 0, k) for q, k in paths],
+
+  state: State
+  rollouts: tuple[Response, ...] = ()
+  reason: str = ""
+
+  @property
+  def root(self) -> Value:
+    """Successes and rollouts at the bare question."""
+    return success_of(self.rollouts)
+
+
+def filter_questions(
+  rollouts: Rollouts,
+  questions: Sequence[Question],
+  config: SearchConfig,
+  *,
+  max_length: int,
+) -> list[Filtered]:
+  """Returns what became of each question, in order.
+
+  Args:
+    rollouts: draws. A budget that ends here leaves the later questions out.
+    questions: what is asked.
+    config: how many rollouts, and which questions are searched.
+    max_length: of prompt and response together.
+  """
+  found: list[Filtered | None] = [_refuse(q, max_length) for q in questions]
+  asked = [number for number, state in enumerate(found) if state is None]
+  for start in range(0, len(asked), _CHUNK):
+    chunk = asked[start : start + _CHUNK]
+    for number, members in _sample(rollouts, questions, chunk, config).items():
+      found[number] = _sort(members, config)
+  for number, reason in rollouts.failures.items():
+    members = found[number]
+    kept = members.rollouts if members else ()
+    found[number] = Filtered(state="given_up", rollouts=kept, reason=reason)
+  return [state or Filtered(state="not_reached") for state in found]
+
+
+def _refuse(question: Question, max_length: int) -> Filtered | None:
+  length = len(question.prompt_ids)
+  texts = [str(message["content"]).strip() for message in question.messages]
+  if not length or (texts and not any(texts)):
+    return Filtered(state="given_up", reason="the question is empty")
+  if length >= max_length:
+    return Filtered(
+      state="given_up",
+      reason=f"the prompt has {length} tokens, which leaves no room for a response "
+      f"under SamplingLaw.max_length ({max_length}; prompt and response together)",
+    )
+  return None
+
+
+def _sample(
+  rollouts: Rollouts,
+  questions: Sequence[Question],
+  numbers: Sequence[int],
+  config: SearchConfig,
+) -> dict[int, list[Response]]:
+  """Returns the judged rollouts of questions that had at least the first of them."""
+  found: dict[int, list[Response]] = {}
+  total = config.rollouts_per_question
+  first = min(config.first_rollouts, total) if config.mode == "comb" else total
+  wanted = 0
+  while wanted < total:
+    before, wanted = wanted, min(total, wanted + _STEP) if wanted else first
+    running = [q for q in numbers if not before or _is_open(found[q], config)]
+    names = [(q, k) for q in running for k in range(before, wanted)]
+    branches = [
+      Branch(
+        text=questions[q].prompt_ids,
+        position=len(questions[q].prompt_ids),
+        key_path=(PHASES["filter"], q, 0, 0, k),
       )
-      for path, completion in zip(paths, completions, strict=True):
-        ids, finish = completion.token_ids, completion.finish
-        records[path] = {
-          "question": path[0],
-          "rollout": path[1],
-          "token_ids": list(ids),
-          "logprobs": list(completion.logprobs),
-          "finish": finish,
-          "correct": oracle.judge(questions[path[0]], ids, finish),
-          "response": oracle.response_text(ids, finish),
-        }
-        log.append(records[path])
-      if progress is not None:
-        progress("filter", len(records), len(wanted))
-  finally:
-    log.close()
-  return [
-    [_make_response(question, records[q, k]) for k in range(num_rollouts)]
-    for q, question in enumerate(questions)
-  ]
+      for q, k in names
+    ]
+    try:
+      drawn = rollouts.draw_responses(branches, label="filter") if branches else []
+    except OutOfBudget:
+      break
+    for q in running:
+      found.setdefault(q, [])
+    for (q, _), response in zip(names, drawn, strict=True):
+      if response is not None:
+        found[q].append(response)
+  return found
 
 
-def _make_response(question: Question, record: Mapping[str, Any]) -> Response:
-  return Response(
-    question=record["question"],
-    index=record["rollout"],
-    prompt_ids=tuple(question.prompt_ids),
-    token_ids=tuple(record["token_ids"]),
-    logprobs=tuple(record["logprobs"]),
-    finish=record["finish"],
-    correct=record["correct"],
+def _is_open(members: Sequence[Response], config: SearchConfig) -> bool:
+  """Whether further rollouts may still show that a question is worth a search."""
+  successes, trials = success_of(members)[:2]
+  low, high = config.min_success, config.max_success
+  return not excludes_range(successes, trials, low, high, _FILTER_ALPHA)
+
+
+def _sort(members: Sequence[Response], config: SearchConfig) -> Filtered:
+  root = success_of(members)
+  if not members:
+    return Filtered(state="given_up", reason="no rollout has a verdict")
+  if is_kept(root, config):
+    state: State = "searched"
+  else:
+    state = "too_hard" if root.share < config.min_success else "too_easy"
+  return Filtered(state=state, rollouts=tuple(members))
+
+
+def is_kept(root: Value, config: SearchConfig) -> bool:
+  """Whether a question's success is neither too low nor too high to search."""
+  fails = 1 - root.share
+  return reaches(root.share, config.min_success) and reaches(
+    fails, 1 - config.max_success
   )
 
 
@@ -88,11 +166,15 @@ def success_of(rollouts: Sequence[Response]) -> Value:
 
 
 def choose_responses(rollouts: Sequence[Response], count: int) -> list[Response]:
-  """Returns up to `count` distinct rollouts: first right, first wrong, then on."""
+  """Returns up to `count` distinct rollouts: first right, first wrong, then on.
+
+  One without a token, which leaves nothing to search, is passed over.
+  """
   firsts = []
   for verdict in (True, False):
     firsts += [rollout for rollout in rollouts if rollout.correct == verdict][:1]
   chosen: dict[tuple[int, ...], Response] = {}
   for rollout in [*firsts, *rollouts]:
-    chosen.setdefault(rollout.token_ids, rollout)
+    if len(rollout):
+      chosen.setdefault(rollout.token_ids, rollout)
   return list(chosen.values())[:count]

@@ -3,6 +3,7 @@
 Refuses to know how anything in them was found.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,8 +14,9 @@ from phi4_jax.common.io import write_atomic
 from phi4_jax.data import pivotal_files
 from phi4_jax.pts.counts import Value
 from phi4_jax.pts.estimates import PHASES
-from phi4_jax.pts.oracle import Question
+from phi4_jax.pts.oracle import Finish, Question
 from phi4_jax.pts.pairs import Candidate, Pair
+from phi4_jax.pts.questions import Filtered
 from phi4_jax.pts.responses import Point, Response, Responses
 
 # Shows a token to a person.
@@ -27,29 +29,71 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
   write_atomic(path, "".join(f"{line}\n" for line in lines))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+  """What a run's records are true of.
+
+  Attributes:
+    law: the sampling law.
+    seed: of the sampler.
+    oracle: names the rule and its version.
+  """
+
+  law: Mapping[str, Any]
+  seed: int
+  oracle: str
+
+
 def write_questions(
-  out_dir: Path,
-  questions: Sequence[Question],
-  roots: Sequence[Value],
-  kept: Sequence[bool],
+  out_dir: Path, questions: Sequence[Question], filtered: Sequence[Filtered]
 ) -> None:
   """Writes questions.jsonl."""
+
+  def record(number: int, question: Question, found: Filtered) -> dict[str, Any]:
+    root = found.root
+    return {
+      "question": number,
+      "id": question.id,
+      "prompt": question.prompt,
+      "reference": question.reference,
+      "prompt_ids": list(question.prompt_ids),
+      "successes": root.successes,
+      "rollouts": root.rollouts,
+      "kept": found.state == "searched",
+      "state": found.state,
+      "reason": found.reason,
+      "category": question.category,
+      # Responses that met the cap on prompt and response before they ended.
+      "cut": sum(rollout.finish == "length" for rollout in found.rollouts),
+    }
+
+  pairs = zip(questions, filtered, strict=True)
   write_jsonl(
     out_dir / pivotal_files.QUESTIONS,
+    (record(number, *pair) for number, pair in enumerate(pairs)),
+  )
+
+
+def write_rollouts(
+  out_dir: Path,
+  response_text: Callable[[Sequence[int], Finish], str],
+  filtered: Sequence[Filtered],
+) -> None:
+  """Writes rollouts.jsonl: the judged rollouts from bare questions, in their order."""
+  write_jsonl(
+    out_dir / pivotal_files.ROLLOUTS,
     (
       {
-        "question": number,
-        "id": question.id,
-        "prompt": question.prompt,
-        "reference": question.reference,
-        "prompt_ids": list(question.prompt_ids),
-        "successes": root.successes,
-        "rollouts": root.rollouts,
-        "kept": keep,
+        "question": rollout.question,
+        "rollout": rollout.index,
+        "token_ids": list(rollout.token_ids),
+        "logprobs": list(rollout.logprobs),
+        "finish": rollout.finish,
+        "correct": rollout.correct,
+        "response": response_text(rollout.token_ids, rollout.finish),
       }
-      for number, (question, root, keep) in enumerate(
-        zip(questions, roots, kept, strict=True)
-      )
+      for found in filtered
+      for rollout in found.rollouts
     ),
   )
 
@@ -60,9 +104,7 @@ def write_pivots(
   token_text: TokenText,
   responses: Responses,
   pivots: Iterable[Candidate],
-  *,
-  law: Mapping[str, Any],
-  seed: int,
+  origin: Origin,
 ) -> None:
   """Writes pivotal_tokens.jsonl: what it takes to draw the same rollouts again."""
 
@@ -97,8 +139,8 @@ def write_pivots(
         }
         for token_id, value in pivot.alternatives
       ],
-      "law": dict(law),
-      "seed": seed,
+      "law": dict(origin.law),
+      "seed": origin.seed,
       "key_paths": _key_paths(responses, point),
     }
 

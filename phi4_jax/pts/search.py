@@ -11,20 +11,27 @@ token found is only a candidate (`pairs.py` confirms it with fresh rollouts), an
 segment is not cut if none of its tokens can be pivotal: with pi the sampling
 probability of a token (for a segment: of all its tokens), p(success) before it is
 pi * after + (1 - pi) * (value given another token), so it moves by at most 1 - pi.
+
+Mode "naive" is what is usually done: cut at the index midpoint, prune nothing, and
+call pivotal whatever two noisy estimates say. It is there to be compared with.
 """
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from phi4_jax.common.errors import ConfigError
+from phi4_jax.pts.comb_config import CombConfig
 from phi4_jax.pts.counts import reaches
 from phi4_jax.pts.responses import Point, Response, Responses
 
 # Returns p(success) at the points; called once a level, with its number.
 LookUp = Callable[[Iterable[Point], int], Mapping[Point, float]]
+# comb: off-path rollouts, pooled, tested, with a bound on false tokens; paper:
+# subdivision and a confirmation; naive: subdivision alone.
+Mode = Literal["comb", "paper", "naive"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,30 +39,39 @@ class SearchConfig:
   """How pivotal tokens are searched, confirmed and made into pairs.
 
   Source: arXiv:2412.08905 section 4.3 for gap, min_success and max_success.
-  Differs: the paper gives no counts. A difference of two shares of 12 rollouts has a
-  standard error of up to .2, of 48 up to .1: the search is coarse, and only what the
-  confirmation repeats is kept.
+  Differs: the paper gives no counts. In mode "paper" a difference of two shares of 12
+  rollouts has a standard error of up to .2, of 48 up to .1: the search is coarse, and
+  only what the confirmation repeats is kept.
 
   Attributes:
+    mode: "comb" (rollouts that leave the response, pooled and tested), "paper"
+      (subdivision, then fresh rollouts on both sides) or "naive" (subdivision alone).
     gap: least change of p(success) that makes a token pivotal.
     rollouts_per_question: on-policy, to judge whether a question is worth it.
+    first_rollouts: mode "comb" gives a question up after so many of them or more, if
+      its success is then known to be too low or too high.
     min_success: least share of right rollouts of a question that is searched.
     max_success: greatest share.
     responses_per_question: base responses that are searched: the first right and the
       first wrong rollout, then further ones.
-    rollouts_per_estimate: for each prefix that the search looks at.
-    confirm_rollouts: fresh ones, before and after each candidate.
+    comb: of mode "comb".
+    rollouts_per_estimate: for each prefix that modes "paper" and "naive" look at.
+    confirm_rollouts: fresh ones, before and after each candidate of mode "paper".
     min_alternative_rollouts: with which another token must have been drawn to stand
-      in a preference pair.
-    num_traces: responses whose value is estimated at every token, for the report.
+      in a preference pair of modes "paper" and "naive".
+    num_traces: responses whose value modes "paper" and "naive" estimate at every
+      token, for the report; mode "comb" knows it anyway.
     trace_rollouts: for each of these estimates.
   """
 
+  mode: Mode = "comb"
   gap: float = 0.2
   rollouts_per_question: int = 12
+  first_rollouts: int = 8
   min_success: float = 0.2
   max_success: float = 0.8
   responses_per_question: int = 2
+  comb: CombConfig = CombConfig()
   rollouts_per_estimate: int = 12
   confirm_rollouts: int = 48
   min_alternative_rollouts: int = 4
@@ -72,6 +88,7 @@ class SearchConfig:
       )
     for name in (
       "rollouts_per_question",
+      "first_rollouts",
       "responses_per_question",
       "rollouts_per_estimate",
       "confirm_rollouts",
@@ -91,6 +108,11 @@ class SearchConfig:
         f"SearchConfig.responses_per_question ({self.responses_per_question}) must be "
         "at most SearchConfig.rollouts_per_question "
         f"({self.rollouts_per_question}): base responses are chosen from the rollouts."
+      )
+    if self.mode == "comb" and self.comb.gamma0 >= self.gap:
+      raise ConfigError(
+        f"CombConfig.gamma0 ({self.comb.gamma0}) must be below SearchConfig.gap "
+        f"({self.gap}): no number of rollouts tells an effect from one just below it."
       )
 
 
@@ -142,7 +164,14 @@ def split_segment(segment: Segment) -> int:
   )
 
 
-def find_candidates(responses: Responses, gap: float, look_up: LookUp) -> list[Point]:
+def halve_segment(segment: Segment) -> int:
+  """Returns the index midpoint of a segment of two or more tokens."""
+  return (segment.low + segment.high) // 2
+
+
+def find_candidates(
+  responses: Responses, gap: float, look_up: LookUp, *, naive: bool = False
+) -> list[Point]:
   """Returns the points before tokens that seem to move p(success) by `gap`.
 
   A token that several responses share after one prefix is found once.
@@ -150,8 +179,11 @@ def find_candidates(responses: Responses, gap: float, look_up: LookUp) -> list[P
   Args:
     responses: the base responses.
     gap: least change.
-    look_up: gives p(success) at points; points of one prefix are asked for once.
+    look_up: gives p(success) at points; points of one prefix are asked for once. Where
+      it gives NaN, nothing seems to move.
+    naive: halves segments by index, and prunes none.
   """
+  split = halve_segment if naive else split_segment
   known: dict[Point, float] = {}
 
   def ask(points: Iterable[Point], level: int) -> None:
@@ -161,7 +193,8 @@ def find_candidates(responses: Responses, gap: float, look_up: LookUp) -> list[P
 
   def moves(segment: Segment) -> bool:
     before, after = (known[responses.canonical(point)] for point in segment.ends)
-    return segment_can_hold_pivot(segment, gap) and reaches(after - before, gap)
+    possible = naive or segment_can_hold_pivot(segment, gap)
+    return possible and reaches(after - before, gap)
 
   found: set[tuple[Point, int]] = set()
   segments = [Segment(response, 0, len(response)) for response in responses]
@@ -177,7 +210,7 @@ def find_candidates(responses: Responses, gap: float, look_up: LookUp) -> list[P
         after = responses.canonical(response.point(high))
         found.add((after._replace(position=low), response.token_ids[low]))
       else:
-        cut = split_segment(segment)
+        cut = split(segment)
         halves += [Segment(response, low, cut), Segment(response, cut, high)]
     ask((half.ends[0] for half in halves[1::2]), level)
     segments = halves

@@ -1,5 +1,6 @@
 """Files are whole or absent, logs survive a kill, and errors name file and row."""
 
+import errno
 import hashlib
 import os
 
@@ -182,6 +183,68 @@ def test_keep_only_rewrites_and_goes_on(tmp_path):
   assert [record["step"] for record in log.records()] == [0, 1, 2, 9]
   log.close()
   assert os.listdir(tmp_path) == ["log.jsonl"]
+
+
+def test_a_damaged_record_in_the_middle_names_file_and_row(tmp_path):
+  path = tmp_path / "log.jsonl"
+  path.write_bytes(b'{"step": 1}\n[1, 2, {"st\n{"step": 3}\n')
+  log = io.JsonlLog(path)
+  with pytest.raises(DataError, match=r"Row 2 of .*log.jsonl is damaged"):
+    log.records()
+  log.close()
+  path.write_bytes(b'{"step": 1}\n"\xff"\n')
+  log = io.JsonlLog(path)
+  with pytest.raises(DataError, match=r"Row 2 of .*log.jsonl is damaged"):
+    log.records()
+  log.close()
+
+
+def test_a_torn_line_may_be_long(tmp_path):
+  path = tmp_path / "log.jsonl"
+  path.write_bytes(b'{"step": 1}\n' + b"x" * 200_000)
+  log = io.JsonlLog(path)
+  assert log.records() == [{"step": 1}]
+  log.close()
+
+
+def test_a_full_disk_leaves_whole_records_and_says_so(tmp_path):
+  """Nothing of the record that did not fit is left, and later ones go on."""
+  log = io.JsonlLog(tmp_path / "log.jsonl")
+  log.append({"step": 1})
+  file, fits = log._file, 7
+
+  class Full:
+    def write(self, data):
+      nonlocal fits
+      if not fits:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+      written = file.write(data[:fits])
+      fits -= written
+      return written
+
+    truncate, close, fileno = file.truncate, file.close, file.fileno
+
+  log._file = Full()
+  with pytest.raises(DataError, match="log.jsonl cannot be written: No space left"):
+    log.append({"step": 2, "text": "long"})
+  assert log.path.read_bytes() == b'{"step": 1}\n'
+  log._file = file
+  log.append({"step": 3})
+  assert log.records() == [{"step": 1}, {"step": 3}]
+  log.close()
+
+
+def test_a_whole_file_that_does_not_fit_leaves_the_old_one(tmp_path, monkeypatch):
+  path = tmp_path / "x.json"
+  io.write_json(path, 1)
+
+  def full(fd):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(os, "fsync", full)
+  with pytest.raises(OSError, match="No space left"):
+    io.write_json(path, 2)
+  assert io.read_json(path) == 1 and os.listdir(tmp_path) == ["x.json"]
 
 
 def test_hashes_are_sha256(tmp_path):

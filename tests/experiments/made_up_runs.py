@@ -1,5 +1,6 @@
 """Folders of finished runs, made up: what a report reads, without any training."""
 
+import collections
 import json
 import random
 from pathlib import Path
@@ -108,6 +109,11 @@ def write_search(folder: Path, vocabulary_folder: str, vocabulary, **sizes) -> P
     "estimates": len(estimates),
     "rollouts": len(lengths) + sum(estimate["rollouts"] for estimate in estimates),
     "sampled_tokens": sum(lengths) + sum(estimate["tokens"] for estimate in estimates),
+    "out_of_budget": False,
+    "mode": "paper",
+    "states": dict(collections.Counter(q["state"] for q in records["questions"])),
+    "stages": _costs(records),
+    "categories": {},
   }
   search = {"gap": 0.2, "min_success": 0.2, "max_success": 0.8, "confirm_rollouts": 48}
   write_run(
@@ -121,6 +127,18 @@ def write_search(folder: Path, vocabulary_folder: str, vocabulary, **sizes) -> P
   for name, lines in records.items():
     write_jsonl(folder / f"{name}.jsonl", lines)
   return folder
+
+
+def _costs(records: dict) -> dict:
+  """Rollouts and tokens by part of the search, as the search counts them."""
+  costs: dict[str, dict[str, int]] = {}
+  parts = [("filter", 1, len(r["token_ids"])) for r in records["rollouts"]]
+  parts += [(e["phase"], e["rollouts"], e["tokens"]) for e in records["estimates"]]
+  for phase, rollouts, tokens in parts:
+    cost = costs.setdefault(phase, {"rollouts": 0, "sampled_tokens": 0})
+    cost["rollouts"] += rollouts
+    cost["sampled_tokens"] += tokens
+  return costs
 
 
 def make_search(vocabulary, *, num_questions=12, num_traces=3, seed=0) -> dict:
@@ -142,6 +160,10 @@ def make_search(vocabulary, *, num_questions=12, num_traces=3, seed=0) -> dict:
         "successes": successes,
         "rollouts": 12,
         "kept": kept,
+        "state": "searched" if kept else "too_hard" if share < 0.5 else "too_easy",
+        "reason": "",
+        "category": "",
+        "cut": 0,
       }
     )
     for k in range(12):

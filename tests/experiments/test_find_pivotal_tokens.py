@@ -148,7 +148,7 @@ def test_sigterm_stops_between_batches_and_the_command_continues(
 ):
   workdir = tmp_path / "pts"
   process = start(parents, workdir)
-  _wait_for_lines(workdir / "estimates.jsonl", 20, process)
+  _wait_for_lines(workdir / "draws.jsonl", 300, process)
   process.send_signal(signal.SIGTERM)
   output, _ = process.communicate(timeout=120)
   assert process.returncode == 128 + signal.SIGTERM
@@ -182,9 +182,9 @@ def test_killed_again_and_again(parents, whole, tmp_path, seed):
   lines = kills = 0
   while not (workdir / "result.json").exists():
     process = start(parents, workdir)
-    lines += rng.randrange(1, 60)
+    lines += rng.randrange(50, 900)
     try:
-      _wait_for_lines(workdir / "estimates.jsonl", lines, process)
+      _wait_for_lines(workdir / "draws.jsonl", lines, process)
     except _Finished:
       break
     process.send_signal(signal.SIGKILL)

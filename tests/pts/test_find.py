@@ -1,5 +1,6 @@
 """The whole search on a process whose truth is known: right, durable, auditable."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,18 +9,23 @@ import pytest
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.pts.analytic import AnalyticProcess, AnalyticSampler, make_process
 from phi4_jax.pts.counts import Value
-from phi4_jax.pts.find import choose_traces, find_pivotal_tokens
+from phi4_jax.pts.find import LOG, find_pivotal_tokens
 from phi4_jax.pts.pairs import Candidate
 from phi4_jax.pts.questions import choose_responses
 from phi4_jax.pts.records import load_rollouts
 from phi4_jax.pts.responses import Point, Responses
 from phi4_jax.pts.search import SearchConfig
+from phi4_jax.pts.subdivision import choose_traces
 from tests.pts.processes import make_response, true_values
 
 PROCESS = make_process(0, num_steps=16, forks=0.12)
 SEED = 4
 SMALL = SearchConfig(
-  rollouts_per_question=10, confirm_rollouts=24, num_traces=2, trace_rollouts=6
+  mode="paper",
+  rollouts_per_question=10,
+  confirm_rollouts=24,
+  num_traces=2,
+  trace_rollouts=6,
 )
 FILES = (
   "settings.json",
@@ -82,6 +88,7 @@ def found(tmp_path_factory):
   """A search with many rollouts on the first half of the questions."""
   folder = tmp_path_factory.mktemp("truth")
   config = SearchConfig(
+    mode="paper",
     rollouts_per_question=30,
     rollouts_per_estimate=100,
     confirm_rollouts=300,
@@ -231,16 +238,10 @@ class TestDurable:
     first = CountingSampler(dies_in=calls)
     with pytest.raises(_Died):
       find(tmp_path, first)
-    with open(tmp_path / "estimates.jsonl", "ab") as file:
-      file.write(b'{"phase": "search", "ques')  # a torn line
-    done = {
-      (0, r["question"], 0, 0, r["rollout"]) for r in read(tmp_path, "rollouts.jsonl")
-    }
-    phases = {"search": 1, "confirm": 2, "trace": 3}
-    for line in (tmp_path / "estimates.jsonl").read_text().splitlines()[:-1]:
-      r = json.loads(line)
-      name = (phases[r["phase"]], r["question"], r["response"], r["position"])
-      done |= {(*name, k) for k in range(r["rollouts"])}
+    done = {tuple(r[:5]) for r in read(tmp_path, LOG) if isinstance(r, list)}
+    assert done == set(first.paths)
+    with open(tmp_path / LOG, "ab") as file:
+      file.write(b"[1, 0, 2, 5, ")  # a torn line
     second = CountingSampler()
     # Other calls than before: rollouts do not depend on their neighbours.
     assert find(tmp_path, second, rows_per_call=137) == metrics
@@ -267,10 +268,10 @@ class TestDurable:
   def test_another_search_in_the_same_folder_is_refused(self, whole, tmp_path):
     folder, _, _ = whole
     with pytest.raises(ConfigError, match=r"search: .*24.* there, .*25.* now"):
-      find(folder, config=SearchConfig(confirm_rollouts=25))
+      find(folder, config=dataclasses.replace(SMALL, confirm_rollouts=25))
     with pytest.raises(ConfigError, match="sampler_id: '' there, 'x' now"):
       find(folder, sampler_id="x")
-    (tmp_path / "rollouts.jsonl").write_text("")
+    (tmp_path / LOG).write_text("")
     with pytest.raises(DataError, match="without settings.json"):
       find(tmp_path)
 

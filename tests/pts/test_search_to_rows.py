@@ -1,5 +1,6 @@
 """A whole search handed on to those who read it: trainers, their loader, the report."""
 
+import dataclasses
 import json
 from typing import get_args
 
@@ -18,7 +19,11 @@ from tests.experiments import made_up_runs
 
 _PROCESS = make_process(0, num_steps=16, forks=0.12)
 _CONFIG = SearchConfig(
-  rollouts_per_question=10, confirm_rollouts=24, num_traces=2, trace_rollouts=6
+  mode="paper",
+  rollouts_per_question=10,
+  confirm_rollouts=24,
+  num_traces=2,
+  trace_rollouts=6,
 )
 
 
@@ -106,7 +111,11 @@ def test_every_kind_takes_as_many_pairs(searched):
 
 def test_a_report_finds_what_it_reads(searched, monkeypatch):
   folder, metrics = searched
-  config = {"vocabulary": "stage:none", "search": _CONFIG.__dict__, "seed": 4}
+  config = {
+    "vocabulary": "stage:none",
+    "search": dataclasses.asdict(_CONFIG),
+    "seed": 4,
+  }
   perf = {"tokens_per_second": 1.0, "sampled_tokens": 1}
   made_up_runs.write_run(
     folder, "find_pivotal_tokens", config, metrics=metrics, perf=perf
