@@ -86,9 +86,10 @@ def read_questions(folder: Path) -> dict[int, Question]:
     number = row.integer("question")
     if number in questions:
       row.refuse("question", f"is {number} again, which an earlier row has")
-    questions[number] = Question(
-      prompt_ids=row.ids("prompt_ids"), kept=row.boolean("kept")
-    )
+    kept = row.boolean("kept")
+    # One that could not be asked may have no ids.
+    prompt_ids = row.ids("prompt_ids", may_be_empty=not kept)
+    questions[number] = Question(prompt_ids=prompt_ids, kept=kept)
   return questions
 
 
@@ -211,10 +212,10 @@ class _Row:
       self.refuse(field, f"is {value!r}; true or false is required")
     return value
 
-  def ids(self, field: str) -> tuple[int, ...]:
+  def ids(self, field: str, *, may_be_empty: bool = False) -> tuple[int, ...]:
     value = self._get(field)
     fine = isinstance(value, list) and all(type(x) is int and x >= 0 for x in value)
-    if not fine or not value:
+    if not fine or not (value or may_be_empty):
       shown = repr(value)
       shown = shown if len(shown) <= 60 else shown[:57] + "..."
       self.refuse(field, f"is {shown}; a list of one or more token ids is required")

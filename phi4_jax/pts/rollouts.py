@@ -30,6 +30,7 @@ from phi4_jax.common.sampler import (
 from phi4_jax.pts.draws import Outcome, OutOfBudget
 from phi4_jax.pts.estimates import PHASES
 from phi4_jax.pts.oracle import Oracle, Question
+from phi4_jax.pts.oracle_process import OracleFailure
 from phi4_jax.pts.responses import Response
 from phi4_jax.pts.rollout_log import Drawn, KeyPath, RolloutLog
 
@@ -314,6 +315,10 @@ class Rollouts:
     verdict: Any = None
     try:
       verdict = self._oracle.judge(question, response, completion.finish)
+    except ConfigError:
+      raise  # the rule itself is gone or was changed: no question can be judged
+    except OracleFailure as error:
+      return " ".join(str(error).split())[:_MAX_REASON], False
     except Exception as error:  # whatever a user's function raises
       text = " ".join(f"the oracle raised {type(error).__name__}: {error}".split())
       return text[:_MAX_REASON], False
