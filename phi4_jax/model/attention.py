@@ -4,6 +4,8 @@ Which query may see which key is decided by positions and segments alone
 (kernels/attention); nothing here builds a mask.
 """
 
+from typing import Any, Protocol, runtime_checkable
+
 import flax.linen as nn
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
@@ -34,6 +36,17 @@ class AttentionInputs:
   start: Int[Array, ""] | None = None
 
 
+@runtime_checkable
+class CacheView(Protocol):
+  """A cache that writes and reads itself (model/branch_attention.py)."""
+
+  def attend(
+    self, q: Array, k: Array, v: Array, config: ModelConfig
+  ) -> tuple[Array, Any]:
+    """Returns the result for rotated q, k, v [B, T, heads, H], and the new cache."""
+    ...
+
+
 class SelfAttention(nn.Module):
   """Grouped-query causal attention with rotary positions."""
 
@@ -44,8 +57,8 @@ class SelfAttention(nn.Module):
     self,
     x: Float[Array, "B T D"],
     inputs: AttentionInputs,
-    layer_cache: LayerSlots | None = None,
-  ) -> tuple[Float[Array, "B T D"], LayerSlots | None]:
+    layer_cache: LayerSlots | CacheView | None = None,
+  ) -> tuple[Float[Array, "B T D"], LayerSlots | CacheView | None]:
     config = self.config
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     width = config.head_width
@@ -69,7 +82,9 @@ class SelfAttention(nn.Module):
     if layer_cache is not None or config.rotary_width < width:
       q, k = apply_rope(q, *rotation), apply_rope(k, *rotation)
       rotation = None  # a kernel turns whole heads only
-    if layer_cache is not None:
+    if isinstance(layer_cache, CacheView):
+      y, layer_cache = layer_cache.attend(q, k, v, config)
+    elif layer_cache is not None:
       assert inputs.start is not None, "a cached layer needs a slot to write to"
       layer_cache = write_layer(layer_cache, k, v, inputs.start)
       where = (

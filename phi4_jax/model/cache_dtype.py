@@ -57,8 +57,8 @@ def is_small(dtype: Any) -> bool:
 
 
 def store(
-  x: Float[Array, "B K T H"], dtype: Any
-) -> tuple[Shaped[Array, "B K T H"], Float[Array, "B K T"] | None]:
+  x: Float[Array, "*lead H"], dtype: Any
+) -> tuple[Shaped[Array, "*lead H"], Float[Array, "*lead"] | None]:
   """Returns `x` as the cache keeps it, and the scales where there are any.
 
   Entries that are not finite stay so: in float8 as NaN, in int8 through the scale.

@@ -30,7 +30,7 @@ from jax.ad_checkpoint import checkpoint_name
 from kernels.matmul import matmul, matmul_int8, transpose
 from phi4_jax.common.axes import Array, Float, Int, Params
 from phi4_jax.common.errors import ConfigError
-from phi4_jax.model.attention import AttentionInputs, SelfAttention
+from phi4_jax.model.attention import AttentionInputs, CacheView, SelfAttention
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.inference_sharding import check_serving_mesh
 from phi4_jax.model.kv_cache import KVCache, LayerSlots, check_room, write_slots
@@ -54,8 +54,8 @@ class Block(nn.Module):
     self,
     x: Float[Array, "B T D"],
     inputs: AttentionInputs,
-    layer_cache: LayerSlots | None = None,
-  ) -> tuple[Float[Array, "B T D"], LayerSlots | None]:
+    layer_cache: LayerSlots | CacheView | None = None,
+  ) -> tuple[Float[Array, "B T D"], LayerSlots | CacheView | None]:
     config = self.config
     y = RMSNorm(config.rms_norm_eps, name="input_layernorm")(x)
     y, layer_cache = SelfAttention(config, name="self_attn")(y, inputs, layer_cache)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -26,10 +25,8 @@ from phi4_jax.model.inference_sharding import (
   check_serving_rows,
   row_axes,
 )
-from phi4_jax.model.quantize import cast_for_inference
-from phi4_jax.model.sharding import param_shardings
-from phi4_jax.model.transformer import unstack_layers
 from phi4_jax.sampling.decode import generate_tokens
+from phi4_jax.sampling.placement import place_params
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -150,31 +147,9 @@ class JaxSampler:
   def set_params(self, params: Params) -> None:
     """Samples from other weights of the same shapes from now on; nothing compiles.
 
-    They are cast to the compute dtype here, once, instead of at every step; int8
-    weights (model/quantize.py) stay int8 with their float32 scales. Leaves that need
-    neither cast nor copy are kept as they are: call this again after a
-    step that donates them.
+    See `placement.place_params`: call this again after a step that donates them.
     """
-    dtype = jnp.dtype(self._config.compute_dtype)
-    params = cast_for_inference(unstack_layers(params, self._config), dtype)
-
-    if self._mesh is not None:
-      params = jax.tree.map(self._place, params, self._shardings(params))
-    self._params = params
-
-  def _shardings(self, params: Params) -> Params:
-    """Returns where parameters go that do not lie on the mesh yet."""
-    assert self._mesh is not None
-    if self._mesh.shape["tensor"] > 1:
-      return param_shardings(self._mesh, params)
-    whole = replicated_sharding(self._mesh)
-    return jax.tree.map(lambda leaf: whole, params)
-
-  def _place(self, leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
-    placed = leaf.sharding
-    if isinstance(placed, NamedSharding) and placed.mesh == self._mesh:
-      return leaf
-    return jax.device_put(leaf, sharding)
+    self._params = place_params(params, self._config, self._mesh)
 
   def sample(
     self,

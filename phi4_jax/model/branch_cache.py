@@ -1,0 +1,177 @@
+"""Keys and values of continuations that leave known texts: shared bases, own suffixes.
+
+P groups of R rows. A group holds one text, its base, which all of its rows read up to
+cuts of their own; what a row has read itself lies in its suffix, token n at slot n. So
+a row's sums run in one order whatever its neighbours do and whenever it began.
+Refuses to know which text is where and which row has finished.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Shaped
+
+from kernels.target import current_target
+from phi4_jax.common.axes import Array, Bool, Float, Int
+from phi4_jax.model.cache_dtype import needs_scales, resolve_cache_dtype, store
+from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.kv_cache import LayerSlots
+
+
+@struct.dataclass
+class BranchCache:
+  """What P groups of R rows have read.
+
+  Attributes (fields are `Any` so that the tree may also hold shardings):
+    bases: for each layer the groups' keys and values [P, K, S, H]; slot i holds
+      position i of the group's text. Scales of an int8 cache are float32 here, as the
+      kernel multiplies by them.
+    suffixes: for each layer the rows' [P * R, K, S2, H].
+  """
+
+  bases: Any
+  suffixes: Any
+
+
+def init_branch_cache(
+  config: ModelConfig,
+  *,
+  groups: int,
+  rows_per_group: int,
+  base_capacity: int,
+  suffix_capacity: int,
+  dtype: Any = None,
+) -> BranchCache:
+  """Returns an empty cache.
+
+  Args:
+    config: the model.
+    groups: P.
+    rows_per_group: R.
+    base_capacity: S, tokens of a base that can be held.
+    suffix_capacity: S2, tokens that a row can read after its cut.
+    dtype: of keys and values; None means the compute dtype.
+
+  Raises:
+    ConfigError: if the dtype is not one that a cache may have.
+  """
+  dtype = resolve_cache_dtype(dtype, config)
+
+  def slots(rows: int, capacity: int) -> tuple[LayerSlots, ...]:
+    shape = (rows, config.num_key_value_heads, capacity, config.head_width)
+
+    def scales() -> Array | None:
+      return jnp.zeros(shape[:3], jnp.float32) if needs_scales(dtype) else None
+
+    return tuple(
+      LayerSlots(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), scales(), scales())
+      for _ in range(config.num_hidden_layers)
+    )
+
+  return BranchCache(
+    bases=slots(groups, base_capacity),
+    suffixes=slots(groups * rows_per_group, suffix_capacity),
+  )
+
+
+def write_suffixes(
+  slots: LayerSlots,
+  keys: Float[Array, "A K H"],
+  values: Float[Array, "A K H"],
+  at: Int[Array, "A"],
+) -> LayerSlots:
+  """Writes one layer's new keys and values, row a's at its slot at[a]."""
+  rows = jnp.arange(at.shape[0])
+
+  def put(old: Array, new: Array) -> Array:
+    write = old.at[rows, :, at]
+    return write.set(
+      new, unique_indices=True, indices_are_sorted=True, mode="promise_in_bounds"
+    )
+
+  return _write(slots, keys, values, put)
+
+
+def write_chunk(
+  slots: LayerSlots,
+  keys: Float[Array, "Q T K H"],
+  values: Float[Array, "Q T K H"],
+  *,
+  groups: Int[Array, "Q"],
+  starts: Int[Array, "Q"],
+  counts: Int[Array, "Q"],
+) -> LayerSlots:
+  """Writes counts[q] tokens of lane q to its group's slots from starts[q] on."""
+  offsets = jnp.arange(keys.shape[1])
+  # What lies past the end of all slots is dropped.
+  beyond = slots.keys.shape[2]
+  at = jnp.where(offsets < counts[:, None], starts[:, None] + offsets, beyond)
+
+  def put(old: Array, new: Array) -> Array:
+    return old.at[groups[:, None], :, at].set(new, mode="drop")
+
+  return _write(slots, keys, values, put)
+
+
+def copy_bases(
+  slots: LayerSlots, sources: Int[Array, "C"], targets: Int[Array, "C"]
+) -> LayerSlots:
+  """Copies whole bases within one layer, in order; a pair of equals does nothing."""
+
+  def copy(index: Any, slots: LayerSlots) -> LayerSlots:
+    def move(x: Array) -> Array:
+      whole = jax.lax.dynamic_slice_in_dim(x, sources[index], 1)
+      return jax.lax.dynamic_update_slice_in_dim(x, whole, targets[index], 0)
+
+    return jax.tree.map(move, slots)
+
+  return jax.lax.fori_loop(0, sources.shape[0], copy, slots)
+
+
+def clear_rows(cache: BranchCache, rows: Bool[Array, "A"]) -> BranchCache:
+  """Zeroes values of some rows' suffixes, where NaN would outlive a broken row.
+
+  What is past a row's length has weight zero, and zero times NaN is NaN.
+  """
+
+  def clear(x: Array) -> Array:
+    return jnp.where(jnp.expand_dims(rows, range(1, x.ndim)), jnp.zeros((), x.dtype), x)
+
+  def clear_layer(slots: LayerSlots) -> LayerSlots:
+    scales = slots.value_scales
+    return dataclasses.replace(
+      slots,
+      values=clear(slots.values),
+      value_scales=None if scales is None else clear(scales),
+    )
+
+  return dataclasses.replace(cache, suffixes=tuple(map(clear_layer, cache.suffixes)))
+
+
+def _write(slots: LayerSlots, keys, values, put) -> LayerSlots:
+  """`put(old, new)` writes [*lead, K, H] and, for scales, [*lead, K]."""
+
+  def write(old: Shaped[Array, "R K S H"], scales: Any, new: Array) -> tuple[Any, Any]:
+    stored, scale = store(new, old.dtype)
+    if scale is not None:
+      scales = put(scales, scale.astype(scales.dtype))
+    return _put_bits(put, old, stored), scales
+
+  new_keys, key_scales = write(slots.keys, slots.key_scales, keys)
+  new_values, value_scales = write(slots.values, slots.value_scales, values)
+  return LayerSlots(new_keys, new_values, key_scales, value_scales)
+
+
+def _put_bits(put: Any, old: Array, new: Array) -> Array:
+  """Writes narrow floats as integers on a CPU, where XLA widens a whole array to
+  write to it."""
+  width = old.dtype.itemsize
+  is_narrow = jnp.issubdtype(old.dtype, jnp.floating) and width < 4
+  if not is_narrow or current_target().platform != "cpu":
+    return put(old, new)
+  bits = jnp.uint16 if width == 2 else jnp.uint8
+  as_bits = jax.lax.bitcast_convert_type
+  return as_bits(put(as_bits(old, bits), as_bits(new, bits)), old.dtype)

@@ -1,0 +1,176 @@
+"""How large the arrays of a rollout engine are; what is not given is derived."""
+
+import dataclasses
+
+from jax.sharding import Mesh
+
+from phi4_jax.common.errors import ConfigError
+from phi4_jax.common.sampler import SamplingLaw
+from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.inference_sharding import (
+  attention_split,
+  check_serving_mesh,
+  num_row_shards,
+)
+from phi4_jax.model.rope_scaling import LongRope
+
+_MOST_SHARED_ROWS = 8
+_SLOT_MULTIPLE = 8  # what a TPU's kernels want
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineShapes:
+  """Sizes of the arrays of a rollout engine.
+
+  Attributes:
+    groups: P, texts that are held at a time.
+    rows_per_group: R, continuations of one held text at a time.
+    base_capacity: S, tokens of a text that can be held.
+    suffix_capacity: S2, tokens that a row can read behind its cut: at least as many
+      as the most new tokens of a completion.
+    block_steps: most decode steps of one call of the program.
+    allowed_idle: rows that may stand idle before a call ends early, as long as there
+      is other work for them.
+    prompt_chunk: T, tokens of a text that are read at a time.
+    prefill_lanes: Q, texts that are read at a time.
+    shards: parts that the groups are split into over a mesh.
+  """
+
+  groups: int
+  rows_per_group: int
+  base_capacity: int
+  suffix_capacity: int
+  block_steps: int
+  allowed_idle: int
+  prompt_chunk: int
+  prefill_lanes: int
+  shards: int = 1
+
+  @property
+  def num_rows(self) -> int:
+    """A = P * R."""
+    return self.groups * self.rows_per_group
+
+  def shard_of(self, group: int) -> int:
+    """The part of the mesh that a group lies on."""
+    return group // (self.groups // self.shards)
+
+
+def derive_shapes(
+  config: ModelConfig,
+  law: SamplingLaw,
+  *,
+  batch_size: int,
+  mesh: Mesh | None = None,
+  rows_per_group: int | None = None,
+  base_capacity: int | None = None,
+  suffix_capacity: int | None = None,
+  block_steps: int = 32,
+  allowed_idle: int | None = None,
+  prompt_chunk: int = 64,
+  prefill_lanes: int | None = None,
+) -> EngineShapes:
+  """Checks sizes, and derives those that are None.
+
+  Args:
+    config: the model.
+    law: the distribution; its max_length bounds both capacities.
+    batch_size: rows that decode at once, P * R.
+    mesh: where to run.
+    rows_per_group: None means the largest divisor of a device's rows up to 8. Give 1
+      where every prefix is drawn from once, and more where many draws share a text.
+    base_capacity: None means max_length - 1, rounded up.
+    suffix_capacity: None likewise, which is always enough.
+    block_steps: see `EngineShapes`.
+    allowed_idle: None means a sixteenth of the rows.
+    prompt_chunk: see `EngineShapes`.
+    prefill_lanes: None means an eighth of the groups.
+
+  Raises:
+    ConfigError: if sizes do not fit each other, or the model cannot run so.
+  """
+  _check_model(config, law, mesh)
+  shards = 1 if mesh is None else num_row_shards(mesh, config)
+  if batch_size < 1 or batch_size % shards:
+    axes = "data * fsdp"
+    if mesh is not None and attention_split(mesh, config) == "rows":
+      axes += " * tensor"
+    raise ConfigError(
+      f"The sampler's batch_size ({batch_size}) must be a positive multiple of the "
+      f"mesh's {axes} ({shards})."
+    )
+  rows = batch_size // shards
+  if rows_per_group is None:
+    fitting = range(1, min(rows, _MOST_SHARED_ROWS) + 1)
+    rows_per_group = max(count for count in fitting if rows % count == 0)
+  if rows_per_group < 1 or rows % rows_per_group:
+    raise ConfigError(
+      f"rows_per_group ({rows_per_group}) must divide the rows of one device "
+      f"({batch_size} / {shards}). Change it or the sampler's batch_size."
+    )
+  groups = batch_size // rows_per_group
+  longest = law.max_length - 1
+  rounded = -(-longest // _SLOT_MULTIPLE) * _SLOT_MULTIPLE
+  base_capacity = rounded if base_capacity is None else base_capacity
+  lanes = prefill_lanes or max(1, groups // shards // 8) * shards
+  shapes = EngineShapes(
+    groups=groups,
+    rows_per_group=rows_per_group,
+    base_capacity=base_capacity,
+    suffix_capacity=rounded if suffix_capacity is None else suffix_capacity,
+    block_steps=block_steps,
+    allowed_idle=batch_size // 16 if allowed_idle is None else allowed_idle,
+    prompt_chunk=min(prompt_chunk, base_capacity),
+    prefill_lanes=lanes,
+    shards=shards,
+  )
+  _check_sizes(shapes)
+  return shapes
+
+
+def _check_sizes(shapes: EngineShapes) -> None:
+  for name in (
+    "base_capacity",
+    "suffix_capacity",
+    "block_steps",
+    "prompt_chunk",
+    "prefill_lanes",
+  ):
+    if getattr(shapes, name) < 1:
+      raise ConfigError(f"{name} ({getattr(shapes, name)}) must be 1 or more.")
+  if shapes.allowed_idle < 0:
+    raise ConfigError(f"allowed_idle ({shapes.allowed_idle}) must be 0 or more.")
+  if shapes.prefill_lanes % shapes.shards or shapes.prefill_lanes > shapes.groups:
+    raise ConfigError(
+      f"prefill_lanes ({shapes.prefill_lanes}) must be a multiple of the mesh's parts "
+      f"({shapes.shards}) and at most the groups ({shapes.groups})."
+    )
+
+
+def _check_model(config: ModelConfig, law: SamplingLaw, mesh: Mesh | None) -> None:
+  if law.max_length > config.max_position_embeddings:
+    raise ConfigError(
+      f"SamplingLaw.max_length ({law.max_length}) must be at most "
+      f"ModelConfig.max_position_embeddings ({config.max_position_embeddings})."
+    )
+  scaling = config.rope_scaling
+  if (
+    isinstance(scaling, LongRope)
+    and law.max_length > scaling.original_max_position_embeddings
+  ):
+    raise ConfigError(
+      f"SamplingLaw.max_length ({law.max_length}) exceeds LongRope's original context "
+      f"({scaling.original_max_position_embeddings}): a text that outgrows it turns "
+      "with other frequencies from its first token on, so that branches cannot share "
+      "what was read of it. Lower max_length, or use phi4_jax.sampling.generate."
+      "JaxSampler."
+    )
+  if mesh is None:
+    return
+  if mesh.shape["context"] != 1:
+    raise ConfigError(
+      "Sampling works on one position at a time, so MeshConfig.context "
+      f"({mesh.shape['context']}) must be 1. Make a mesh for sampling with these "
+      "devices along MeshConfig.data."
+    )
+  check_serving_mesh(mesh, config)
