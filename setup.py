@@ -79,6 +79,7 @@ setup(
   packages=find_packages(
     include=["phi4_jax*", "experiments*", "kernels*", "benchmarks*"]
   ),
+  package_data={"experiments.reporting": ["*.css", "*.js"]},
   install_requires=CORE,
   extras_require=EXTRAS,
   entry_points={"console_scripts": ["phi4=experiments.cli:main"]},

@@ -2,7 +2,8 @@
 
 Reads the folder of a pipeline that compares arms, of a sweep of such pipelines over
 seeds, or of a search for pivotal tokens. Writes results.json, report.html and, where
-a solution was traced, trace.svg into it; nothing is computed anew but intervals.
+a solution was traced, trace.svg into it; nothing is computed anew but intervals. The
+page of a search has a script that shows every question and pivot; the others have none.
 """
 
 import argparse
@@ -13,17 +14,19 @@ from pathlib import Path
 from experiments import cli
 from experiments.reporting import pages
 from experiments.reporting.reading import Run, open_run
+from experiments.reporting.report import Report
+from experiments.reporting.search_page import report_search
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError, DataError
 
-_BUILDERS: dict[str, Callable[[Run], pages.Report]] = {
+_BUILDERS: dict[str, Callable[[Run], Report]] = {
   "pipeline": pages.report_chain,
   "sweep": pages.report_sweep,
-  "find_pivotal_tokens": pages.report_search,
+  "find_pivotal_tokens": report_search,
 }
 
 
-def write_report(folder: Path, *, out_json: Path | None = None) -> pages.Report:
+def write_report(folder: Path, *, out_json: Path | None = None) -> Report:
   """Writes the report of a finished run into its folder, and prints its table.
 
   Raises:

@@ -1,1 +1,1 @@
-"""Pages about runs: HTML and SVG made here, without a script or an outside request."""
+"""Pages about runs: HTML and SVG made here, and asking for nothing outside."""

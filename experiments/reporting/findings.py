@@ -1,4 +1,7 @@
-"""What a search for pivotal tokens found: traces, pivots, pairs, as sections."""
+"""What a search for pivotal tokens found: traces, pivots, pairs, as sections.
+
+Without scripts, so that they stand in the pages of chains, too.
+"""
 
 import collections
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,49 +10,47 @@ from typing import Any
 from experiments.reporting import charts, layout, trace
 from experiments.reporting.ladder import MINUS
 from experiments.reporting.markup import Markup, join, tag
-from experiments.reporting.reading import Run, open_vocabulary, read_records
-from phi4_jax.eval.exchange import decode_response
+from experiments.reporting.search_data import (
+  SEARCHED,
+  Alternative,
+  Hypothesis,
+  Search,
+)
+from experiments.reporting.search_survey import Survey
+from phi4_jax.pts.counts import Value
 
-_SHOWN, _LISTED = 12, 200
-
-
-def make_traces(run: Run) -> list[trace.Trace]:
-  """Returns the traced responses of a search."""
-  pivots = read_records(run, "pivotal_tokens.jsonl")
-  return [
-    trace.Trace(
-      record=record,
-      confirmed=trace.find_positions(pivots, record),
-      gap=run.config["search"]["gap"],
-    )
-    for record in read_records(run, "traces.jsonl")
-  ]
+SHOWN, _LISTED = 12, 200
 
 
-def trace_section(traces: Sequence[trace.Trace]) -> layout.Section:
+def trace_section(survey: Survey, search: Search) -> layout.Section:
   """Traced solutions, the first ones open."""
+  traces = survey.traces
   if not traces:
     return layout.Section(
       "traces", "Solutions, token by token", layout.note("This search traced none.")
     )
-  rollouts = max(value["rollouts"] for value in traces[0].record["values"])
   parts = [
     layout.paragraph(
       "The line is the probability that an answer continued from there comes out "
-      f"right, measured with {rollouts} rollouts at each token; it ends in the verdict "
-      f"on the answer itself. A token is pivotal when it moves the line by "
+      f"right, {_measured(traces[0], search)}; it ends in the verdict on the answer "
+      "itself. A token is pivotal when it moves the line by "
       f"{traces[0].gap:g} or more."
     ),
     layout.legend(trace.legend_marks()),
   ]
   for number, each in enumerate(traces):
     picture = charts.responsive(lambda width, each=each: trace.draw_trace(each, width))
-    verdict = "right" if each.record["correct"] else "wrong"
+    response = each.response
     caption = (
-      f"{_one_line(each.record['prompt'])} answered {verdict} (question "
-      f"{each.record['question']}, response {each.record['response']})."
+      f"{one_line(each.prompt)} answered {each.verdict} (question "
+      f"{response.question}, response {response.index})."
     )
-    drawn = layout.figure(picture, caption)
+    drawn = layout.figure(
+      tag(
+        "div", picture, data_question=response.question, data_response=response.index
+      ),
+      caption,
+    )
     if number < 2:
       parts.append(drawn)
     else:
@@ -57,57 +58,85 @@ def trace_section(traces: Sequence[trace.Trace]) -> layout.Section:
   return layout.Section("traces", "Solutions, token by token", join(parts))
 
 
-def search_section(run: Run, note: str = "") -> layout.Section:
+def _measured(first: trace.Trace, search: Search) -> str:
+  if search.mode == "comb":
+    return "as all rollouts of the search together say, with a 95% interval"
+  rollouts = max((v.rollouts for v in first.response.counts.values()), default=0)
+  return f"measured with {rollouts} rollouts at each token"
+
+
+def search_section(search: Search, survey: Survey, note: str = "") -> layout.Section:
   """What was searched and what was found, and the list of pivots."""
-  metrics = run.metrics
-  pivots = read_records(run, "pivotal_tokens.jsonl")
-  questions = read_records(run, "questions.jsonl")
-  settings = run.config["search"]
+  metrics = search.run.metrics
+  pivots = search.pivots
+  kept = sum(q.state == SEARCHED for q in search.questions.values())
+  raised = sum(pivot.sign > 0 for pivot in pivots)
   parts = [layout.note(note)] if note else []
   parts += [
-    layout.paragraph(_story(metrics, settings)),
+    layout.paragraph(_story(search)),
     layout.facts(
       {
-        "questions searched": f"{metrics['kept']} of {metrics['questions']}",
-        "responses": metrics["responses"],
-        "candidates": metrics["candidates"],
-        "pivotal tokens": metrics["pivotal_tokens"],
-        "raise / lower p": f"{metrics['positive']} / {metrics['negative']}",
+        "questions searched": f"{kept:,} of {len(search.questions):,}",
+        "responses": f"{survey.num_responses:,}",
+        "candidates": f"{metrics['candidates']:,}",
+        "pivotal tokens": f"{len(pivots):,}",
+        "raise / lower p": f"{raised:,} / {len(pivots) - raised:,}",
         "tokens sampled": f"{metrics['sampled_tokens']:,}",
       }
     ),
     layout.figure(
       tag(
         "div",
-        _question_chart(questions),
-        _change_chart(pivots, settings),
+        _question_chart(search),
+        _change_chart(search),
         class_="panels",
       ),
       "Left: share of right rollouts of each question, the searched ones in colour. "
-      "Right: change of p(success) at confirmed pivots, from fresh rollouts.",
+      "Right: change of p(success) at pivotal tokens"
+      + ("." if search.mode == "naive" else ", from fresh rollouts."),
     ),
-    _pivot_tables(run, pivots),
+    tag("div", pivot_tables(search, survey), data_static="pivots"),
   ]
   return layout.Section("pivots", "Pivotal tokens", join(parts))
 
 
-def _story(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def _story(search: Search) -> str:
+  metrics = search.run.metrics
+  asked = (
+    f"Questions with p(success) between {search.setting('min_success'):g} and "
+    f"{search.setting('max_success'):g} were searched"
+  )
+  possible = (
+    f" Of {metrics['tokens']:,} tokens {metrics['possible_tokens']:,} are improbable "
+    "enough to be pivotal at all."
+  )
+  found = len(search.pivots)
+  if search.mode == "comb":
+    return (
+      f"{asked} for tokens that change it by {search.gap:g} or more.{possible} "
+      f"{len(search.hypotheses):,} of them looked it on rollouts that leave the "
+      f"response there and were tested with fresh ones; {found:,} are exported."
+    )
+  halved = (
+    f"{asked} by halving responses where p changes by {search.gap:g} or more.{possible}"
+  )
+  if search.mode == "naive":
+    return f"{halved} {found:,} tokens differ by as much from their neighbours."
   return (
-    f"Questions with p(success) between {settings['min_success']:g} and "
-    f"{settings['max_success']:g} were searched by halving responses where p changes "
-    f"by {settings['gap']:g} or more. Of {metrics['tokens']:,} tokens "
-    f"{metrics['possible_tokens']:,} are improbable enough to be pivotal at all. "
-    f"{metrics['candidates']} candidates were estimated again with "
-    f"{settings['confirm_rollouts']} fresh rollouts on each side; "
-    f"{metrics['pivotal_tokens']} of them held."
+    f"{halved} {metrics['candidates']:,} candidates were estimated again with "
+    f"{search.setting('confirm_rollouts')} fresh rollouts on each side; {found:,} of "
+    "them held."
   )
 
 
-def _question_chart(questions: Sequence[Mapping[str, Any]]) -> Markup:
+def _question_chart(search: Search) -> Markup:
   edges = [i / 10 for i in range(11)]
+  judged = [q for q in search.questions.values() if q.value is not None]
 
-  def bars(kept: bool, class_: str):
-    values = [q["successes"] / q["rollouts"] for q in questions if q["kept"] == kept]
+  def bars(searched: bool, class_: str):
+    values = [
+      q.value.share for q in judged if q.value and (q.state == SEARCHED) == searched
+    ]
     return charts.make_histogram(values, edges, class_)
 
   return charts.bar_chart(
@@ -117,92 +146,114 @@ def _question_chart(questions: Sequence[Mapping[str, Any]]) -> Markup:
   )
 
 
-def _change_chart(pivots: Sequence[Mapping[str, Any]], settings) -> Markup:
+def _change_chart(search: Search) -> Markup:
   edges = [i / 10 for i in range(-10, 11)]
-  rises = [p["delta"] for p in pivots if p["delta"] > 0]
-  falls = [p["delta"] for p in pivots if p["delta"] <= 0]
+  changes = [p.delta for p in search.pivots if p.delta is not None]
   return charts.bar_chart(
     [
-      *charts.make_histogram(falls, edges, "down"),
-      *charts.make_histogram(rises, edges, "up"),
+      *charts.make_histogram([d for d in changes if d <= 0], edges, "down"),
+      *charts.make_histogram([d for d in changes if d > 0], edges, "up"),
     ],
     "Pivotal tokens",
-    f"change of p(success), {settings['gap']:g} or more either way",
+    f"change of p(success), {search.gap:g} or more either way",
   )
 
 
-def _pivot_tables(run: Run, pivots: Sequence[Mapping[str, Any]]) -> Markup:
+def pivot_tables(search: Search, survey: Survey) -> Markup:
+  """The largest pivots; the others in a table that is closed at first."""
+  pivots = list(zip(search.hypotheses, survey.contexts, strict=True))
+  pivots = pivots[: len(search.pivots)]
   if not pivots:
     return layout.note("No candidate held, so there is no pivotal token to list.")
-  vocabulary = open_vocabulary(run)
-  prompts = {q["question"]: q for q in read_records(run, "questions.jsonl")}
-  ordered = sorted(pivots, key=lambda pivot: -abs(pivot["delta"]))
+  tested = search.mode == "comb"
+  arms = [name for name, _ in pivots[0][0].arms] or ["before", "after"]
+  header = ["question", "so far, then the token", "prob", *arms]
+  header += ["change [from]" if tested else "change [95%]", "instead"]
 
-  def row(pivot: Mapping[str, Any]) -> list[Any]:
-    question = prompts[pivot["question"]]
-    before = pivot["prefix_ids"][len(question["prompt_ids"]) :]
-    context = decode_response(before, "length", vocabulary)
-    low, high = pivot["interval"]
-    change = f"{pivot['delta']:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", MINUS)
+  def row(pivot: Hypothesis, context: str) -> list[Any]:
+    change = show_change(pivot)
     return [
-      _one_line(question["prompt"]),
+      one_line(search.questions[pivot.question].prompt),
       layout.Cell(
         join(
           layout.code(_tail(context, 28)),
           " ",
-          layout.token(trace.show_token(pivot["token"])),
+          layout.token(trace.show_token(pivot.token)),
         ),
         "context",
       ),
-      f"{pivot['prob']:.2f}",
-      _counts(pivot["before"]),
-      _counts(pivot["after"]),
-      layout.Cell(change, "whole up" if pivot["delta"] > 0 else "whole down"),
-      _alternatives(pivot["alternatives"]),
+      f"{pivot.prob:.2f}",
+      *(show_value(value) for _, value in pivot.arms),
+      layout.Cell(change, "whole up" if pivot.sign > 0 else "whole down"),
+      _alternatives(pivot.alternatives),
     ]
 
-  header = ["question", "so far, then the token", "prob", "before", "after"]
-  header += ["change [95%]", "instead"]
+  def table(chosen: Iterable[tuple[Hypothesis, str]], caption: str) -> Markup:
+    rows = [row(*each) for each in chosen]
+    return layout.table(header, rows, caption=caption, numbers=range(2, 3 + len(arms)))
 
-  def table(chosen: Iterable[Mapping[str, Any]], caption: str) -> Markup:
-    return layout.table(header, map(row, chosen), caption=caption, numbers=(2, 3, 4))
-
-  first, rest = ordered[:_SHOWN], ordered[_SHOWN:_LISTED]
+  first, rest = pivots[:SHOWN], pivots[SHOWN:_LISTED]
   parts = [
     table(
       first,
-      f"The {len(first)} largest of {len(pivots)} pivots. Before and after: p(success) "
-      "and right/all fresh rollouts; instead: other tokens drawn there, right/all "
-      "rollouts through them",
+      f"The {len(first)} largest of {len(pivots):,} pivots. {explain_arms(search)} "
+      "Instead: other tokens drawn there, right/all rollouts through them",
     )
   ]
   if rest:
     left = len(pivots) - len(first) - len(rest)
     caption = f"{len(rest)} more pivots"
     if left:
-      caption += f" ({left} others are in pivotal_tokens.jsonl only)"
+      caption += f" ({left:,} others are in pivotal_tokens.jsonl only)"
     parts.append(layout.details(caption, table(rest, caption)))
   return join(parts)
 
 
-def _counts(value: Mapping[str, Any]) -> str:
-  if value["exact"]:
-    return f"{trace.rate(value):.0f} (verdict)"
-  return f"{trace.rate(value):.2f} ({value['successes']}/{value['rollouts']})"
+def explain_arms(search: Search) -> str:
+  """What the counts beside a pivot are."""
+  if search.mode == "comb":
+    return (
+      "Behind it: share and right/all of fresh rollouts that go on behind the token "
+      "and leave the response later. Instead of it: of those with another token there."
+    )
+  fresh = "" if search.mode == "naive" else "fresh "
+  return f"Before and after: p(success) and right/all {fresh}rollouts."
 
 
-def _alternatives(alternatives: Sequence[Mapping[str, Any]]) -> Markup:
+def show_change(hypothesis: Hypothesis) -> str:
+  """A change of p(success) and what bounds it."""
+  if hypothesis.delta is None:
+    return "unknown"
+  shown = f"{hypothesis.delta:+.2f}"
+  if hypothesis.interval is not None:
+    low, high = hypothesis.interval
+    shown += f" [{low:+.2f}, {high:+.2f}]"
+  elif hypothesis.lower is not None:
+    shown += f" [{hypothesis.sign * hypothesis.lower:+.2f}]"
+  return shown.replace("-", MINUS)
+
+
+def show_value(value: Value) -> str:
+  """A share with its counts."""
+  if value.exact:
+    return f"{value.share:.0f} (verdict)"
+  if not value.rollouts:
+    return "none"
+  return f"{value.share:.2f} ({value.successes}/{value.rollouts})"
+
+
+def _alternatives(alternatives: Sequence[Alternative]) -> Markup:
   shown = []
   for each in alternatives[:3]:
-    counts = f" {each['successes']}/{each['rollouts']}"
-    drawn = layout.token(trace.show_token(each["token"]))
+    counts = f" {each.value.successes}/{each.value.rollouts}"
+    drawn = layout.token(trace.show_token(each.token))
     shown.append(join(tag("span", drawn, counts, class_="whole"), " "))
   return join(shown)
 
 
-def pair_section(run: Run) -> layout.Section:
+def pair_section(search: Search) -> layout.Section:
   """Statistics of the preference pairs."""
-  pairs = read_records(run, "pairs.jsonl")
+  pairs = search.pairs
   if not pairs:
     content = layout.note("No pivot gave a pair.")
     return layout.Section("pairs", "Preference pairs", content)
@@ -228,13 +279,15 @@ def pair_section(run: Run) -> layout.Section:
   )
   responses = {(pair["question"], pair["response"]) for pair in pairs}
   story = (
-    f"{len(pairs)} pairs of single tokens from {len(responses)} responses: "
-    f"{signs['positive']} where the response's own token is accepted, "
-    f"{signs['negative']} where it is rejected. The other token comes from rollouts "
+    f"{len(pairs):,} pairs of single tokens from {len(responses):,} responses: "
+    f"{signs['positive']:,} where the response's own token is accepted, "
+    f"{signs['negative']:,} where it is rejected. The other token comes from rollouts "
     "made at the same prefix."
   )
-  reasons = run.metrics["pivots_without_pair"]
-  left = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in reasons.items() if n)
+  reasons = search.run.metrics["pivots_without_pair"]
+  left = ", ".join(
+    f"{n:,} {name.replace('_', ' ')}" for name, n in reasons.items() if n
+  )
   if left:
     story += f" Pivots that gave no pair: {left}."
   content = join(layout.paragraph(story), layout.figure(charts_), _kind_table(pairs))
@@ -255,7 +308,7 @@ def _kind_table(pairs: Sequence[Mapping[str, Any]]) -> Markup:
       f"{_mean(members, 'accepted'):.2f}",
       f"{_mean(members, 'rejected'):.2f}",
     ]
-    for (accepted, rejected), members in ordered[:_SHOWN]
+    for (accepted, rejected), members in ordered[:SHOWN]
   ]
   return layout.table(
     [
@@ -267,7 +320,7 @@ def _kind_table(pairs: Sequence[Mapping[str, Any]]) -> Markup:
       "after rejected",
     ],
     rows,
-    caption=f"The {len(rows)} most frequent of {len(kinds)} kinds of pairs",
+    caption=f"The {len(rows)} most frequent of {len(kinds):,} kinds of pairs",
     numbers=(2, 3, 4, 5),
   )
 
@@ -281,7 +334,7 @@ def _mean(pairs: Sequence[Mapping[str, Any]], side: str) -> float:
   return sum(_share(pair, side) for pair in pairs) / len(pairs)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
   flat = " ".join(text.split())
   return flat if len(flat) <= 90 else flat[:89] + "\N{HORIZONTAL ELLIPSIS}"
 

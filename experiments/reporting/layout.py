@@ -3,6 +3,8 @@
 Knows HTML; refuses to know runs.
 """
 
+import base64
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,10 +20,32 @@ class Section(NamedTuple):
   content: Markup
 
 
+class Program(NamedTuple):
+  """What makes a page answer to its reader.
+
+  Attributes:
+    script: JavaScript, run when everything else is there.
+    style: a further style sheet.
+    data: script elements that are not run.
+  """
+
+  script: str
+  style: str
+  data: Sequence[Markup]
+
+
 def page(
-  title: str, kicker: str, head: Markup, sections: Iterable[Section], footer: Markup
+  title: str,
+  kicker: str,
+  head: Markup,
+  sections: Iterable[Section],
+  footer: Markup,
+  program: Program | None = None,
 ) -> str:
-  """A whole HTML document; it asks for nothing outside itself."""
+  """A whole HTML document; it asks for nothing outside itself.
+
+  Without a program nothing in it can run, and with one only that script can.
+  """
   sections = list(sections)
   links = [tag("li", tag("a", s.title, href=f"#{s.name}")) for s in sections]
   body = join(
@@ -42,15 +66,23 @@ def page(
     tag("footer", footer),
   )
   policy = "default-src 'none'; style-src 'unsafe-inline'"
+  css = page_css()
+  if program is not None:
+    digest = hashlib.sha256(program.script.encode()).digest()
+    policy += f"; script-src 'sha256-{base64.b64encode(digest).decode()}'"
+    css += program.style
+    body = join(body, program.data, tag("script", Markup(program.script)))
   head_tags = join(
     tag("meta", charset="utf-8"),
     tag("meta", http_equiv="Content-Security-Policy", content=policy),
     tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
     tag("title", title),
-    tag("style", Markup(page_css())),
+    tag("style", Markup(css)),
   )
   document = tag("html", tag("head", head_tags), tag("body", body), lang="en")
-  return f"<!doctype html>\n{document}\n"
+  # Half a character, as a token of bytes can be, is no UTF-8.
+  text = f"<!doctype html>\n{document}\n"
+  return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def paragraph(*content: Any, class_: str | None = None) -> Markup:

@@ -1,34 +1,25 @@
-"""Whole reports: of a chain, of a sweep of chains, of one search.
+"""Whole reports of a chain, and of a sweep of chains.
 
 Each builder returns what the verb writes: numbers, a page, a table, a picture.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.reporting import arm_costs, findings, ladder, layout, provenance, trace
+from experiments.reporting import arm_costs, findings, ladder, layout, provenance
 from experiments.reporting.markup import Markup, join, tag
 from experiments.reporting.reading import Chain, Run, open_chain, open_chains
-from phi4_jax.common.text import format_table
+from experiments.reporting.report import (
+  Report,
+  code_of,
+  cost_facts,
+  cost_of,
+  draw_first,
+  whole_page,
+)
+from experiments.reporting.search_data import Search, read_search
+from experiments.reporting.search_survey import Survey, survey
 from phi4_jax.eval import comparison
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
-  """What a report consists of.
-
-  Attributes:
-    results: the content of results.json.
-    html: the page.
-    table: for the terminal.
-    picture: the first traced solution as an SVG file, None if there is none.
-  """
-
-  results: dict[str, Any]
-  html: str
-  table: str
-  picture: str | None
 
 
 def report_chain(run: Run) -> Report:
@@ -43,8 +34,8 @@ def report_chain(run: Run) -> Report:
     "baseline": chain.baseline,
     "questions": questions,
     **_search_counts([chain]),
-    **_cost(chain.stages, run),
-    **_code(run),
+    **cost_of(chain.stages, run),
+    **code_of(run),
     "stages": {
       stage.name: {
         "verb": stage.verb,
@@ -57,25 +48,26 @@ def report_chain(run: Run) -> Report:
   }
   lead = f"{_stage_story(chain)} {_answers_story(chain, found['arms'])}"
   colors = ladder.arm_colors(found["arms"], chain.baseline)
+  searched = _look_up(chain)
   sections = [
     ladder.section(
       found, chain.baseline, repetition="run", links=provenance.links(chain)
     ),
-    *_search_sections(chain.search),
+    *_search_sections(searched),
     provenance.curve_section([chain], colors),
     provenance.stage_section(chain.stages),
     provenance.machine_section(run, chain.stages),
   ]
   return Report(
     results=results,
-    html=_page(
+    html=whole_page(
       run,
       ladder.headline(found, chain.baseline),
       _ladder_head(lead, found, chain.baseline, results),
       sections,
     ),
     table=comparison.format_ladder(found, chain.baseline),
-    picture=_picture(chain.search),
+    picture=_picture(searched),
   )
 
 
@@ -102,7 +94,7 @@ def report_sweep(run: Run) -> Report:
       "seed": seed,
       "arms": {arm: entry["accuracies"][i] for arm, entry in found["arms"].items()},
       **_search_counts([chain]),
-      **_cost(chain.stages),
+      **cost_of(chain.stages),
     }
     for i, (seed, chain) in enumerate(zip(seeds, chains, strict=True))
   ]
@@ -113,8 +105,8 @@ def report_sweep(run: Run) -> Report:
     "baseline": baseline,
     "questions": questions,
     **_search_counts(chains),
-    **_cost(stages),
-    **_code(run),
+    **cost_of(stages),
+    **code_of(run),
     "chains": per_chain,
   }
   lead = (
@@ -125,53 +117,26 @@ def report_sweep(run: Run) -> Report:
   )
   colors = ladder.arm_colors(found["arms"], baseline)
   ladder_section = ladder.section(found, baseline, repetition="chain", links={})
+  searched = _look_up(first)
   note = f"Of the first chain (seed {seeds[0]})."
   sections = [
     ladder_section,
     layout.Section("chains", "Chain by chain", _chain_table(per_chain, baseline)),
-    *_search_sections(first.search, note),
+    *_search_sections(searched, note),
     provenance.curve_section(chains, colors),
     _chain_settings(chains),
     provenance.machine_section(run, first.stages),
   ]
   return Report(
     results=results,
-    html=_page(
+    html=whole_page(
       run,
       ladder.headline(found, baseline),
       _ladder_head(lead, found, baseline, results),
       sections,
     ),
     table=comparison.format_ladder(found, baseline),
-    picture=_picture(first.search),
-  )
-
-
-def report_search(run: Run) -> Report:
-  """Reports a finished search for pivotal tokens."""
-  metrics = run.metrics
-  results = {
-    "verb": run.verb,
-    **metrics,
-    "perf": run.result["perf"],
-    **_cost([run]),
-    **_code(run),
-  }
-  title = (
-    f"{metrics['pivotal_tokens']} pivotal tokens in {metrics['responses']} responses"
-  )
-  head = layout.facts(_cost_facts(results))
-  sections = [
-    *_search_sections(run),
-    provenance.machine_section(run, [run]),
-  ]
-  shown = ("questions", "kept", "responses", "candidates", "pivotal_tokens", "pairs")
-  table = format_table(["found", "count"], [[name, metrics[name]] for name in shown])
-  return Report(
-    results=results,
-    html=_page(run, title, head, sections),
-    table=table,
-    picture=_picture(run),
+    picture=_picture(searched),
   )
 
 
@@ -243,57 +208,43 @@ def _search_counts(chains: Sequence[Chain]) -> dict[str, int]:
   }
 
 
-def _cost(stages: Sequence[Run], whole: Run | None = None) -> dict[str, float]:
-  """Wall time and memory; `whole` has a clock that also counts what is between."""
-  minutes = sum(stage.result["minutes"] for stage in stages)
-  if whole is not None:
-    minutes = max(minutes, whole.result["minutes"])
-  return {
-    "minutes": round(minutes, 3),
-    "peak_memory_gb": max(stage.result["peak_memory_gb"] for stage in stages),
-  }
-
-
-def _code(run: Run) -> dict[str, str]:
-  return {"commit": run.commit, "machine": run.machine}
-
-
-def _cost_facts(results: Mapping[str, Any]) -> dict[str, str]:
-  facts = {
-    "minutes": f"{results['minutes']:.1f}",
-    "peak memory": f"{results['peak_memory_gb']:.2f} GB",
-  }
-  for name, words in (
-    ("pivotal_tokens", "pivotal tokens"),
-    ("pairs", "pairs"),
-    ("questions", "questions"),
-  ):
-    if name in results:
-      facts[words] = f"{results[name]:,}"
-  return facts
-
-
 def _ladder_head(lead, found, baseline, results) -> Markup:
   return join(
     layout.paragraph(lead, class_="lead"),
     ladder.verdicts(found, baseline),
-    layout.facts(_cost_facts(results)),
+    layout.facts(cost_facts(results)),
   )
 
 
-def _search_sections(search: Run | None, note: str = "") -> list[layout.Section]:
-  if search is None:
+def _look_up(chain: Chain) -> tuple[Search, Survey] | None:
+  """Reads the search of a chain, if it has one."""
+  if chain.search is None:
+    return None
+  search = read_search(chain.search)
+  return search, survey(search, pack=False)
+
+
+def _search_sections(
+  found: tuple[Search, Survey] | None, note: str = ""
+) -> list[layout.Section]:
+  if found is None:
     return []
+  search, surveyed = found
+  where = layout.note(
+    "A page for each question, and what may be claimed: ",
+    layout.code(f"phi4 report {search.run.folder}"),
+    ".",
+  )
+  section = findings.search_section(search, surveyed, note)
   return [
-    findings.trace_section(findings.make_traces(search)),
-    findings.search_section(search, note),
+    findings.trace_section(surveyed, search),
+    section._replace(content=join(section.content, where)),
     findings.pair_section(search),
   ]
 
 
-def _picture(search: Run | None) -> str | None:
-  traces = findings.make_traces(search) if search is not None else []
-  return trace.draw_picture(traces[0]) if traces else None
+def _picture(found: tuple[Search, Survey] | None) -> str | None:
+  return draw_first(found[1]) if found is not None else None
 
 
 def _chain_table(per_chain: Sequence[Mapping[str, Any]], baseline: str) -> Markup:
@@ -327,26 +278,4 @@ def _chain_settings(chains: Sequence[Chain]) -> layout.Section:
       layout.paragraph("The stages of the first one, each with its settings:"),
       stages,
     ),
-  )
-
-
-def _page(
-  run: Run,
-  title: str,
-  head: Markup,
-  sections: Sequence[layout.Section | None],
-) -> str:
-  footer = tag(
-    "p",
-    "Made by ",
-    layout.code(f"phi4 report {run.folder}"),
-    f"; the same numbers are in results.json. Code {run.commit or 'unknown'}; "
-    f"{run.machine}.",
-  )
-  return layout.page(
-    title,
-    f"phi4_jax \N{MIDDLE DOT} {run.verb} \N{MIDDLE DOT} {run.name}",
-    head,
-    [section for section in sections if section is not None],
-    footer,
   )

@@ -9,13 +9,12 @@ fresh rollouts, and dashed where only the trace moves that far.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from experiments.reporting.charts import Scale, line, svg, text
 from experiments.reporting.markup import Markup, join, tag
+from experiments.reporting.search_responses import Searched
 from experiments.reporting.style import NUM_TINTS, picture_css
-from phi4_jax.eval.statistics import Interval, wilson_interval
 from phi4_jax.pts.counts import reaches
 
 RARE = 0.1
@@ -26,40 +25,33 @@ _LEGEND_WIDTHS = (106, 130, 150, 206, 136)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trace:
-  """One traced response.
+  """A response with p(success) at every token.
 
   Attributes:
-    record: a line of traces.jsonl.
+    response: what is shown.
+    prompt: the question.
     confirmed: positions of confirmed pivots.
     gap: the least change that counts as pivotal.
   """
 
-  record: Mapping[str, Any]
+  response: Searched
+  prompt: str
   confirmed: frozenset[int]
   gap: float
 
   @functools.cached_property
   def values(self) -> list[float]:
     """p(success) before the first token, and after each."""
-    return [rate(counts) for counts in self.record["values"]]
+    return [float(value) for value in self.response.estimates]
+
+  @property
+  def verdict(self) -> str:
+    return "right" if self.response.correct else "wrong"
 
   def is_boxed(self, position: int) -> bool:
     """Whether a token is a confirmed pivot, or looks like one in the trace."""
     change = self.values[position + 1] - self.values[position]
     return position in self.confirmed or reaches(change, self.gap)
-
-
-def rate(counts: Mapping[str, Any]) -> float:
-  """Successes among rollouts; an exact value is the verdict, as one rollout."""
-  return counts["successes"] / counts["rollouts"]
-
-
-def count_interval(counts: Mapping[str, Any]) -> Interval:
-  """Wilson's interval of a rate; an exact value has no width."""
-  value = rate(counts)
-  if counts["exact"]:
-    return Interval(value, value, value)
-  return wilson_interval(counts["successes"], counts["rollouts"])
 
 
 def show_token(token: str) -> str:
@@ -68,38 +60,16 @@ def show_token(token: str) -> str:
   return shown.replace(" ", "\N{OPEN BOX}") or "\N{EMPTY SET}"
 
 
-def find_positions(
-  pivots: Sequence[Mapping[str, Any]], record: Mapping[str, Any]
-) -> frozenset[int]:
-  """Positions of the pivots that lie in a traced response.
-
-  A pivot is a token after a prefix. It has the number of the first response with
-  both, and lies in every other response that has them, too.
-  """
-  token_ids = record["token_ids"]
-
-  def lies_in(pivot: Mapping[str, Any]) -> bool:
-    position, prefix = pivot["position"], pivot["prefix_ids"]
-    # Of one question, so that the prompts before the responses are equal.
-    begin = [*prefix[len(prefix) - position :], pivot["token_id"]]
-    return (
-      pivot["question"] == record["question"] and token_ids[: position + 1] == begin
-    )
-
-  return frozenset(pivot["position"] for pivot in pivots if lies_in(pivot))
-
-
 def describe(trace: Trace) -> str:
   """The picture in words."""
   values = trace.values
   moves = [
     f"{show_token(token)} {values[i]:.2f} to {values[i + 1]:.2f}"
-    for i, token in enumerate(trace.record["tokens"])
+    for i, token in enumerate(trace.response.tokens)
     if i in trace.confirmed
   ]
-  verdict = "right" if trace.record["correct"] else "wrong"
   return (
-    f"p(success) along {len(values) - 1} tokens of a {verdict} answer, from "
+    f"p(success) along {len(values) - 1} tokens of a {trace.verdict} answer, from "
     f"{values[0]:.2f} to {values[-1]:.0f}. Confirmed pivots: "
     f"{', '.join(moves) or 'none'}."
   )
@@ -115,8 +85,7 @@ def draw_picture(trace: Trace, width: int = 760) -> str:
   """The picture as an SVG file of its own: light, with heading and legend."""
   margin, top = 16, 84
   parts, height = _draw_rows(trace, width - 2 * margin)
-  verdict = "right" if trace.record["correct"] else "wrong"
-  question = str(trace.record["prompt"]).strip()
+  question = trace.prompt.strip()
   shown = question if len(question) <= 60 else question[:59] + "\N{HORIZONTAL ELLIPSIS}"
   legend, x = [], 0.0
   for (mark, words), space in zip(legend_marks(), _LEGEND_WIDTHS, strict=True):
@@ -131,7 +100,7 @@ def draw_picture(trace: Trace, width: int = 760) -> str:
     tag("rect", width=width, height=height + top + margin, fill="#ffffff"),
     tag(
       "g",
-      text(0, 16, f"p(success) along a {verdict} answer to: {shown}", "strong"),
+      text(0, 16, f"p(success) along a {trace.verdict} answer to: {shown}", "strong"),
       tag("g", legend, transform="translate(0 32)"),
       tag("g", parts, transform=f"translate(0 {top - 24})"),
       transform=f"translate({margin} {margin})",
@@ -169,7 +138,7 @@ def _band_mark() -> list[Markup]:
 
 
 def _draw_rows(trace: Trace, width: int) -> tuple[list[Markup], float]:
-  tokens = [_shorten(show_token(token)) for token in trace.record["tokens"]]
+  tokens = [_shorten(show_token(token)) for token in trace.response.tokens]
   widths = [max(18.0, len(token) * _CHARACTER + 8) for token in tokens]
   parts, y = [], 6.0
   for first, last in _wrap(widths, width - _LEFT - 4):
@@ -201,24 +170,25 @@ def _draw_line(trace, first, last, edges, y) -> list[Markup]:
   for tick, label in ((0, "0"), (0.5, ".5"), (1, "1")):
     parts.append(line(edges[0], scale(tick), edges[-1], scale(tick), "grid"))
     parts.append(text(_LEFT - 8, scale(tick) + 4, label, "muted small", "end"))
-  counts = trace.record["values"][first : last + 1]
-  spans = [count_interval(each) for each in counts]
-  outline = [(x, scale(s.low)) for x, s in zip(edges, spans, strict=True)]
-  outline += [(x, scale(s.high)) for x, s in zip(edges, spans, strict=True)][::-1]
+  rows = slice(first, last + 1)
+  lows, highs = trace.response.lows[rows], trace.response.highs[rows]
+  estimates = trace.values[rows]
+  outline = [(x, scale(low)) for x, low in zip(edges, lows, strict=True)]
+  outline += [(x, scale(high)) for x, high in zip(edges, highs, strict=True)][::-1]
   parts.append(tag("polygon", points=_points(outline), class_="band"))
-  heights = [scale(s.estimate) for s in spans]
+  heights = [scale(value) for value in estimates]
   path = list(zip(edges, heights, strict=True))
   parts.append(tag("polyline", points=_points(path), class_="path"))
   for i in range(last - first):
     if trace.is_boxed(first + i):
-      rises = spans[i + 1].estimate >= spans[i].estimate
+      rises = estimates[i + 1] >= estimates[i]
       direction = "move-up" if rises else "move-down"
       parts.append(line(*path[i], *path[i + 1], direction))
   return parts
 
 
 def _draw_tokens(trace, tokens, first, last, edges, y) -> list[Markup]:
-  values, probs = trace.values, trace.record["probs"]
+  values, probs = trace.values, trace.response.probs
   parts = []
   for i in range(first, last):
     x, end = edges[i - first], edges[i - first + 1]
@@ -252,13 +222,12 @@ def _draw_tokens(trace, tokens, first, last, edges, y) -> list[Markup]:
 
 
 def _say_token(trace: Trace, i: int) -> str:
-  values = trace.values
-  rollouts = trace.record["values"][i + 1]["rollouts"]
-  return (
-    f"{show_token(trace.record['tokens'][i])}: probability "
-    f"{trace.record['probs'][i]:.2f}, p(success) {values[i]:.2f} to "
-    f"{values[i + 1]:.2f} ({rollouts} rollouts after it)"
+  values, counted = trace.values, trace.response.counts.get(i + 1)
+  said = (
+    f"{show_token(trace.response.tokens[i])}: probability "
+    f"{trace.response.probs[i]:.2f}, p(success) {values[i]:.2f} to {values[i + 1]:.2f}"
   )
+  return f"{said} ({counted.rollouts} rollouts after it)" if counted else said
 
 
 def _shorten(token: str) -> str:

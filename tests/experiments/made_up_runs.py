@@ -115,7 +115,8 @@ def write_search(folder: Path, vocabulary_folder: str, vocabulary, **sizes) -> P
     "stages": _costs(records),
     "categories": {},
   }
-  search = {"gap": 0.2, "min_success": 0.2, "max_success": 0.8, "confirm_rollouts": 48}
+  search = {"mode": "paper", "gap": 0.2, "min_success": 0.2, "max_success": 0.8}
+  search |= {"responses_per_question": 2, "confirm_rollouts": 48}
   write_run(
     folder,
     "find_pivotal_tokens",
@@ -166,28 +167,31 @@ def make_search(vocabulary, *, num_questions=12, num_traces=3, seed=0) -> dict:
         "cut": 0,
       }
     )
+    rollouts = []
     for k in range(12):
-      ids = vocabulary.encode(toy.write_trace(draw, question.expression, "steps"))
+      method = "steps" if k < successes else "jumps"
+      ids = vocabulary.encode(toy.write_trace(draw, question.expression, method))
       record = {"question": number, "rollout": k, "token_ids": ids}
-      found["rollouts"].append(record | {"correct": k < successes})
+      record |= {"logprobs": [-0.1] * len(ids), "finish": "stop"}
+      rollouts.append(record | {"correct": k < successes})
+    found["rollouts"] += rollouts
     if not kept:
       continue
-    for phase, rollouts, tokens in (("search", 12, 300), ("trace", 64, 1500)):
+    for phase, count, tokens in (("search", 12, 300), ("trace", 64, 1500)):
       record = {"phase": phase, "question": number, "response": 0, "position": 1}
-      found["estimates"].append(record | {"rollouts": rollouts, "tokens": tokens})
-    for response in range(2):
-      text = toy.write_trace(
-        draw, question.expression, "jumps" if response else "steps"
-      )
-      _add_response(found, vocabulary, number, response, question, text, share, rng)
+      record |= {"successes": count // 2, "rollouts": count, "tokens": tokens}
+      record["first_tokens"] = {"1": [count - 3, 2], "2": [3, 1]}
+      found["estimates"].append(record)
+    for rollout in (rollouts[0], rollouts[successes]):  # the first right, wrong one
+      _add_response(found, vocabulary, question, rollout, share, rng)
   found["traces"] = found["traces"][:num_traces]
   return found
 
 
-def _add_response(found, vocabulary, number, response, question, text, share, rng):
-  ids = vocabulary.encode(text)
+def _add_response(found, vocabulary, question, rollout, share, rng):
+  ids, correct = rollout["token_ids"], rollout["correct"]
+  number, response = rollout["question"], rollout["rollout"]
   prompt_ids = found["questions"][number]["prompt_ids"]
-  correct = response == 0
   moves = {0: 0.25 if correct else -0.3, len(ids) // 2: -0.3 if correct else 0.22}
   values, value = [share], share
   for i in range(len(ids)):

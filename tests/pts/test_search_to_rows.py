@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import report
-from experiments.reporting import findings
+from experiments.reporting import search_responses
 from phi4_jax.common import io
 from phi4_jax.data.preference_rows import Kind, make_rows
 from phi4_jax.data.tokenizer import ByteVocabulary
@@ -120,7 +120,7 @@ def test_a_report_finds_what_it_reads(searched, monkeypatch):
   made_up_runs.write_run(
     folder, "find_pivotal_tokens", config, metrics=metrics, perf=perf
   )
-  monkeypatch.setattr(findings, "open_vocabulary", lambda run: ByteVocabulary())
+  monkeypatch.setattr(search_responses, "open_vocabulary", lambda run: ByteVocabulary())
   found = report.write_report(folder)
   assert f"{metrics['sampled_tokens']:,}" in found.html
   assert f"{metrics['possible_tokens']:,} are improbable" in found.html

@@ -1,8 +1,6 @@
 """Whole pages: well formed, self-contained, escaped, with the numbers on disk."""
 
-import html.parser
 import json
-import re
 import shutil
 
 import numpy as np
@@ -22,40 +20,7 @@ from tests.experiments.made_up_runs import (
   write_run,
   write_sweep,
 )
-
-_VOID = {"meta", "br", "hr", "img"}
-
-
-class _Reader(html.parser.HTMLParser):
-  """Checks that tags close in order; collects ids, links and text."""
-
-  def __init__(self, text):
-    super().__init__()
-    self.open, self.ids, self.links, self.tags, self.words = [], [], [], [], []
-    self.unnamed = 0
-    self.feed(text)
-    self.close()
-    assert not self.open
-
-  def handle_starttag(self, tag, attrs):
-    found = dict(attrs)
-    self.tags.append(tag)
-    self.ids += [found["id"]] if "id" in found else []
-    self.links += [found[name] for name in ("href", "src") if name in found]
-    if tag == "svg" and not found.get("aria-label") and not found.get("aria-hidden"):
-      self.unnamed += 1
-    if tag not in _VOID:
-      self.open.append(tag)
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-  def handle_data(self, data):
-    self.words.append(data)
-
-  @property
-  def text(self):
-    return " ".join(" ".join(self.words).split())
+from tests.experiments.reporting.page_reader import PageReader, assert_self_contained
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +39,11 @@ def _read(path):
 
 class TestChain:
   def test_page_is_well_formed_and_self_contained(self, report):
-    page = _Reader(report.html)
-    assert len(page.ids) == len(set(page.ids))
-    assert page.links and all(link.startswith("#") for link in page.links)
-    assert {link[1:] for link in page.links} <= set(page.ids)
-    assert "script" not in page.tags and "link" not in page.tags
-    assert page.unnamed == 0
-    outside = re.findall(r"(?:https?:)?//[\w.]+", report.html)
-    assert set(outside) <= {"http://www.w3.org"}  # the name of SVG, not fetched
-    assert "url(" not in report.html and "@import" not in report.html
+    assert_self_contained(report.html)
+    assert "script" not in PageReader(report.html).tags
 
   def test_every_part_is_there(self, report):
-    page = _Reader(report.html)
+    page = PageReader(report.html)
     parts = ("ladder", "traces", "pivots", "pairs", "curves", "stages", "again")
     assert [name for name in page.ids if name in parts] == list(parts)
     for words in (
@@ -139,11 +97,15 @@ class TestChain:
     path = folder / "pts" / "traces.jsonl"
     traces = _read(path)
     for record in traces:
-      record["prompt"] = "<script>alert('1')</script>"
       record["tokens"][0] = '</svg>"&'
     write_jsonl(path, traces)
+    path = folder / "pts" / "questions.jsonl"
+    questions = _read(path)
+    for record in questions:
+      record["prompt"] = "<script>alert('1')</script>"
+    write_jsonl(path, questions)
     found = pages.report_chain(open_run(folder))
-    page = _Reader(found.html)
+    page = PageReader(found.html)
     assert "script" not in page.tags
     assert "<script>alert('1')</script>" in page.text
     assert found.picture is not None and "&lt;/svg&gt;" in found.picture
@@ -153,7 +115,7 @@ class TestChain:
     for path in folder.glob("*/metrics.jsonl"):
       path.unlink()
     found = pages.report_chain(open_run(folder))
-    page = _Reader(found.html)
+    page = PageReader(found.html)
     assert found.picture is None and "pivotal_tokens" not in found.results
     assert not {"traces", "pivots", "pairs", "curves"} & set(page.ids)
     assert "another seed may come out otherwise" in page.text
@@ -168,7 +130,7 @@ class TestChain:
     for name in ("pivotal_tokens", "pairs", "traces"):
       (folder / "pts" / f"{name}.jsonl").write_text("")
     found = pages.report_chain(open_run(folder))
-    page = _Reader(found.html)
+    page = PageReader(found.html)
     assert found.picture is None
     assert "No candidate held" in page.text and "No pivot gave a pair" in page.text
 
@@ -194,7 +156,7 @@ class TestSweep:
     assert results["minutes"] == pytest.approx(3 * 0.5 * 8)
     pivots = [chain["pivotal_tokens"] for chain in results["chains"]]
     assert results["pivotal_tokens"] == sum(pivots)
-    page = _Reader(found.html)
+    page = PageReader(found.html)
     assert "The whole chain ran 3 times, with the seeds 4, 5, 6" in page.text
     assert "Of the first chain (seed 4)." in page.text
     assert "An interval over so few chains covers less than 95%" in page.text
@@ -226,20 +188,6 @@ class TestSweep:
     write_answers(answers, np.zeros((1, 60), bool), examples_sha256="others")
     with pytest.raises(DataError, match="differ in examples_sha256"):
       pages.report_sweep(open_run(folder))
-
-
-def test_search_alone(chain):
-  found = pages.report_search(open_run(chain / "pts"))
-  page = _Reader(found.html)
-  count = found.results["pivotal_tokens"]
-  assert f"{count} pivotal tokens in" in page.text
-  # All that was sampled, not what the last process did.
-  sampled, last = found.results["sampled_tokens"], found.results["perf"]
-  assert f"{sampled:,}" in page.text and sampled != last["sampled_tokens"] == 321
-  assert f"| pivotal_tokens | {count:5} |" in found.table
-  pivot = json.loads((chain / "pts" / "pivotal_tokens.jsonl").open().readline())
-  counts = f"({pivot['before']['successes']}/{pivot['before']['rollouts']})"
-  assert counts in page.text
 
 
 def test_pipeline_without_a_comparison_is_refused(tmp_path):

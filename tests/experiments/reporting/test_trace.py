@@ -1,29 +1,41 @@
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
 
 from experiments.reporting import trace
+from experiments.reporting.search_responses import Searched
 from experiments.reporting.trace import Trace
+from phi4_jax.eval.statistics import wilson_interval
+from phi4_jax.pts.counts import Value
 
 _SVG = "{http://www.w3.org/2000/svg}"
 
 
-def _counts(*successes, rollouts=10):
-  values = [{"successes": s, "rollouts": rollouts, "exact": False} for s in successes]
-  return [*values[:-1], {"successes": successes[-1], "rollouts": 1, "exact": True}]
-
-
 def _trace(tokens, successes, *, confirmed=(), probs=None):
-  record = {
-    "question": 3,
-    "response": 1,
-    "prompt": "1+1?",
-    "correct": bool(successes[-1]),
-    "tokens": tokens,
-    "probs": probs or [0.5] * len(tokens),
-    "values": _counts(*successes),
-  }
-  return Trace(record=record, confirmed=frozenset(confirmed), gap=0.2)
+  """Of ten rollouts at each token; behind the last one stands the verdict."""
+  counts = [Value(each, 10) for each in successes[:-1]]
+  spans = [wilson_interval(*value[:2]) for value in counts]
+  spans.append((successes[-1],) * 3)
+  estimates, lows, highs = np.array(spans, float).T
+  response = Searched(
+    question=3,
+    index=1,
+    correct=bool(successes[-1]),
+    token_ids=tuple(range(len(tokens))),
+    tokens=tuple(tokens),
+    probs=tuple(probs or [0.5] * len(tokens)),
+    estimates=estimates,
+    lows=lows,
+    highs=highs,
+    counts=dict(enumerate(counts)),
+    left={},
+    alternatives={},
+    hypotheses={},
+  )
+  return Trace(
+    response=response, prompt="1+1?", confirmed=frozenset(confirmed), gap=0.2
+  )
 
 
 def _parse(picture):
@@ -41,14 +53,6 @@ def test_values_and_boxes():
   assert found.values == [0.5, 0.3, 0.4, 1.0]
   assert [found.is_boxed(i) for i in range(3)] == [True, True, True]
   assert not _trace(["a", "b"], [5, 4, 0]).is_boxed(0)
-
-
-def test_an_exact_value_has_no_width():
-  assert trace.rate({"successes": 1, "rollouts": 1, "exact": True}) == 1.0
-  exact = trace.count_interval({"successes": 0, "rollouts": 1, "exact": True})
-  assert exact == (0, 0, 0)
-  spread = trace.count_interval({"successes": 5, "rollouts": 10, "exact": False})
-  assert spread.low < 0.5 < spread.high
 
 
 def test_confirmed_boxes_are_solid_and_others_dashed():
@@ -105,22 +109,3 @@ def test_picture_stands_alone_and_escapes():
   assert "wrong answer" in root.attrib["aria-label"]
   legend = [e for e in root.iter(f"{_SVG}text") if e.text and "not confirmed" in e.text]
   assert legend
-
-
-def test_pivots_are_found_by_question_prefix_and_token():
-  """They have the number of the first response, and lie in others as well."""
-
-  def pivot(question, response, position, token_id, *begin):
-    found = {"question": question, "response": response, "position": position}
-    return found | {"prefix_ids": [70, 71, *begin], "token_id": token_id}
-
-  record = {"question": 3, "response": 1, "token_ids": [1, 2, 3]}
-  pivots = [
-    pivot(3, 1, 2, 3, 1, 2),
-    pivot(3, 0, 0, 1),  # shared with an earlier response
-    pivot(3, 0, 1, 9, 1),  # another token after a shared prefix
-    pivot(3, 0, 1, 2, 8),  # the same token after another prefix
-    pivot(2, 1, 1, 2, 1),  # another question
-    pivot(3, 0, 3, 4, 1, 2, 3),  # a longer response
-  ]
-  assert trace.find_positions(pivots, record) == {0, 2}
