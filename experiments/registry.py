@@ -40,6 +40,7 @@ from phi4_jax.pts.oracle_rules import (
 )
 from phi4_jax.pts.question_files import QuestionFileConfig
 from phi4_jax.pts.search import SearchConfig
+from phi4_jax.sampling.remote import RemoteSamplerConfig
 from phi4_jax.training.checkpoint import CheckpointConfig
 from phi4_jax.training.guard import GuardConfig
 from phi4_jax.training.optimizer import OptimizerConfig
@@ -81,6 +82,7 @@ CONFIG_CLASSES = (
   ChoiceRuleConfig,
   MathRuleConfig,
   PythonRuleConfig,
+  RemoteSamplerConfig,
   SearchConfig,
   CombConfig,
   CheckpointConfig,
