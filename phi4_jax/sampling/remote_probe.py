@@ -258,18 +258,20 @@ class _Probe:
     if law.temperature != 1:
       wide = dataclasses.replace(law, top_k=0, top_p=1.0)
       base = self.ask(10, law=wide).top
-      hot = self.ask(10, law=dataclasses.replace(wide, temperature=2 * law.temperature))
-      shared = sorted(base.keys() & hot.top.keys(), key=lambda token: -base[token])
+      # Servers refuse temperatures above 2, so the other one is lower.
+      half = dataclasses.replace(wide, temperature=law.temperature / 2)
+      cold = self.ask(10, law=half).top
+      shared = sorted(base.keys() & cold.keys(), key=lambda token: -base[token])
       if len(shared) < 2:
         return (
           "it does not give the log-probabilities of several tokens by id "
           "(top_logprobs, return_tokens_as_token_ids)"
         )
-      narrow = base[shared[0]] - base[shared[-1]]
-      halved = hot.top[shared[0]] - hot.top[shared[-1]]
-      if narrow < _LEAST_DIFFERENCE:
+      apart = base[shared[0]] - base[shared[-1]]
+      doubled = cold[shared[0]] - cold[shared[-1]]
+      if apart < _LEAST_DIFFERENCE:
         return "on the prompt tried all tokens are alike, so that nothing can be told"
-      if abs(narrow - 2 * halved) > _TOLERANCE * narrow + 0.02:
+      if abs(2 * apart - doubled) > _TOLERANCE * doubled + 0.02:
         return (
           f"its log-probabilities are not of SamplingLaw.temperature "
           f"{law.temperature:g}. {_USE_MODE}, or set the temperature to 1"
