@@ -109,7 +109,7 @@ def _conditions(search: Search) -> Markup:
     ["mode", search.mode],
     ["model", layout.code(str(asked.get("sampler_id") or "see the settings below"))],
     ["sampling law", ", ".join([temperature, *kept])],
-    ["horizon", f"{law.get('max_length', 'unknown')} tokens, prompt and response"],
+    ["horizon", _horizon(search)],
     ["oracle", layout.code(str(asked.get("oracle") or task.get("class") or "unknown"))],
     ["gap", f"{search.gap:g}"],
   ]
@@ -119,6 +119,13 @@ def _conditions(search: Search) -> Markup:
       ["hypotheses", f"{len(search.hypotheses):,}"],
     ]
   return layout.table(["what it rests on", ""], rows, caption="All of this is fixed")
+
+
+def _horizon(search: Search) -> str:
+  words = f"{search.law.get('max_length', 'unknown')} tokens, prompt and response"
+  cut = sum(question.cut for question in search.questions.values())
+  drawn = sum(q.value.rollouts for q in search.questions.values() if q.value)
+  return f"{words}; {cut / drawn:.1%} of the filter's rollouts met it" if cut else words
 
 
 def _list(items: Iterable[str]) -> Markup:

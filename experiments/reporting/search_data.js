@@ -31,7 +31,11 @@ const count = (number) => number.toLocaleString("en-US");
 const share = (value, digits = 2) => value.toFixed(digits);
 const signed = (value, digits = 2) =>
   (value < 0 ? MINUS : "+") + Math.abs(value).toFixed(digits);
-const counts = (pair) => (pair && pair[1] ? `${share(pair[0] / pair[1])} (${pair[0]}/${pair[1]})` : "none");
+// [right, all], and a third one where the first is the verdict itself.
+function counts(pair) {
+  if (!pair || !pair[1]) return "none";
+  return pair[2] ? `${pair[0]} (verdict)` : `${share(pair[0] / pair[1])} (${pair[0]}/${pair[1]})`;
+}
 const showToken = (token) => token.replaceAll("\n", "\u21b5").replaceAll(" ", "\u2423") || "\u2205";
 const tokenElement = (token) => make("code", { class: "token" }, showToken(token));
 const probability = (tenThousandths) =>

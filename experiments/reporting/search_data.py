@@ -22,6 +22,7 @@ ROLLOUTS, SETTINGS = "rollouts.jsonl", "settings.json"
 
 # What became of a question; the first two were not worth a search.
 TOO_HARD, TOO_EASY, SEARCHED, GIVEN_UP = "too hard", "too easy", "searched", "given up"
+NOT_REACHED = "not reached"
 # What became of a hypothesis.
 EXPORTED, UNDECIDED, REJECTED = "exported", "undecided", "rejected"
 
@@ -41,6 +42,7 @@ class Question:
     value: successes and rollouts of the filter; None if none could be judged.
     state: one of the constants above.
     reason: why it was given up; "" otherwise.
+    cut: rollouts that met the cap on the length before they ended.
   """
 
   number: int
@@ -51,7 +53,7 @@ class Question:
   value: Value | None
   state: str
   reason: str
-  prompt_length: int
+  cut: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,7 +220,7 @@ def _question(record: Mapping[str, Any]) -> Question:
     value=value,
     state=state.replace("_", " "),
     reason=record.get("reason") or "",
-    prompt_length=len(record["prompt_ids"]),
+    cut=record.get("cut", 0),
   )
 
 

@@ -1,10 +1,8 @@
 // A solution token by token: figure 3 of the paper, that answers when it is touched.
 // trace.py draws the same picture without a script.
 
-const PLOT = 92;
 const TOKEN = 22;
 const LEFT = 34;
-const ROW = PLOT + TOKEN + 30;
 const RARE = 1000; // ten-thousandths
 const pen = document.createElement("canvas").getContext("2d");
 const tokenFont = '13px ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace';
@@ -24,6 +22,7 @@ function showFigure(mount, response, chosen = null) {
   let cells = [];
   let current = 0;
   let width = 0;
+  let plot = 92; // height of the line's part of a row
   mount.replaceChildren(frame, card);
 
   const testOf = (i) => (response.tested.has(i) ? response.tested.get(i) : null);
@@ -35,11 +34,13 @@ function showFigure(mount, response, chosen = null) {
   function render() {
     width = Math.floor(mount.clientWidth);
     if (!width || !length) return;
+    plot = width < 500 ? 60 : 92;
+    const rowHeight = plot + TOKEN + 30;
     pen.font = tokenFont;
     const texts = response.tokens.map(shorten);
     const widths = texts.map((text) => Math.max(18, pen.measureText(text).width + 8));
     const rows = wrap(widths, width - LEFT - 4);
-    const height = rows.length * ROW;
+    const height = rows.length * rowHeight;
     const picture = draw("svg", {
       viewBox: `0 0 ${width} ${height}`,
       width,
@@ -54,10 +55,10 @@ function showFigure(mount, response, chosen = null) {
       for (let i = first; i < last; i++) edges.push(edges[i - first] + widths[i]);
       picture.append(...drawLine(first, last, edges, y));
       for (let i = first; i < last; i++) {
-        cells.push(drawToken(i, texts[i], edges[i - first], edges[i - first + 1], y + PLOT + 6));
+        cells.push(drawToken(i, texts[i], edges[i - first], edges[i - first + 1], y + plot + 6));
       }
-      picture.append(...cells.slice(first, last), ...drawChanges(first, last, edges, y + PLOT + TOKEN + 19));
-      y += ROW;
+      picture.append(...cells.slice(first, last), ...drawChanges(first, last, edges, y + plot + TOKEN + 19));
+      y += rowHeight;
     }
     picture.addEventListener("keydown", onKey);
     picture.addEventListener("pointerleave", () => pinned === null && hide());
@@ -67,7 +68,7 @@ function showFigure(mount, response, chosen = null) {
   }
 
   function drawLine(first, last, edges, y) {
-    const height = (value) => y + PLOT * (1 - value);
+    const height = (value) => y + plot * (1 - value);
     const parts = [];
     for (const [value, label] of [[0, "0"], [0.5, ".5"], [1, "1"]]) {
       parts.push(
@@ -267,7 +268,7 @@ function describeToken(response, i, line, test) {
       : `${share(response.values[place])} [${share(response.lows[place])}, ${share(response.highs[place])}]`;
   const drawn = (place) => {
     const found = response.counts.get(place);
-    return found ? `, ${found[0]}/${found[1]} right` : "";
+    return found ? ` (${found[0]}/${found[1]})` : "";
   };
   const rows = [
     ["probability", probability(response.probs[i])],
@@ -324,8 +325,9 @@ function describeTest(row) {
   if (value("b") !== null) rows.push(["its lower bound", signed(value("b") * value("g"))]);
   if (value("e") !== null) rows.push(["evidence E", evidence(value("e"))]);
   if (value("z") !== null) rows.push(["P(pivotal | rollouts)", share(value("z"))]);
-  if (value("a") !== null) rows.push([words[value("an")], counts(value("a"))]);
-  if (value("c") !== null) rows.push([words[value("bn")], counts(value("c"))]);
+  for (const [counted, named] of [["a", "an"], ["c", "bn"]]) {
+    if (value(counted) !== null) rows.push([`fresh rollouts ${words[value(named)]}`, counts(value(counted))]);
+  }
   const why = words[value("w")];
   if (why) rows.push(["because", why]);
   return rows;

@@ -3,6 +3,7 @@
 const header = document.querySelector("header");
 const main = document.querySelector("main");
 const pageTitle = document.title;
+const isNarrow = () => matchMedia("(max-width: 40rem)").matches;
 const cut = (text, length) => (text.length <= length ? text : `${text.slice(0, length - 1)}\u2026`);
 const wordOf = (columns, name, row) => words[columns[name][row]];
 const hasCategories = (questions.c ?? []).some((number) => words[number] !== "");
@@ -44,7 +45,7 @@ function makePivotTable() {
         make(
           "a",
           { href: place(row), class: "context" },
-          make("code", {}, ending(hypotheses.x[row], 22)),
+          make("code", {}, ending(hypotheses.x[row], isNarrow() ? 9 : 22)),
           tokenElement(words[hypotheses.t[row]]),
         ),
     },
@@ -203,12 +204,14 @@ function titleOf(response) {
 
 function describeQuestion(row, found) {
   const [state, why, category] = ["s", "w", "c"].map((name) => wordOf(questions, name, row));
+  const cutShort = at(questions, "u", row);
   const facts = {
     id: questions.id[row],
     "right rollouts": counts([questions.k[row], questions.r[row]]),
     state: state + (why ? `: ${why}` : ""),
   };
   if (category) facts.category = category;
+  if (cutShort) facts["cut at the horizon"] = `${cutShort} of ${questions.r[row]}`;
   if (found) facts["right answer"] = found.a;
   const parts = [
     make("pre", { class: "prompt", tabindex: "0" }, found ? found.p : questions.p[row]),
@@ -219,9 +222,8 @@ function describeQuestion(row, found) {
   return [...parts, make("div", { class: "after-solutions" }, testTable(questions.n[row]), pairTable(questions.n[row]))];
 }
 
-// The signs are explained once in the page; the same list serves here.
 function legend() {
-  const signs = document.querySelector("#traces .legend")?.cloneNode(true) ?? make("ul", { class: "legend" });
+  const signs = document.querySelector("#signs .legend").cloneNode(true);
   signs.append(make("li", {}, "Touch a token, or go through them with the arrow keys (up and down: boxed ones)."));
   return signs;
 }

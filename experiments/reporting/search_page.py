@@ -9,7 +9,7 @@ some solutions remain. Nothing is fetched.
 
 from pathlib import Path
 
-from experiments.reporting import findings, layout, provenance
+from experiments.reporting import charts, findings, layout, provenance, trace
 from experiments.reporting import search_sections as parts
 from experiments.reporting.markup import Markup, join, tag
 from experiments.reporting.reading import Run
@@ -93,8 +93,17 @@ def _question_section(search: Search) -> layout.Section:
   content = join(
     layout.paragraph(f"{len(search.questions):,} questions: {counted}."),
     _mount("question-table", "Questions, to search and sort"),
+    tag("div", layout.legend(_signs(search)), id="signs", hidden=True),
   )
   return layout.Section("questions", "Questions", content)
+
+
+def _signs(search: Search) -> list[tuple[Markup, str]]:
+  marks = trace.legend_marks()
+  if search.mode != "comb":
+    dashed = charts.line(2, 11, 28, 5, "path dashed")
+    marks.insert(2, (dashed, "between two estimates"))
+  return marks
 
 
 def _mount(name: str, label: str) -> Markup:

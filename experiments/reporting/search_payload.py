@@ -24,6 +24,7 @@ import numpy as np
 from experiments.reporting.markup import Markup, tag
 from experiments.reporting.search_data import Hypothesis, Question, Search
 from experiments.reporting.search_responses import Searched
+from phi4_jax.pts.counts import Value
 
 INDEX_ID, CHUNK_ID = "search-index", "search-{}"
 # Characters of JSON in a chunk: about 30 responses of 200 tokens.
@@ -194,6 +195,7 @@ def _question(q: Question, pivots: int, chunk: int, strings: Strings) -> dict[st
     "r": q.value.rollouts if q.value else 0,
     "s": strings(q.state),
     "w": strings(q.reason),
+    "u": q.cut,
     "v": pivots,
     "b": chunk,
   }
@@ -220,12 +222,18 @@ def _hypothesis(h: Hypothesis, context: str, strings: Strings) -> dict[str, Any]
     "e": _rounded(None if h.log_e is None else h.log_e / math.log(10), 2),
     "z": _rounded(h.posterior),
     "an": strings(first),
-    "a": list(a[:2]) if a else None,
+    "a": _counts(a),
     "bn": strings(second),
-    "c": list(b[:2]) if b else None,
+    "c": _counts(b),
     "o": [strings(other.token), *other.value[:2]] if other else None,
     "f": strings(h.other),
   }
+
+
+def _counts(value: Value | None) -> list[int] | None:
+  if value is None:
+    return None
+  return [value.successes, value.rollouts, *([1] if value.exact else [])]
 
 
 def _columns(rows: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:

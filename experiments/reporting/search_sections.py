@@ -10,6 +10,7 @@ from experiments.reporting.markup import Markup, join, tag
 from experiments.reporting.search_data import (
   EXPORTED,
   GIVEN_UP,
+  NOT_REACHED,
   REJECTED,
   SEARCHED,
   UNDECIDED,
@@ -260,6 +261,14 @@ def open_section(search: Search) -> layout.Section | None:
   left = [h for h in search.hypotheses if h.state != EXPORTED]
   lost = [q for q in search.questions.values() if q.state == GIVEN_UP]
   parts = []
+  not_reached = sum(q.state == NOT_REACHED for q in search.questions.values())
+  if search.run.metrics.get("out_of_budget") or not_reached:
+    parts.append(
+      layout.paragraph(
+        "The budget ended before the search did"
+        + (f"; {not_reached:,} questions were not asked." if not_reached else ".")
+      )
+    )
   if left:
     reasons = collections.Counter((h.state, h.reason) for h in left)
     parts += [
