@@ -96,11 +96,18 @@ def _decode_attention(length: int):
   return make_program(prefix_slots=length)
 
 
+def _decode_attention_branches(length: int):
+  from kernels.decode_attention.programs import make_program
+
+  return make_program(prefixes=8, rollouts=8, prefix_slots=length, cuts=True, ring=True)
+
+
 # Name -> a function of the length that returns a program and its arguments' shapes.
 KERNEL_PROGRAMS: dict[str, Callable[[int], tuple[Callable[..., Any], Any]]] = {
   "attention_forward": _attention_forward,
   "attention_backward": _attention_backward,
   "decode_attention": _decode_attention,
+  "decode_attention_branches": _decode_attention_branches,
 }
 
 
@@ -202,7 +209,7 @@ def _describe(outcome: Outcome) -> str:
   error = " ".join(outcome.error.split())[:_ERROR_CHARACTERS]
   verdict = "no" if outcome.error else "yes"
   return (
-    f"{job.kernel:<20} {job.chip:<6} {job.length:>7} {verdict:<9} "
+    f"{job.kernel:<25} {job.chip:<6} {job.length:>7} {verdict:<9} "
     f"{outcome.seconds:6.1f}  {mib:<14} {error}"
   ).rstrip()
 
@@ -257,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for chip in options.chips
     for length in options.lengths
   ]
-  print(f"{'kernel':<20} {'chip':<6} {'length':>7} {'compiles':<9} seconds VMEM MiB")
+  print(f"{'kernel':<25} {'chip':<6} {'length':>7} {'compiles':<9} seconds VMEM MiB")
   outcomes = []
   for outcome in compile_jobs(jobs):
     print(_describe(outcome), flush=True)

@@ -6,6 +6,8 @@ weighed by these. Pure JAX, for any device and under any sharding of P and K. Th
 scores of the prefix are held, [P, K, R * T * G, S] in float32.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -73,8 +75,24 @@ def merge_rows(
   return out.reshape(*out.shape[:3], problem.heads, problem.head_width)
 
 
+def _scores(
+  q: Float[Array, "A K M H"], keys: Float[Array, "A K S H"], problem: DecodeProblem
+) -> Float[Array, "A K M S"]:
+  multiply = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  few = q.shape[2] < keys.shape[2] // 4
+  if not (few and problem.platform == "cpu" and q.dtype == jnp.float32):
+    return multiply("akmh,aksh->akms", q, keys)
+  # A CPU turns the second operand round first: with few queries better those than the
+  # keys. The barrier keeps XLA from changing the order back.
+  turned = multiply("aksh,akmh->aksm", keys, q)
+  return jax.lax.optimization_barrier(turned).swapaxes(2, 3)
+
+
 def _part(
-  q: Float[Array, "A K M H"], cache: Cache, may: jax.Array, scale: float
+  q: Float[Array, "A K M H"],
+  cache: Cache,
+  may: jax.Array,
+  problem: DecodeProblem,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends to one kind of cache.
 
@@ -86,12 +104,10 @@ def _part(
   Returns:
     The result [A, K, M, H] and the log-sum-exp [A, K, M], both float32.
   """
-  scores = jnp.einsum(
-    "akmh,aksh->akms", q, cache.k.astype(q.dtype), preferred_element_type=jnp.float32
-  )
+  scores = _scores(q, cache.k.astype(q.dtype), problem)
   if cache.k_scale is not None:
     scores = scores * cache.k_scale[:, :, None]
-  scores = jnp.where(may[:, None], scores * scale, -jnp.inf)
+  scores = jnp.where(may[:, None], scores * problem.scale, -jnp.inf)
   top = scores.max(axis=-1, keepdims=True)
   weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))
   total = weights.sum(axis=-1)
@@ -126,7 +142,7 @@ def decode_attention(
   in_suffix = jnp.repeat(in_suffix, problem.group, axis=2)
   in_suffix = in_suffix.reshape(p * r, -1, problem.suffix_slots)  # [P*R, T*G, S2]
   parts = [
-    _part(prefix_rows(q, problem), prefix, in_prefix, problem.scale),
-    _part(suffix_rows(q, problem), suffix.flatten(), in_suffix, problem.scale),
+    _part(prefix_rows(q, problem), prefix, in_prefix, problem),
+    _part(suffix_rows(q, problem), suffix.flatten(), in_suffix, problem),
   ]
   return merge_rows(parts[0], parts[1], problem).astype(q.dtype)

@@ -4,7 +4,8 @@ One kernel, called for the prefixes (all R * T * G queries of a prefix beside ea
 other, so that a block of keys is read once for all of them) and for the suffixes
 (T * G queries a row). It walks blocks of slots with an online softmax; which block
 comes next is looked up in scalars that are there before the kernel starts, so that a
-block past the length is the one that was fetched last, and is not fetched again.
+block past the length is the one that was fetched last, and is not fetched again. Where
+rows see different lengths of a prefix, the longest counts; a ring is read whole.
 """
 
 import functools
@@ -15,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from kernels.decode_attention import merged
+from kernels.decode_attention.extent import Extent, block_to_fetch, make_extent
 from kernels.decode_attention.problem import Cache, DecodeProblem
 
 BLOCK_SLOTS = 512
@@ -39,8 +41,6 @@ def refuses(problem: DecodeProblem) -> str | None:
     return f"it runs on TPUs, and this is for {problem.platform}"
   if problem.sliding_window is not None:
     return "it knows no sliding_window"
-  if problem.has_cuts or problem.is_ring:
-    return "it knows no cuts and no rings yet"
   if problem.head_width % _LANES:
     return f"the head width ({problem.head_width}) is no multiple of {_LANES}"
   for slots in (problem.prefix_slots, problem.suffix_slots):
@@ -54,13 +54,13 @@ def _heads_per_block(kv_heads: int) -> int:
 
 
 def _kernel(
-  lengths_ref,
-  rows_ref,  # for the index maps
-  blocks_ref,  # likewise
   *refs,
+  num_scalars: int,
   scale: float,
   group: int,
   new_tokens: int,
+  has_cuts: bool,
+  slots: int,
   block_slots: int,
   block_queries: int,
   heads: int,
@@ -69,18 +69,20 @@ def _kernel(
   """One block of slots for some key-value heads and queries of row a.
 
   With new_tokens, query m belongs to new token m // group, and sees all slots but
-  those of later new tokens; without (0), all.
+  those of later new tokens; without (0), all. With cuts, there is an array of the
+  slots that each query sees.
 
   With goes_on, the softmax starts from a result and its log-sum-exp, and the output
   is the result; without, it starts from nothing, and the output is both.
   """
-  del rows_ref, blocks_ref
+  extent, refs = Extent(*refs[:num_scalars]), refs[num_scalars:]
+  cuts_ref, refs = (refs[0], refs[1:]) if has_cuts else (None, refs)
   # Two references on the way in or on the way out, then three of scratch.
   q_ref, k_ref, v_ref, *scale_refs = refs[: -6 if goes_on else -5]
   top_ref, total_ref, result_ref = refs[-3:]
   query_block, j = pl.program_id(2), pl.program_id(3)
-  head_block = pl.program_id(1)
-  length = lengths_ref[pl.program_id(0)]
+  row, head_block = pl.program_id(0), pl.program_id(1)
+  longest, shortest = extent.longest[row], extent.shortest[row]
 
   @pl.when(j == 0)
   def _start():
@@ -101,6 +103,24 @@ def _kernel(
     unroll = heads if block_queries <= FEW_QUERIES else 1
     jax.lax.fori_loop(0, heads, body, None, unroll=unroll)
 
+  def slots_of(shape: tuple[int, ...], axis: int) -> Any:
+    return j * block_slots + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+
+  def see(shape: tuple[int, ...]) -> Any:
+    """Returns which of a block's slots each query sees, [queries, slots]."""
+    at = slots_of(shape, 1)
+    if extent.newest is not None:
+      age = extent.newest[row] - at
+      age = jnp.where(age < 0, age + slots, age)
+      return (age < extent.kept[row]) & (at < slots)
+    if cuts_ref is not None:
+      return at < cuts_ref[0, :, :1]
+    if not new_tokens:
+      return at < longest
+    queries = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+    token = (query_block * block_queries + queries) // group
+    return at < longest - (new_tokens - 1) + token
+
   def add_block(whole: bool) -> None:
     def add_head(h: Any, carry: None) -> None:
       q, k, v = q_ref[0, h], k_ref[0, h], v_ref[0, h]
@@ -115,13 +135,7 @@ def _kernel(
         scores = scores * scale_refs[0][0, pl.ds(head, 1)]
       seen: Any = None
       if not whole:
-        slots = j * block_slots + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
-        limit = length
-        if new_tokens:
-          rows = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
-          token = (query_block * block_queries + rows) // group
-          limit = length - (new_tokens - 1) + token
-        seen = slots < limit
+        seen = see(scores.shape)
         scores = jnp.where(seen, scores, _MASKED)
       old_top = top_ref[h][:, :1]
       top = jnp.maximum(old_top, scores.max(axis=1, keepdims=True))
@@ -131,8 +145,8 @@ def _kernel(
         # A query that has seen nothing yet has top = _MASKED and weights of one.
         weights = jnp.where(seen, weights, 0.0)
         # What lies past the end of the array may be anything, and 0 * nan is nan.
-        slots = j * block_slots + jax.lax.broadcasted_iota(jnp.int32, v.shape, 0)
-        v = jnp.where(slots < length, v.astype(jnp.float32), 0.0)
+        within = slots_of(v.shape, 0) < longest
+        v = jnp.where(within, v.astype(jnp.float32), 0.0)
       total = total_ref[h][:, :1] * shrink + weights.sum(axis=1, keepdims=True)
       if scale_refs:
         v_scale = scale_refs[1][0, pl.ds(head_block * heads + h, 1)]
@@ -149,14 +163,11 @@ def _kernel(
 
     for_each_head(add_head)
 
-  # With several new tokens the first of them sees fewer slots than the last.
-  unmasked = length - max(new_tokens - 1, 0)
-
-  @pl.when((j + 1) * block_slots <= unmasked)
+  @pl.when((j + 1) * block_slots <= shortest)
   def _whole():
     add_block(whole=True)
 
-  @pl.when(((j + 1) * block_slots > unmasked) & (j * block_slots < length))
+  @pl.when(((j + 1) * block_slots > shortest) & (j * block_slots < longest))
   def _partial():
     add_block(whole=False)
 
@@ -176,32 +187,6 @@ def _kernel(
       return carry
 
     for_each_head(finish_head)
-
-
-def _sources(
-  lengths: Int[Array, "A"], block_slots: int
-) -> tuple[Int[Array, "A"], Int[Array, "A"]]:
-  """Returns whose blocks each row reads, and the last of them.
-
-  An empty row reads nothing: it is given the row before it that is not empty.
-  """
-  used = lengths > 0
-  rows = jax.lax.cummax(jnp.where(used, jnp.arange(lengths.shape[0]), 0))
-  last = jnp.maximum((lengths - 1) // block_slots, 0)
-  return rows.astype(jnp.int32), last[rows].astype(jnp.int32)
-
-
-def _block_to_fetch(
-  a: Any, head_block: Any, j: Any, rows: Any, blocks: Any, head_blocks: int
-) -> tuple[Any, Any, Any]:
-  """Returns row, block of heads and block of slots; the last fetched, where no more
-  are needed."""
-  empty = rows[a] != a
-  return (
-    rows[a],
-    jnp.where(empty, head_blocks - 1, head_block),
-    jnp.where(empty, blocks[a], jnp.minimum(j, blocks[a])),
-  )
 
 
 def _attend(
@@ -235,20 +220,28 @@ def _attend(
   head_blocks = kv_heads // heads
   slot_blocks = math.ceil(slots / block_slots)
   grid = (a, head_blocks, math.ceil(m / block_queries), slot_blocks)
-  lengths = jnp.minimum(cache.lengths, slots).astype(jnp.int32)
-  rows, blocks = _sources(lengths, block_slots)
-
-  def cache_block(a, head_block, query_block, j, lengths, rows, blocks):
-    del query_block, lengths
-    row, head_block, block = _block_to_fetch(
-      a, head_block, j, rows, blocks, head_blocks
+  extent = make_extent(cache, new_tokens, block_slots)
+  scalars = [x for x in extent if x is not None]
+  cuts = []  # [A, M, 128], slots that each query sees
+  if cache.lengths.ndim == 2:
+    by_query = jnp.repeat(
+      cache.lengths.astype(jnp.int32), m // cache.lengths.shape[1], 1
     )
+    cuts = [jnp.broadcast_to(by_query[..., None], (a, m, _LANES))]
+
+  def cache_block(a, head_block, query_block, j, *scalars):
+    del query_block
+    _, _, rows, blocks, *_ = scalars
+    row, head_block, block = block_to_fetch(a, head_block, j, rows, blocks, head_blocks)
     return row, head_block, block, 0
 
-  def scale_block(a, head_block, query_block, j, lengths, rows, blocks):
-    del query_block, lengths
-    row, _, block = _block_to_fetch(a, head_block, j, rows, blocks, head_blocks)
+  def scale_block(*where):
+    row, _, block, _ = cache_block(*where)
     return row, 0, block
+
+  def cut_block(a, head_block, query_block, j, *scalars):
+    del head_block, j, scalars
+    return a, query_block, 0
 
   def query_block_of(a, head_block, query_block, j, *scalars):
     del j, scalars
@@ -262,6 +255,7 @@ def _attend(
   cache_spec = pl.BlockSpec((1, heads, block_slots, h), cache_block)
   scale_spec = pl.BlockSpec((1, kv_heads, block_slots), scale_block)
   query_spec = pl.BlockSpec((1, heads, block_queries, h), query_block_of)
+  cut_specs = [pl.BlockSpec((1, block_queries, _LANES), cut_block)] * len(cuts)
   wide_spec = pl.BlockSpec((1, heads, block_queries, _LANES), query_block_of)
   before_specs = [
     pl.BlockSpec((1, heads, 1, block_queries, x.shape[-1]), before_block)
@@ -274,18 +268,22 @@ def _attend(
   return pl.pallas_call(
     functools.partial(
       _kernel,
+      num_scalars=len(scalars),
       scale=scale,
       group=group,
       new_tokens=new_tokens,
+      has_cuts=bool(cuts),
+      slots=slots,
       block_slots=block_slots,
       block_queries=block_queries,
       heads=heads,
       goes_on=before is not None,
     ),
     grid_spec=pltpu.PrefetchScalarGridSpec(
-      num_scalar_prefetch=3,
+      num_scalar_prefetch=len(scalars),
       grid=grid,
       in_specs=[
+        *cut_specs,
         query_spec,
         cache_spec,
         cache_spec,
@@ -313,7 +311,7 @@ def _attend(
     ),
     name=name,
     interpret=interpret,
-  )(lengths, rows, blocks, q, cache.k, cache.v, *scales, *(before or ()))
+  )(*scalars, *cuts, q, cache.k, cache.v, *scales, *(before or ()))
 
 
 def decode_attention(

@@ -185,7 +185,8 @@ def visible_slots(
   age = own - slots  # in tokens; the new token's own is 0
   in_suffix = age >= 0
   if suffix.end is not None:
-    age = (suffix.end - 1 - slots) % problem.suffix_slots
+    age = (suffix.end - 1) % problem.suffix_slots - slots
+    age = jnp.where(age < 0, age + problem.suffix_slots, age)
     in_suffix = age <= own
   length = prefix.lengths.reshape(problem.prefixes, -1, 1, 1)  # [P, R or 1, 1, 1]
   slots = jnp.arange(problem.prefix_slots)

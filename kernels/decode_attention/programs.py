@@ -3,7 +3,6 @@
 Knows sizes; refuses to know chips and compilers.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +23,8 @@ def make_program(
   prefix_slots: int = 2048,
   suffix_slots: int = 512,
   cache_dtype: str = "bfloat16",
+  cuts: bool = False,
+  ring: bool = False,
 ) -> tuple[Callable[..., jax.Array], tuple[jax.ShapeDtypeStruct, ...]]:
   """Returns the operation by its kernel, and its arguments' shapes."""
 
@@ -37,17 +38,24 @@ def make_program(
     *cache(prefixes, slots=prefix_slots),
     *cache(prefixes, rollouts, slots=suffix_slots),
   ]
-  decode = functools.partial(decode_attention, implementation="pallas_tpu")
-  if cache_dtype != "int8":
-    return decode, tuple(arguments)
+  if cuts:
+    arguments[3] = arguments[6]
   pairs = [
     jax.ShapeDtypeStruct(keys.shape[:-1], jnp.float32)
     for keys in (arguments[1], arguments[4])
     for _ in "kv"
   ]
+  more = pairs if cache_dtype == "int8" else []
+  end = [jax.ShapeDtypeStruct((), jnp.int32)] if ring else []
 
-  def with_scales(*arguments: jax.Array) -> jax.Array:
-    k, v, own_k, own_v = arguments[7:]
-    return decode(*arguments[:7], prefix_scales=(k, v), suffix_scales=(own_k, own_v))
+  def decode(*arguments: jax.Array) -> jax.Array:
+    scales = arguments[7 : 7 + len(more)]
+    return decode_attention(
+      *arguments[:7],
+      prefix_scales=(scales[0], scales[1]) if scales else None,
+      suffix_scales=(scales[2], scales[3]) if scales else None,
+      suffix_end=arguments[-1] if ring else None,
+      implementation="pallas_tpu",
+    )
 
-  return with_scales, (*arguments, *pairs)
+  return decode, (*arguments, *more, *end)

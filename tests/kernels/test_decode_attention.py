@@ -9,7 +9,8 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels import decode_attention as package
-from kernels.decode_attention import merged, pallas_tpu
+from kernels.decode_attention import merged
+from kernels.decode_attention.extent import block_to_fetch, find_sources
 from kernels.decode_attention.problem import cache_bytes, make_problem
 from kernels.dispatch import choose
 from tests.kernels.decode_cases import (
@@ -137,12 +138,10 @@ def test_blocks_past_a_length_are_not_fetched():
   lengths, slots, block, head_blocks = [16, 0, 17, 0, 0, 40], 48, 16, 2
   rows, blocks = map(
     np.asarray,
-    jax.jit(pallas_tpu._sources, static_argnums=1)(
-      jnp.asarray(lengths, jnp.int32), block
-    ),
+    jax.jit(find_sources, static_argnums=1)(jnp.asarray(lengths, jnp.int32), block),
   )
   steps = [
-    tuple(map(int, pallas_tpu._block_to_fetch(a, head, j, rows, blocks, head_blocks)))
+    tuple(map(int, block_to_fetch(a, head, j, rows, blocks, head_blocks)))
     for a in range(len(lengths))
     for head in range(head_blocks)
     for j in range(slots // block)
