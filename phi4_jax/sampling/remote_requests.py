@@ -96,7 +96,6 @@ def make_body(
     "stop_token_ids": [int(token_id) for token_id in stop_ids],
     "ignore_eos": True,
     "add_special_tokens": False,
-    "skip_special_tokens": False,
     "return_token_ids": True,
     "return_tokens_as_token_ids": True,
   }

@@ -110,6 +110,15 @@ class TestConstruction:
       endpoint, decode=lambda ids: "".join("abcde"[i] for i in ids)
     )
     assert sampler.can_exclude
+    # Some tokens may be shown by one side only.
+    make_sampler(endpoint, decode=lambda ids: endpoint.settings.text(ids)[:-1])
+    make_sampler(endpoint, decode=lambda ids: "")
+
+    def refuse(ids):
+      raise ValueError("Token id 3 is outside the vocabulary [0, 3).")
+
+    with pytest.raises(ConfigError, match="nothing .Token id 3 is outside"):
+      make_sampler(endpoint, decode=refuse)
     with pytest.raises(ConfigError, match="another vocabulary"):
       make_sampler(endpoint, decode=lambda ids: "".join("vwxyz"[i] for i in ids))
 
