@@ -216,7 +216,7 @@ class TestDraws:
 class TestSearch:
   """A search through HTTP finds what the same search in process finds."""
 
-  @pytest.mark.parametrize("mode", ["paper", "naive"])
+  @pytest.mark.parametrize("mode", ["comb", "paper", "naive"])
   def test_same_files(self, endpoint, tmp_path, mode):
     config = SearchConfig(
       mode=mode,
