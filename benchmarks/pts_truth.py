@@ -15,6 +15,7 @@ Tokens whose true change lies within two standard errors of the gap are named ap
 
 import argparse
 import collections
+import dataclasses
 import datetime
 import math
 import random
@@ -27,24 +28,21 @@ from benchmarks import machine
 from benchmarks.arms import ROOT
 from experiments import config as config_lib
 from experiments.cli import run_verb
-from experiments.devices import start_jax
 from experiments.find_pivotal_tokens import FindPivotalTokensConfig
 from experiments.run_directory import load_result, resolve_input
-from experiments.samplers import make_parent_sampler
-from experiments.tasks import make_task
+from experiments.search_setup import make_asked, make_search_sampler
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.text import format_table
 from phi4_jax.data.tokenizer import load_vocabulary
 from phi4_jax.pts.counts import Value, difference_interval, reaches
 from phi4_jax.pts.estimates import Estimator
-from phi4_jax.pts.oracle import Question, TaskOracle, make_questions
+from phi4_jax.pts.oracle import Oracle, Question
 from phi4_jax.pts.questions import choose_responses
 from phi4_jax.pts.records import load_rollouts
 from phi4_jax.pts.responses import Point, Responses
 from phi4_jax.pts.rollouts import Rollouts, as_branches
 from phi4_jax.pts.search import can_be_pivotal
-from phi4_jax.sampling.generate import JaxSampler
 from phi4_jax.training.progress import Progress
 
 DEFAULT_RUN = ROOT / "runs" / "demo" / "pts"
@@ -87,39 +85,33 @@ def load_run(folder: Path) -> tuple[FindPivotalTokensConfig, dict[str, Any]]:
 
 def make_parts(
   folder: Path, config: FindPivotalTokensConfig, seed: int
-) -> tuple[JaxSampler, tuple[Question, ...], TaskOracle]:
+) -> tuple[Any, tuple[Question, ...], Oracle]:
   """Returns sampler, questions and oracle of the search, with another seed.
 
   Raises:
     ConfigError: if the parent has changed since the search.
   """
-  start_jax(config.mesh, rows=config.batch_size)
+  assert config.parent is not None, "an endpoint has no weights to load again"
+  inputs = {"parent": resolve_input(config.parent, folder)}
   vocabulary = load_vocabulary(resolve_input(config.vocabulary, folder) / "vocabulary")
-  sampler, digest = make_parent_sampler(
-    config.model,
-    config.mesh,
-    resolve_input(config.parent, folder),
-    vocabulary,
-    law=config.law,
-    batch_size=config.batch_size,
-    seed=seed,
-  )
-  if io.read_json(folder / "settings.json")["sampler_id"].split()[0] != digest:
-    raise ConfigError(f"The parent of --run ({folder}) has changed since it was made.")
-  task = make_task(config.task)
-  questions = make_questions(
-    task,
+  asked = make_asked(
+    config.task,
+    config.oracle,
     vocabulary,
     num_questions=config.num_questions,
     max_length=config.law.max_length,
   )
-  return sampler, questions, TaskOracle(task, vocabulary)
+  config = dataclasses.replace(config, seed=seed)
+  sampler, digest = make_search_sampler(config, vocabulary, inputs, asked)
+  if io.read_json(folder / "settings.json")["sampler_id"].split()[0] != digest:
+    raise ConfigError(f"The parent of --run ({folder}) has changed since it was made.")
+  return sampler, asked.questions, asked.oracle
 
 
 def estimate_truth(
-  sampler: JaxSampler,
+  sampler: Any,
   questions: Sequence[Question],
-  oracle: TaskOracle,
+  oracle: Oracle,
   responses: Responses,
   *,
   gap: float,

@@ -1,120 +1,153 @@
 """phi4 find_pivotal_tokens: which tokens decide whether a model's answers are right."""
 
-import collections
 import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from experiments.devices import start_jax
 from experiments.process import StopRequest
 from experiments.run_directory import RunDirectory
-from experiments.samplers import make_parent_sampler
+from experiments.search_flags import make_flags
+from experiments.search_setup import check_asked, make_asked, make_search_sampler
+from experiments.search_summary import summarise
 from experiments.stage import StageConfig, run_stage
-from experiments.tasks import TaskConfig, make_task
+from experiments.tasks import TaskConfig
 from phi4_jax.common import io
+from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import SamplingLaw
-from phi4_jax.common.text import format_table
 from phi4_jax.data import pivotal_files
 from phi4_jax.data.tokenizer import load_vocabulary
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.quantize import Weights
 from phi4_jax.pts.find import find_pivotal_tokens
-from phi4_jax.pts.oracle import TaskOracle, make_questions
+from phi4_jax.pts.oracle_rules import RuleConfig
+from phi4_jax.pts.question_files import QuestionFileConfig
+from phi4_jax.pts.records import PIVOTS
+from phi4_jax.pts.rollouts import Budget
 from phi4_jax.pts.search import SearchConfig
-from phi4_jax.sampling.generate import JaxSampler
+from phi4_jax.sampling.remote import RemoteSamplerConfig
 from phi4_jax.training.progress import Progress
 
-_PRODUCTS = ("pivotal_tokens.jsonl", pivotal_files.PAIRS, pivotal_files.ROLLOUTS)
+_PRODUCTS = (PIVOTS, pivotal_files.PAIRS, pivotal_files.ROLLOUTS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FindPivotalTokensConfig(StageConfig):
-  """Questions, a checkpoint, a sampling law, and how to search.
+  """Questions, a model, a sampling law, and how to search.
 
   Attributes:
-    parent: folder of the run whose last checkpoint answers.
-    vocabulary: folder of the run that made the vocabulary (`train_tokenizer` or
-      `materialize`).
-    task: its questions are filtered and searched; its grades are the oracle.
+    model: what the parent's weights are used as; None with an endpoint.
+    mesh: where it runs.
+    parent: folder of the run whose last checkpoint answers; None with an endpoint.
+    endpoint: a server that answers in place of a parent.
+    vocabulary: folder of the run that made the vocabulary (`train_tokenizer`,
+      `materialize` or `convert`).
+    task: its questions are filtered and searched: a task, or a file.
+    oracle: the rule that judges; None leaves it to the task, if that has one.
     law: under which p(success) is meant.
-    num_questions: from the beginning of the task's list.
+    num_questions: from the beginning of the task's list or of the file; 0 asks all of
+      a file.
     batch_size: rows that are sampled at once.
     seed: root of all draws.
     weights: "int8" turns every matrix into int8 (phi4_jax/model/quantize.py): a
       quarter of the memory, and slightly other probabilities.
+    max_tokens: sampled ones, after which the search ends; what is undecided then stays
+      so. None for no bound.
+    max_minutes: wall time after which the search ends.
   """
 
   verb: ClassVar[str] = "find_pivotal_tokens"
 
-  model: ModelConfig
+  model: ModelConfig | None = None
   mesh: MeshConfig
-  parent: str
+  parent: str | None = None
+  endpoint: RemoteSamplerConfig | None = None
   vocabulary: str
-  task: TaskConfig
+  task: TaskConfig | QuestionFileConfig
+  oracle: RuleConfig | None = None
   law: SamplingLaw
   search: SearchConfig
-  num_questions: int
+  num_questions: int = 0
   batch_size: int
   seed: int = 0
   weights: Weights = "full"
+  max_tokens: int | None = None
+  max_minutes: float | None = None
+
+  def __post_init__(self):
+    name = type(self).__name__
+    if (self.parent is None) == (self.endpoint is None):
+      raise ConfigError(
+        f"Exactly one of {name}.parent (a folder, as --checkpoint gives it) and "
+        f"{name}.endpoint must be set: it is what answers."
+      )
+    if self.parent is not None and self.model is None:
+      raise ConfigError(f"{name}.model must be set with {name}.parent: @ModelConfig().")
+    check_asked(self.task, self.oracle, self.num_questions)
+    for field in ("max_tokens", "max_minutes"):
+      value = getattr(self, field)
+      if value is not None and value <= 0:
+        raise ConfigError(f"{name}.{field} ({value}) must be above 0, or None.")
 
   def inputs(self) -> dict[str, str]:
-    return {"parent": self.parent, "vocabulary": self.vocabulary}
+    parent = {} if self.parent is None else {"parent": self.parent}
+    return parent | {"vocabulary": self.vocabulary}
 
 
 def run(config: FindPivotalTokensConfig, directory: RunDirectory) -> dict[str, Any]:
-  start_jax(config.mesh, rows=config.batch_size)
   inputs = directory.link_inputs(config.inputs())
   vocabulary = load_vocabulary(inputs["vocabulary"] / "vocabulary")
-  task = make_task(config.task)
-  questions = make_questions(
-    task,
+  asked = make_asked(
+    config.task,
+    config.oracle,
     vocabulary,
     num_questions=config.num_questions,
     max_length=config.law.max_length,
   )
-  sampler, digest = make_parent_sampler(
-    config.model,
-    config.mesh,
-    inputs["parent"],
-    vocabulary,
-    law=config.law,
-    batch_size=config.batch_size,
-    seed=config.seed,
-    weights=config.weights,
-  )
-  with StopRequest() as stop, _Report(sampler, stop) as report:
-    metrics = find_pivotal_tokens(
-      sampler,
-      questions,
-      TaskOracle(task, vocabulary),
-      config.search,
-      out_dir=directory.path,
-      seed=config.seed,
-      sampler_id=f"{digest} seed {config.seed}",
-      rows_per_call=config.batch_size,
-      progress=report,
-    )
-  print(summarise(directory.path, metrics), flush=True)
+  try:
+    sampler, weights = make_search_sampler(config, vocabulary, inputs, asked)
+    with StopRequest() as stop, _Report(sampler, stop) as report:
+      metrics = find_pivotal_tokens(
+        sampler,
+        asked.questions,
+        asked.oracle,
+        config.search,
+        unusable=asked.unusable,
+        out_dir=directory.path,
+        seed=config.seed,
+        sampler_id=f"{weights} seed {config.seed}",
+        rows_per_call=config.batch_size,
+        budget=Budget(tokens=config.max_tokens, minutes=config.max_minutes),
+        progress=report,
+      )
+  finally:
+    asked.close()
+  print(summarise(directory.path, metrics, config.search), flush=True)
+  seconds = metrics.pop("seconds")
   return {
     "metrics": metrics,
-    "perf": {
-      "tokens_per_second": sampler.throughput.tokens_per_second,
-      "sampled_tokens": sampler.throughput.sampled_tokens,
-      "compile_seconds": sampler.throughput.compile_seconds,
-    },
+    "perf": describe_work(sampler.throughput) | {"search_seconds": seconds},
     "vocabulary": vocabulary.fingerprint,
     "fingerprint": fingerprint_products(directory.path),
   }
 
 
+def describe_work(throughput: Any) -> dict[str, float]:
+  """Returns what a sampler says of its work, as far as it says it."""
+  names = (
+    *("tokens_per_second", "sampled_tokens", "prompt_tokens", "prefill_tokens"),
+    *("row_steps", "occupancy", "compile_seconds"),
+  )
+  found = {name: getattr(throughput, name, None) for name in names}
+  return {name: value for name, value in found.items() if value is not None}
+
+
 class _Report:
   """One progress line for each part of the search; stops between two batches."""
 
-  def __init__(self, sampler: JaxSampler, stop: StopRequest):
+  def __init__(self, sampler: Any, stop: StopRequest):
     self._sampler = sampler
     self._stop = stop
     self._part = ""
@@ -140,31 +173,6 @@ def fingerprint_products(folder: Path) -> str:
   return io.text_sha256(" ".join(io.file_sha256(folder / name) for name in _PRODUCTS))
 
 
-def summarise(folder: Path, metrics: dict[str, Any]) -> str:
-  """Returns the counts, and a table of the most frequent pivotal tokens."""
-  lines = [
-    f"{metrics['kept']} of {metrics['questions']} questions kept; "
-    f"{metrics['responses']} responses with {metrics['tokens']} tokens, of which "
-    f"{metrics['possible_tokens']} can be pivotal",
-    f"{metrics['candidates']} candidates, {metrics['pivotal_tokens']} confirmed "
-    f"({metrics['positive']} raise p(success), {metrics['negative']} lower it), "
-    f"{metrics['pairs']} pairs; {metrics['rollouts']} rollouts, "
-    f"{metrics['sampled_tokens']} tokens",
-  ]
-  deltas: dict[tuple[str, str], list[float]] = collections.defaultdict(list)
-  if metrics["pivotal_tokens"]:
-    for _, pivot in io.read_jsonl(folder / "pivotal_tokens.jsonl"):
-      deltas[pivot["token"], pivot["sign"]].append(pivot["delta"])
-  ordered = sorted(deltas.items(), key=lambda item: (-len(item[1]), item[0]))
-  rows = [
-    [repr(token), sign, len(found), round(sum(found) / len(found), 3)]
-    for (token, sign), found in ordered[:10]
-  ]
-  if rows:
-    lines.append(format_table(["token", "sign", "pivots", "mean change"], rows))
-  return "\n".join(lines)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   return run_stage(
     FindPivotalTokensConfig,
@@ -172,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv,
     description="Finds tokens that change the probability of a right answer by "
     "SearchConfig.gap or more, and makes preference pairs of them.",
+    flags=make_flags(FindPivotalTokensConfig),
   )
 
 

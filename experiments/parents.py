@@ -15,7 +15,7 @@ from phi4_jax.training.checkpoint import as_stored, load_params
 from phi4_jax.training.digest import params_digest
 
 # Settings that change how a model is computed or made, not what it is.
-_FREE = frozenset(
+FREE_SETTINGS = frozenset(
   {"compute_dtype", "scan_layers", "remat", "attention", "initializer_range"}
 )
 # A training stage may change these at its beginning (longer context).
@@ -63,7 +63,8 @@ def load_parent(
   differing = [
     f"{field.name}: {trained[field.name]!r} there, {given[field.name]!r} here"
     for field in dataclasses.fields(model)
-    if field.name not in _FREE | may_differ and trained[field.name] != given[field.name]
+    if field.name not in FREE_SETTINGS | may_differ
+    and trained[field.name] != given[field.name]
   ]
   if differing:
     raise DataError(

@@ -24,6 +24,7 @@ from phi4_jax.training.distributed import Processes
 from phi4_jax.training.watcher import AGAIN, LOST_CODE
 
 Run = Callable[[Any, RunDirectory], dict[str, Any]]
+
 # What collectives and the coordinator say when a partner is gone.
 _SIGNS_OF_LOSS = ("Gloo", "UNAVAILABLE", "NCCL", "Socket closed", "Connection reset")
 _OWN_ERRORS = (ConfigError, DataError, CheckpointError)
@@ -46,6 +47,23 @@ class StageConfig:
     return {}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerbFlags:
+  """Flags that one verb has beside those of all.
+
+  Attributes:
+    add: declares them.
+    apply: turns them into gin files and bindings, before any is read.
+    finish: called once the run is complete, now or earlier; prints what it has done.
+    example: commands for `--help`.
+  """
+
+  add: Callable[[argparse.ArgumentParser], None]
+  apply: Callable[[argparse.Namespace], None]
+  finish: Callable[[argparse.Namespace], None]
+  example: str
+
+
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--allow_config_change",
@@ -64,21 +82,41 @@ def show_log_messages(level: int = logging.INFO) -> None:
 
 
 def run_stage(
-  root: type[StageConfig], run: Run, argv: Sequence[str] | None, description: str
+  root: type[StageConfig],
+  run: Run,
+  argv: Sequence[str] | None,
+  description: str,
+  *,
+  flags: VerbFlags | None = None,
 ) -> int:
-  """The main() of a stage: parse, load, open the folder, run, record. Exit code."""
+  """The main() of a stage: parse, load, open the folder, run, record. Exit code.
+
+  Without a gin file, a begun run goes on with its own.
+  """
 
   def add_flags(parser: argparse.ArgumentParser) -> None:
     add_run_flags(parser)
     if root.several_processes:
       processes.add_process_flags(parser)
+    if flags is not None:
+      flags.add(parser)
 
   def body() -> int:
     process.watch_parent()
     show_log_messages()
     arguments = cli.parse_verb_args(
-      root.verb, root, argv, description, add_flags=add_flags
+      root.verb,
+      root,
+      argv,
+      description,
+      add_flags=add_flags,
+      example=flags.example if flags else None,
     )
+    begun = Path(arguments.workdir) / "config.gin"
+    if not arguments.gin_files and begun.is_file():
+      arguments.gin_files = [begun]
+    if flags is not None:
+      flags.apply(arguments)
     config = config_lib.load(root, arguments.gin_files, arguments.bindings)
     if not root.several_processes:
       return run_in_directory(arguments, config, Processes())
@@ -103,13 +141,18 @@ def run_stage(
       if directory.result is not None:
         directory.link_inputs(config.inputs())
         _say(group, f"{root.verb}: already complete in {workdir} (see result.json)")
-        return 0
+        return finish(arguments)
       try:
         result = directory.finish(run(config, directory))
       except process.Interrupted as stop:
         _say(group, f"{root.verb}: {stop}. The same command continues.")
         return stop.exit_code
     _say(group, f"{root.verb}: done in {result['minutes']:.1f} min -> {workdir}")
+    return finish(arguments)
+
+  def finish(arguments: argparse.Namespace) -> int:
+    if flags is not None:
+      flags.finish(arguments)
     return 0
 
   return cli.run_verb(body)

@@ -28,6 +28,7 @@ from phi4_jax.common.sampler import BranchSampler, Sampler
 from phi4_jax.eval.exchange import check_settings
 from phi4_jax.pts import records
 from phi4_jax.pts.oracle import Oracle, Question, fingerprint_questions
+from phi4_jax.pts.question_files import UnusableQuestion
 from phi4_jax.pts.questions import Filtered, choose_responses, filter_questions
 from phi4_jax.pts.responses import Response, Responses
 from phi4_jax.pts.rollouts import Budget, ReportProgress, Rollouts, as_branches
@@ -49,6 +50,7 @@ def find_pivotal_tokens(
   rows_per_call: int = 512,
   budget: Budget | None = None,
   progress: ReportProgress | None = None,
+  unusable: Sequence[UnusableQuestion] = (),
 ) -> dict[str, Any]:
   """Searches answers to questions for pivotal tokens; returns the counts.
 
@@ -64,6 +66,12 @@ def find_pivotal_tokens(
     rows_per_call: rollouts asked of a plain Sampler at a time.
     budget: may be another one when a run goes on.
     progress: called after each rollout; may raise to stop the run.
+    unusable: rows of a file of questions that cannot be asked; they are written down
+      with the others.
+
+  Returns:
+    What was found and what it cost. Everything but "seconds" (wall time of the search,
+    earlier processes included) is the same whenever the search is repeated.
 
   Raises:
     ConfigError: if `out_dir` holds a run with other settings, `rows_per_call` is not
@@ -100,11 +108,13 @@ def find_pivotal_tokens(
     filtered = filter_questions(
       rollouts, questions, config, max_length=sampler.law.max_length
     )
-    run = _Run(out_dir, questions, oracle, config, rollouts, filtered, law, seed)
+    run = _Run(
+      out_dir, questions, unusable, oracle, config, rollouts, filtered, law, seed
+    )
     run.write_questions()
     if not run.members:
       raise _no_questions(filtered, config)
-    return run.search()
+    return run.search() | {"seconds": round(rollouts.seconds, 3)}
 
 
 def check_mode(config: SearchConfig, sampler: BranchSampler) -> None:
@@ -130,6 +140,7 @@ class _Run:
     self,
     out_dir: Path,
     questions: Sequence[Question],
+    unusable: Sequence[UnusableQuestion],
     oracle: Oracle,
     config: SearchConfig,
     rollouts: Rollouts,
@@ -139,6 +150,7 @@ class _Run:
   ):
     self._out_dir = out_dir
     self._questions = questions
+    self._unusable = unusable
     self._oracle = oracle
     self._config = config
     self._rollouts = rollouts
@@ -158,7 +170,9 @@ class _Run:
       self._filtered[number] = dataclasses.replace(
         self._filtered[number], state="given_up", reason=reason
       )
-    records.write_questions(self._out_dir, self._questions, self._filtered)
+    records.write_questions(
+      self._out_dir, self._questions, self._filtered, self._unusable
+    )
     records.write_rollouts(self._out_dir, self._oracle.response_text, self._filtered)
 
   def search(self) -> dict[str, Any]:
@@ -171,7 +185,8 @@ class _Run:
     )
     found = self._subdivide(responses)
     self.write_questions()
-    states = [question.state for question in self._filtered]
+    states: list[str] = [question.state for question in self._filtered]
+    states += ["given_up"] * len(self._unusable)
     roots = [q.root for q in self._filtered if q.rollouts]
     probs = [prob for response in responses for prob in response.probs]
     return {

@@ -16,9 +16,11 @@ from phi4_jax.pts.counts import Value
 from phi4_jax.pts.estimates import PHASES
 from phi4_jax.pts.oracle import Finish, Question
 from phi4_jax.pts.pairs import Candidate, Pair
+from phi4_jax.pts.question_files import UnusableQuestion
 from phi4_jax.pts.questions import Filtered
 from phi4_jax.pts.responses import Point, Response, Responses
 
+PIVOTS = "pivotal_tokens.jsonl"
 # Shows a token to a person.
 TokenText = Callable[[int], str]
 
@@ -45,9 +47,12 @@ class Origin:
 
 
 def write_questions(
-  out_dir: Path, questions: Sequence[Question], filtered: Sequence[Filtered]
+  out_dir: Path,
+  questions: Sequence[Question],
+  filtered: Sequence[Filtered],
+  unusable: Sequence[UnusableQuestion] = (),
 ) -> None:
-  """Writes questions.jsonl."""
+  """Writes questions.jsonl; those that cannot be asked come last."""
 
   def record(number: int, question: Question, found: Filtered) -> dict[str, Any]:
     root = found.root
@@ -67,10 +72,21 @@ def write_questions(
       "cut": sum(rollout.finish == "length" for rollout in found.rollouts),
     }
 
-  pairs = zip(questions, filtered, strict=True)
+  everything = [
+    *zip(questions, filtered, strict=True),
+    *(
+      (
+        Question(
+          id=row.id, prompt="", reference="", prompt_ids=(), category=row.category
+        ),
+        Filtered(state="given_up", reason=f"row {row.row}: {row.reason}"),
+      )
+      for row in unusable
+    ),
+  ]
   write_jsonl(
     out_dir / pivotal_files.QUESTIONS,
-    (record(number, *pair) for number, pair in enumerate(pairs)),
+    (record(number, *pair) for number, pair in enumerate(everything)),
   )
 
 
@@ -144,7 +160,7 @@ def write_pivots(
       "key_paths": _key_paths(responses, point),
     }
 
-  write_jsonl(out_dir / "pivotal_tokens.jsonl", map(record, pivots))
+  write_jsonl(out_dir / PIVOTS, map(record, pivots))
 
 
 def _key_paths(responses: Responses, point: Point) -> dict[str, Any]:

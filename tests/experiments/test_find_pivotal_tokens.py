@@ -37,10 +37,10 @@ _SETTINGS = {
 # The verb itself, with the toy task in place of arithmetic.
 _SCRIPT = """
 import sys
-from experiments import find_pivotal_tokens
+from experiments import find_pivotal_tokens, search_setup
 from tests.experiments.test_find_pivotal_tokens import ParityTask
 if sys.argv.pop(1) == "parity":
-  find_pivotal_tokens.make_task = lambda config: ParityTask()
+  search_setup.make_task = lambda config: ParityTask()
 sys.exit(find_pivotal_tokens.main())
 """
 

@@ -1,0 +1,166 @@
+"""What a search for pivotal tokens is made of: questions, an oracle, a sampler.
+
+Knows configurations and the folders that they name; refuses to know how a search goes.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.devices import start_jax
+from experiments.samplers import make_parent_sampler
+from experiments.tasks import TaskConfig, make_task
+from phi4_jax.common.errors import ConfigError
+from phi4_jax.data.tokenizer import Vocabulary
+from phi4_jax.pts.oracle import Oracle, Question, TaskOracle, make_questions
+from phi4_jax.pts.oracle_rules import RuleConfig, make_rule
+from phi4_jax.pts.oracles import RuleOracle, find_stop_ids
+from phi4_jax.pts.question_files import (
+  QuestionFileConfig,
+  UnusableQuestion,
+  load_questions,
+)
+from phi4_jax.sampling.remote import RemoteSampler
+
+_RULES = (
+  "NumberRuleConfig (numbers), ChoiceRuleConfig (letters), MathRuleConfig "
+  "(expressions) and PythonRuleConfig (a function of yours)"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+  """Questions, what judges answers to them, and where answers end.
+
+  Attributes:
+    questions: that are asked.
+    unusable: rows of a file that are not, with reasons.
+    oracle: judges.
+    stop_ids: tokens that end a response.
+  """
+
+  questions: tuple[Question, ...]
+  unusable: tuple[UnusableQuestion, ...]
+  oracle: Oracle
+  stop_ids: tuple[int, ...]
+
+  def close(self) -> None:
+    """Ends what the oracle has started."""
+    close = getattr(self.oracle, "close", None)
+    if close is not None:
+      close()
+
+
+def make_asked(
+  task: TaskConfig | QuestionFileConfig,
+  rule: RuleConfig | None,
+  vocabulary: Vocabulary,
+  *,
+  num_questions: int,
+  max_length: int,
+) -> Asked:
+  """Returns the questions of a task or a file, and the oracle.
+
+  Args:
+    task: what is asked.
+    rule: judges; None leaves that to the task.
+    vocabulary: encodes and decodes.
+    num_questions: from the beginning; 0 for all of a file.
+    max_length: caps prompt and response together.
+
+  Raises:
+    ConfigError: if something that is needed is not set.
+    DataError: if the file is unusable.
+  """
+  check_asked(task, rule, num_questions)
+  if not isinstance(task, QuestionFileConfig):
+    made = make_task(task)
+    questions = make_questions(
+      made, vocabulary, num_questions=num_questions, max_length=max_length
+    )
+    oracle = (
+      TaskOracle(made, vocabulary)
+      if rule is None
+      else RuleOracle(make_rule(rule), vocabulary)
+    )
+    return Asked(
+      questions=questions, unusable=(), oracle=oracle, stop_ids=vocabulary.stop_ids
+    )
+  assert rule is not None
+  judge = RuleOracle(make_rule(rule), vocabulary, ends=task.ends)
+  found = load_questions(
+    task,
+    vocabulary,
+    max_length=max_length,
+    num_questions=num_questions,
+    refuse=judge.refuse,
+  )
+  return Asked(
+    questions=found.questions,
+    unusable=found.unusable,
+    oracle=judge,
+    stop_ids=find_stop_ids(vocabulary, task.ends),
+  )
+
+
+def check_asked(
+  task: TaskConfig | QuestionFileConfig, rule: RuleConfig | None, num_questions: int
+) -> None:
+  """Refuses questions without a judge or a number.
+
+  Raises:
+    ConfigError: says what to set.
+  """
+  name = "FindPivotalTokensConfig"
+  is_file = isinstance(task, QuestionFileConfig)
+  if is_file and rule is None:
+    raise ConfigError(
+      f"{name}.oracle is not set, and a file of questions has no judge of its own. Add "
+      f"the line {name}.oracle = @NumberRuleConfig(); the rules are {_RULES}."
+    )
+  if num_questions < 0 or (not is_file and num_questions == 0):
+    raise ConfigError(
+      f"{name}.num_questions ({num_questions}) must be 1 or more for a task; 0 asks "
+      "all questions of a file."
+    )
+
+
+def make_search_sampler(
+  config: Any, vocabulary: Vocabulary, inputs: Mapping[str, Path], asked: Asked
+) -> tuple[Any, str]:
+  """Returns what draws for a search, and the name of its weights.
+
+  Args:
+    config: a FindPivotalTokensConfig.
+    vocabulary: of the search.
+    inputs: folders by name; "parent" unless there is an endpoint.
+    asked: gives stop tokens, and a prompt to try an endpoint with.
+
+  Raises:
+    ConfigError: if the endpoint or the devices cannot do it.
+  """
+  if config.endpoint is not None:
+    sampler = RemoteSampler(
+      config.endpoint,
+      config.law,
+      stop_ids=asked.stop_ids,
+      seed=config.seed,
+      probe_ids=asked.questions[0].prompt_ids,
+      decode=vocabulary.decode,
+    )
+    described = json.dumps([config.endpoint.url, config.endpoint.model])
+    return sampler, hashlib.sha256(described.encode()).hexdigest()[:16]
+  start_jax(config.mesh, rows=config.batch_size)
+  return make_parent_sampler(
+    config.model,
+    config.mesh,
+    inputs["parent"],
+    vocabulary,
+    law=config.law,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    weights=config.weights,
+  )
