@@ -43,6 +43,10 @@ class Cancelled(Exception):
   """The answer is no longer wanted."""
 
 
+class _NoConnection(Exception):
+  """The server is not there, or not what its certificate says."""
+
+
 class Endpoint:
   """Sends requests; each thread keeps a connection of its own."""
 
@@ -111,7 +115,7 @@ class Endpoint:
       path: behind the url, as "/completions".
       body: what is posted as JSON.
       stop: set when the answer is no longer wanted.
-      patient: try again where nothing listens; otherwise that is an error at once.
+      patient: try again where there is no connection; else that is an error at once.
 
     Raises:
       EndpointError: if there is no usable answer after all tries.
@@ -127,16 +131,17 @@ class Endpoint:
       wait: float | None = None
       try:
         status, headers, text = self._send(path, data, stop)
-      except ConnectionRefusedError as error:
-        reason = "nothing listens there (connection refused)"
+      except _NoConnection as error:
+        reason = str(error)
         if not patient:
-          raise self._unreachable(reason) from error
+          raise EndpointError(
+            f"{self.url} cannot be reached: {reason}. Start the server, or change "
+            "RemoteSamplerConfig.url."
+          ) from error
       except TimeoutError:
         reason = f"no answer within {self._timeout:g} seconds"
       except (OSError, http.client.HTTPException) as error:
         reason = self._hide(f"{type(error).__name__}: {error}")
-        if not patient and isinstance(error, OSError) and _is_hopeless(error):
-          raise self._unreachable(reason) from error
       else:
         if status == 200:
           return self._decode(path, text)
@@ -207,7 +212,14 @@ class Endpoint:
       )
     else:
       connection = http.client.HTTPConnection(host, port, timeout=wait)
-    connection.connect()
+    try:
+      connection.connect()
+    except ConnectionRefusedError as error:
+      raise _NoConnection("nothing listens there (connection refused)") from error
+    except TimeoutError as error:
+      raise _NoConnection(f"no connection within {wait:g} seconds") from error
+    except OSError as error:
+      raise _NoConnection(f"{type(error).__name__}: {error}") from error
     connection.sock.settimeout(self._timeout)
     with self._lock:
       # Whoever sets `stop` breaks off afterwards: one of the two sees the other.
@@ -262,12 +274,6 @@ class Endpoint:
       )
     return EndpointError(f"{self.url}{path} answers with HTTP status {status}: {said}")
 
-  def _unreachable(self, reason: str) -> EndpointError:
-    return EndpointError(
-      f"{self.url} cannot be reached: {reason}. Start the server, or change "
-      "RemoteSamplerConfig.url."
-    )
-
   def _message(self, text: bytes) -> str:
     """Returns what an answer says is wrong, on one line."""
     shown = text.decode("utf-8", "replace")
@@ -283,8 +289,3 @@ class Endpoint:
 
   def _hide(self, text: str) -> str:
     return text.replace(self._api_key, "***") if self._api_key else text
-
-
-def _is_hopeless(error: OSError) -> bool:
-  """Whether a name is unknown or a certificate is bad: waiting mends neither."""
-  return isinstance(error, ssl.SSLCertVerificationError) or "Name or" in str(error)
