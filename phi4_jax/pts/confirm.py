@@ -35,7 +35,6 @@ Differs: the paper confirms nothing (section 4.3).
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,12 +45,12 @@ from phi4_jax.common.sampler import Branch
 from phi4_jax.pts import comb, evidence
 from phi4_jax.pts.draws import Outcome
 from phi4_jax.pts.estimates import PHASES
+from phi4_jax.pts.leaves import Leaves
 from phi4_jax.pts.responses import Point, Responses
 
 # The number of a pair draw holds the time and the token that is tried.
 _TOKENS = 1 << 18
 _TIMES = 1 << 14
-_BLOCK = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,11 +179,15 @@ class Confirmation:
     time: that has passed; `plan` and `take` move it.
   """
 
-  def __init__(self, responses: Responses, seed: int, *, gamma: float):
+  def __init__(
+    self, responses: Responses, seed: int, *, gamma: float, gap: float | None = None
+  ):
     """Args:
     responses: the base responses.
     seed: the root of the leave positions.
     gamma: effects of at most this are null.
+    gap: the least effect that one wants to find, for which the bets are placed;
+      twice gamma if None.
     """
     self.hypotheses: list[Hypothesis] = []
     self.counts = np.zeros((0, 2, 2), int)
@@ -192,13 +195,13 @@ class Confirmation:
     self.failed = np.zeros(0, bool)
     self.time = 0
     self._responses = responses
-    self._seed = seed
     self._gamma = gamma
+    self._reach = (2 * gamma if gap is None else gap) - gamma
     self._after_counts: list[tuple[float, float]] = []
     self._off_counts: list[tuple[float, float]] = []
     self._bets: evidence.ArmBets | None = None
     self._texts: dict[tuple[int, int], tuple[int, ...]] = {}
-    self._leaves: dict[tuple[int, int, int], np.ndarray] = {}
+    self._leaves = Leaves(responses, seed)
 
   def add(
     self,
@@ -221,7 +224,6 @@ class Confirmation:
     self.first_tokens.append({})
     self._after_counts.append(after_counts)
     self._off_counts.append(off_counts)
-    self._bets = None
     return len(self.hypotheses) - 1
 
   @property
@@ -240,10 +242,12 @@ class Confirmation:
 
   def log_e(self) -> Float[np.ndarray, "H"]:
     """Returns log E of each hypothesis against an effect of at most gamma."""
-    if self._bets is None:
-      rows = np.arange(len(self.hypotheses))
-      self._bets = self._make_bets(rows, np.full(len(rows), self._gamma))
-    logs = self._log_e(self._bets, np.arange(len(self.hypotheses)))
+    rows = np.arange(len(self.hypotheses))
+    new = rows[0 if self._bets is None else len(self._bets.weights) :]
+    if self._bets is None or new.size:
+      bets = self._make_bets(new, np.full(len(new), self._gamma))
+      self._bets = bets if self._bets is None else self._bets.append(bets)
+    logs = self._log_e(self._bets, rows)
     return np.where(self.failed, -np.inf, logs)
 
   def effects(self) -> Float[np.ndarray, "H"]:
@@ -264,9 +268,14 @@ class Confirmation:
     gammas = self._gamma + step * np.arange(
       np.ceil((least - self._gamma) / step), np.floor((most - self._gamma) / step) + 1
     )
-    rows = np.full(len(gammas), number)
-    logs = self._log_e(self._make_bets(rows, gammas), rows)
-    return max(least, evidence.lower_bound(gammas, logs, alpha))
+    # All that matters stands before the first that is not rejected.
+    logs = np.zeros(0)
+    while len(logs) < len(gammas) and (logs >= -np.log(alpha)).all():
+      part = gammas[len(logs) : len(logs) + 16]
+      rows = np.full(len(part), number)
+      logs = np.append(logs, self._log_e(self._make_bets(rows, part), rows))
+    bound = evidence.lower_bound(gammas[: len(logs)], logs, alpha)
+    return max(least, bound)
 
   def plan(self, running: Sequence[int] | np.ndarray, num_pairs: int) -> Plan:
     """Returns the next draws of some hypotheses: so many pairs of each.
@@ -319,7 +328,7 @@ class Confirmation:
           path = (PHASES["confirm"], *behind, time)
           after[row, k] = number_of(behind, -1, -1, *path)
         elif hypothesis.needs_after:
-          position = self._leave_positions(point, time)[behind.position]
+          position = self._leaves.at(point, time)[behind.position]
           name = canonical_token(
             self._responses, point._replace(position=int(position))
           )
@@ -342,9 +351,7 @@ class Confirmation:
         count[0] += outcomes[draw].correct
         count[1] += 1
     self.time += plan.off.shape[1]
-    block = self.time // _BLOCK
-    if any(key[2] < block for key in self._leaves):
-      self._leaves = {k: v for k, v in self._leaves.items() if k[2] >= block}
+    self._leaves.forget_before(self.time)
 
   def _make_bets(self, rows: np.ndarray, gammas: np.ndarray) -> evidence.ArmBets:
     hypotheses = [self.hypotheses[row] for row in rows]
@@ -353,8 +360,15 @@ class Confirmation:
     after = np.array([self._after_counts[row] for row in rows]).reshape(-1, 2)
     off = np.array([self._off_counts[row] for row in rows]).reshape(-1, 2)
     up, down = evidence.grid_of_guesses()
+    rise, fall, level = (part[:, None] for part in null)
+    scale = np.array([[h.scale] for h in hypotheses]).reshape(-1, 1)
     prior = evidence.prior_of_guesses(
-      up, down, np.where(raises, after, off), np.where(raises, off, after)
+      up,
+      down,
+      np.where(raises, after, off),
+      np.where(raises, off, after),
+      excess=scale * (rise * up - fall * down - level),
+      reach=self._reach,
     )
     return evidence.make_arm_bets(null, up, down, prior)
 
@@ -371,16 +385,3 @@ class Confirmation:
     if key not in self._texts:
       self._texts[key] = response.prefix_ids(len(response))
     return self._texts[key], len(response.prompt_ids)
-
-  def _leave_positions(self, point: Point, time: int) -> np.ndarray:
-    """Where rollouts from each position leave at a time, for all hypotheses alike."""
-    block = time // _BLOCK
-    key = (point.question, point.response, block)
-    if key not in self._leaves:
-      probs = comb.round_certain(np.array(self._responses.of(point).probs))
-      name = repr((self._seed, "leave", *key)).encode()
-      digest = hashlib.blake2b(name, digest_size=16).digest()
-      generator = np.random.Philox(key=int.from_bytes(digest, "little"))
-      uniforms = np.random.Generator(generator).random((_BLOCK, len(probs)))
-      self._leaves[key] = comb.couple_leaves(probs, uniforms)
-    return self._leaves[key][time % _BLOCK]

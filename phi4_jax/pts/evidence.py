@@ -85,6 +85,11 @@ class ArmBets(NamedTuple):
     """Returns the bets of some hypotheses."""
     return ArmBets(*(part[rows] for part in self))
 
+  def append(self, others: "ArmBets") -> "ArmBets":
+    """Returns these bets and then others; all have K guesses."""
+    parts = zip(self, others, strict=True)
+    return ArmBets(*(np.concatenate(both) for both in parts))
+
 
 def grid_of_guesses(
   shares: tuple[float, ...] = (0.02, *(k / 10 for k in range(1, 10)), 0.98),
@@ -122,15 +127,14 @@ def make_arm_bets(
   # m / (1 + m) by halving. Of the two ends, the one on the valid side is kept.
   low = np.zeros(outside.shape)
   high = np.ones(outside.shape)
-  for _ in range(50):
+  for _ in range(32):
     middle = (low + high) / 2
     _, _, x, y = nearest(middle / (1 - middle))
     valid = rise * x - fall * y >= level
     low, high = np.where(valid, middle, low), np.where(valid, high, middle)
   a, b, x, y = nearest(low / (1 - low))
   weights = np.where(outside, log_weights, -np.inf)
-  total = special.logsumexp(weights, axis=1, keepdims=True)
-  weights = np.where(np.isneginf(total), -np.inf, weights - total)
+  weights = _normalise(weights)
   tiny = np.finfo(float).tiny  # where rounding makes a factor 0
   factors_up = np.stack([1 - a * x, 1 + a * (1 - x)], axis=-1)
   factors_down = np.stack([1 + b * y, 1 - b * (1 - y)], axis=-1)
@@ -147,6 +151,8 @@ def prior_of_guesses(
   up_counts: Float[np.ndarray, "H 2"],
   down_counts: Float[np.ndarray, "H 2"],
   *,
+  excess: Float[np.ndarray, "H K"],
+  reach: float,
   spread: float = 0.2,
 ) -> Float[np.ndarray, "H K"]:
   """Returns log weights of guesses from what is known before the first pair.
@@ -154,19 +160,32 @@ def prior_of_guesses(
   Args:
     up: guesses at p_up.
     down: guesses at p_down.
-    up_counts: failures and successes (fractions allowed) that speak for p_up: the
-      density is that of Beta(failures + 1, successes + 1). Zeros know nothing.
+    up_counts: failures and successes (fractions allowed) that speak for p_up: they
+      weigh as so many draws. Zeros know nothing.
     down_counts: the same for p_down.
-    spread: the part of the weight that is spread evenly, lest a wrong belief ruin E.
+    excess: of each guess, how far its effect is above the greatest null one.
+    reach: excess of the effects that one wants to find. Guesses nearer than .6 of it
+      are left out, as bets on them grow slowly; beyond, each
+      further `reach` makes them e times less likely.
+    spread: the part of the weight that ignores the counts, lest a wrong belief ruin E.
   """
+  near = excess >= 0.6 * reach
+  some = near.any(axis=1, keepdims=True)
+  even = np.where(np.where(some, near, excess > 0), -excess / reach, -np.inf)
 
   def log_density(shares, counts):
     return counts[:, :1] * np.log1p(-shares) + counts[:, 1:] * np.log(shares)
 
-  informed = log_density(up, up_counts) + log_density(down, down_counts)
-  informed = informed - special.logsumexp(informed, axis=1, keepdims=True)
-  even = -math.log(len(up))
-  return np.logaddexp(informed + math.log1p(-spread), even + math.log(spread))
+  informed = even + log_density(up, up_counts) + log_density(down, down_counts)
+  return np.logaddexp(
+    _normalise(informed) + math.log1p(-spread), _normalise(even) + math.log(spread)
+  )
+
+
+def _normalise(logs: Float[np.ndarray, "H K"]) -> Float[np.ndarray, "H K"]:
+  """Makes each row's weights sum to 1, if it has any."""
+  total = special.logsumexp(logs, axis=1, keepdims=True)
+  return logs - np.where(np.isneginf(total), 0.0, total)
 
 
 def linear_log_e(
@@ -307,9 +326,9 @@ def excludes_range(
 ) -> bool:
   """Whether a Bernoulli share is, with confidence 1 - alpha, outside of [low, high].
 
-  May be asked after every trial. The bets are on shares of 0, low / 4 and low / 2, and
-  likewise above `high`, so that few trials can do: of one kind only, eleven for
-  (.2, .8) at .2.
+  May be asked after every trial. The bets are on shares of 0 mostly, low / 4 and
+  low / 2, and likewise above `high`, so that few trials can do: with (.2, .8) and an
+  alpha of .2, eleven that all fail.
   """
 
   def log_side(hits: int, bound: float) -> float:
@@ -319,7 +338,7 @@ def excludes_range(
     logs = special.xlogy(hits, guesses / bound) + special.xlog1py(
       trials - hits, (bound - guesses) / (1 - bound)
     )
-    return float(special.logsumexp(logs - math.log(3)))
+    return float(special.logsumexp(logs, b=[0.8, 0.1, 0.1]))
 
   both = np.logaddexp(log_side(successes, low), log_side(trials - successes, 1 - high))
   return bool(both - math.log(2) >= -math.log(alpha))

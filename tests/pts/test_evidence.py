@@ -1,5 +1,6 @@
 """Evidence: what its bets may never do, and what is selected by it."""
 
+import functools
 import itertools
 import math
 
@@ -10,7 +11,8 @@ from scipy import special, stats
 from phi4_jax.pts import evidence
 from phi4_jax.pts.evidence import TwoArmNull
 
-# (rise, fall, level): pi and w of a few tokens, gamma = .1, either sign, a pair.
+# (rise, fall, level): 1 - w and what gamma = .1 leaves, of either sign; a pair; a token
+# behind which all is certain.
 SHAPES = [
   (0.9, 1.0, 0.1 / 0.5 - 0.1),
   (0.6, 1.0, 0.1 / 0.7),
@@ -20,47 +22,296 @@ SHAPES = [
   (0.0, 1.0, 0.1 / 0.4 - 1),
   (1.0, 0.0, 0.1 / 0.4),
 ]
+UP, DOWN = evidence.grid_of_guesses()
 
 
-def make_bets(*shapes, spread=0.2, up_counts=(3.0, 9.0), down_counts=(9.0, 3.0)):
-  null = TwoArmNull(*np.array(shapes, float).T)
-  up, down = evidence.grid_of_guesses()
-  counts = [np.tile(c, (len(shapes), 1)) for c in (up_counts, down_counts)]
-  prior = evidence.prior_of_guesses(up, down, *counts, spread=spread)
-  return evidence.make_arm_bets(null, up, down, prior)
+def make_bets(null, up_counts=(3.0, 9.0), down_counts=(9.0, 3.0)):
+  """Bets as confirm.py places them, for a scale of 1/2."""
+  rise, fall, level = (part[:, None] for part in null)
+  prior = evidence.prior_of_guesses(
+    UP,
+    DOWN,
+    np.broadcast_to(np.array(up_counts, float), (len(rise), 2)),
+    np.broadcast_to(np.array(down_counts, float), (len(rise), 2)),
+    excess=0.5 * (rise * UP - fall * DOWN - level),
+    reach=0.1,
+  )
+  return evidence.make_arm_bets(null, UP, DOWN, prior)
 
 
-def boundary(rise, fall, level, num=7):
+def null_of(*shapes):
+  return TwoArmNull(*np.array(shapes, float).T)
+
+
+def boundary(rise, fall, level, num):
   """Points (p_up, p_down) with rise p_up - fall p_down = level."""
   if rise == 0:
-    return [(p, -level / fall) for p in np.linspace(0, 1, num)]
-  lowest = max(0.0, level / rise)
-  highest = min(1.0, (level + fall) / rise)
-  ups = np.linspace(lowest, highest, num)
+    return [(p, -level / fall) for p in np.linspace(0, 1, num).tolist()]
+  ups = np.linspace(max(0.0, level / rise), min(1.0, (level + fall) / rise), num)
   downs = (rise * ups - level) / fall if fall else np.linspace(0, 1, num)
   return list(zip(ups.tolist(), np.clip(downs, 0, 1).tolist(), strict=True))
 
 
-def mean_of_e(bets, p_up, p_down, num_pairs):
-  """E[E] after so many pairs, over all counts."""
-  s, r = np.meshgrid(range(num_pairs + 1), range(num_pairs + 1), indexing="ij")
-  s, r = s.ravel(), r.ravel()
-  rows = np.zeros(len(s), int)
-  logs = bets.take(rows).log_e(s, r, np.full(len(s), num_pairs))
-  law = stats.binom.pmf(s, num_pairs, p_up) * stats.binom.pmf(r, num_pairs, p_down)
-  return float((law * np.exp(logs)).sum())
+def all_counts(num_pairs):
+  grid = np.meshgrid(range(num_pairs + 1), range(num_pairs + 1), indexing="ij")
+  return [part.ravel() for part in grid]
+
+
+def log_e_by_counts(bets, num_pairs):
+  s, r = all_counts(num_pairs)
+  rows = bets.take(np.zeros(len(s), int))
+  return rows.log_e(s, r, np.full(len(s), num_pairs))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_mean_is_at_most_one_wherever_the_null_holds(shape):
   rise, fall, level = shape
-  bets = make_bets(shape)
-  points = boundary(*shape)
+  bets = make_bets(null_of(shape))
   inside = [
-    p
-    for p in itertools.product(np.linspace(0, 1, 6), repeat=2)
-    if rise * p[0] - fall * p[1] <= level
+    point
+    for point in itertools.product(np.linspace(0, 1, 6), repeat=2)
+    if rise * point[0] - fall * point[1] <= level
   ]
-  for p_up, p_down in [*points, *inside]:
-    for num_pairs in (1, 2, 9, 30):
-      assert mean_of_e(bets, p_up, p_down, num_pairs) <= 1 + 1e-9
+  for num_pairs in (1, 2, 9, 30):
+    e = np.exp(log_e_by_counts(bets, num_pairs))
+    s, r = all_counts(num_pairs)
+    for p_up, p_down in [*boundary(*shape, 7), *inside]:
+      law = stats.binom.pmf(s, num_pairs, p_up) * stats.binom.pmf(r, num_pairs, p_down)
+      assert law @ e <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_rarely_ever_large_at_the_boundary(shape):
+  """P(E >= 20 at any of 60 times) by exact enumeration; it may be .05."""
+  bets, num_pairs = make_bets(null_of(shape)), 60
+  crossed = [
+    log_e_by_counts(bets, n).reshape(n + 1, n + 1) >= math.log(20)
+    for n in range(1, num_pairs + 1)
+  ]
+  for p_up, p_down in boundary(*shape, 5):
+    law, total = np.ones((1, 1)), 0.0
+    for over in crossed:
+      up = np.pad(law, ((1, 0), (0, 0))) * p_up + np.pad(law, ((0, 1), (0, 0))) * (
+        1 - p_up
+      )
+      law = np.pad(up, ((0, 0), (1, 0))) * p_down
+      law += np.pad(up, ((0, 0), (0, 1))) * (1 - p_down)
+      total += law[over].sum()
+      law = np.where(over, 0.0, law)
+    assert total <= 0.05 and total + law.sum() == pytest.approx(1)
+
+
+def test_a_guess_is_projected_to_the_nearest_null():
+  """Against a fine search; E is then the likelihood ratio, of mean 1 there."""
+  for rise, fall, level in SHAPES[:5]:
+    q, r = 0.8, 0.2
+    null = null_of((rise, fall, level))
+    bets = evidence.make_arm_bets(null, np.array([q]), np.array([r]), np.zeros((1, 1)))
+    ups, downs = np.array(boundary(rise, fall, level, 200_001)[1:-1]).T
+    kept = (downs > 0) & (downs < 1)
+    ups, downs = ups[kept], downs[kept]
+    divergence = special.rel_entr(q, ups) + special.rel_entr(1 - q, 1 - ups)
+    divergence += special.rel_entr(r, downs) + special.rel_entr(1 - r, 1 - downs)
+    best = int(divergence.argmin())
+    expected = q * bets.up[0, 0, 1] + (1 - q) * bets.up[0, 0, 0]
+    expected += r * bets.down[0, 0, 1] + (1 - r) * bets.down[0, 0, 0]
+    assert expected == pytest.approx(divergence[best], abs=1e-7)
+    for arm, truth, null_share in ((bets.up, q, ups), (bets.down, r, downs)):
+      ratio = truth / null_share[best], (1 - truth) / (1 - null_share[best])
+      np.testing.assert_allclose(np.exp(arm[0, 0, ::-1]), ratio, rtol=1e-3)
+
+
+def test_without_a_possible_effect_there_is_no_evidence():
+  bets = make_bets(null_of((0.5, 1.0, 0.6)))
+  assert bets.log_e(np.array([50]), np.array([0]), np.array([50])).tolist() == [0.0]
+
+
+def test_bets_stand_side_by_side():
+  one, two = make_bets(null_of(SHAPES[0])), make_bets(null_of(SHAPES[2]))
+  both = one.append(two)
+  args = np.array([9, 7]), np.array([1, 2]), np.array([10, 8])
+  together = both.log_e(*args)
+  for row, bets in enumerate((one, two)):
+    alone = bets.log_e(*(arg[row : row + 1] for arg in args))
+    assert alone[0] == together[row]
+
+
+class TestLinear:
+  PAYOFFS = np.array([-0.6, -0.1, 0.4])
+
+  def test_the_mean_is_at_most_one(self):
+    fractions = np.array([[0.2, 0.5, 0.95]])
+    weights = np.log([[0.2, 0.3, 0.5]])
+    for probs in ([0.4, 0.0, 0.6], [0.2, 0.48, 0.32], [0.5, 0.2, 0.3]):
+      assert self.PAYOFFS @ probs <= 1e-12
+      total = 0.0
+      for n in range(10):
+        for m in range(10 - n):
+          counts = np.array([[n, m, 9 - n - m]])
+          law = stats.multinomial.pmf(counts[0], 9, probs)
+          e = evidence.linear_log_e(self.PAYOFFS[None], counts, fractions, weights)
+          total += law * math.exp(e[0])
+      assert total <= 1 + 1e-9
+
+  def test_the_best_bet(self):
+    probs = np.array([0.2, 0.2, 0.6])
+    found = evidence.best_fraction(self.PAYOFFS, probs)
+    tried = np.linspace(0, 0.95, 2001)[:, None]
+    growth = np.log1p(tried / 0.6 * self.PAYOFFS) @ probs
+    assert found == pytest.approx(tried[growth.argmax(), 0], abs=1e-3)
+    assert evidence.best_fraction(self.PAYOFFS, np.array([0.9, 0.1, 0.0])) < 1e-9
+
+
+def pairs_until_certain(effect, num_runs=300, num_pairs=240, informed=30):
+  """Mean pairs to E = 35, looking every 8th: (two arms, linear bets)."""
+  rng = np.random.default_rng(0)
+  totals = np.zeros(2)
+  # pi, w, V_T and the middle of the two values.
+  cases = [(0.5, 0.1, 1, 0.6), (0.5, 0.1, 0, 0.4), (0.6, 0.3, 1, 0.6)]
+  for prob, stay, end, middle in cases:
+    scale = 1 - prob
+    off = max(0.02, middle - effect / scale / 2)
+    after = (off + effect / scale - stay * end) / (1 - stay)
+    draws = [rng.random((num_runs, num_pairs)) < share for share in (after, off)]
+    a, b = (part.cumsum(axis=1) for part in draws)
+    both = (draws[0] & draws[1]).cumsum(axis=1)
+    known = [rng.binomial(informed, share, num_runs) for share in (after, off)]
+    counts = [np.stack([informed - k, k], 1).astype(float) for k in known]
+    level = 0.1 / scale - stay * end
+    null = TwoArmNull(*(np.full(num_runs, x) for x in (1 - stay, 1.0, level)))
+    excess = scale * ((1 - stay) * UP - DOWN - level)
+    prior = evidence.prior_of_guesses(
+      UP, DOWN, *counts, excess=np.tile(excess, (num_runs, 1)), reach=0.1
+    )
+    bets = evidence.make_arm_bets(null, UP, DOWN, prior)
+    payoffs = np.array(
+      [scale * (stay * end + (1 - stay) * x - y) - 0.1 for x in (0, 1) for y in (0, 1)]
+    )
+    fractions = np.tile([0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.0], (num_runs, 1))
+    for run, (k, m) in enumerate(zip(*known, strict=True)):
+      p, q = (k + 1) / (informed + 2), (m + 1) / (informed + 2)
+      law = np.array([(1 - p) * (1 - q), (1 - p) * q, p * (1 - q), p * q])
+      fractions[run, -1] = evidence.best_fraction(payoffs, law)
+    weights = np.tile(np.log([1 / 12] * 6 + [1 / 2]), (num_runs, 1))
+    for which in (0, 1):
+      needed = np.full(num_runs, num_pairs)
+      for t in reversed(range(8, num_pairs + 1, 8)):
+        s, r, x = a[:, t - 1], b[:, t - 1], both[:, t - 1]
+        if which == 0:
+          logs = bets.log_e(s, r, np.full(num_runs, t))
+        else:
+          logs = evidence.linear_log_e(
+            np.tile(payoffs, (num_runs, 1)),
+            np.stack([t - s - r + x, r - x, s - x, x], 1),
+            fractions,
+            weights,
+          )
+        needed = np.where(logs >= math.log(35), t, needed)
+      totals[which] += needed.mean() / len(cases)
+  return totals
+
+
+@pytest.mark.parametrize("effect", [0.2, 0.25, 0.3])
+def test_two_arms_need_fewer_pairs_than_linear_bets(effect):
+  """76, 38 and 22 pairs in place of 79, 39 and 24."""
+  two_arms, linear = pairs_until_certain(effect)
+  assert two_arms < linear
+
+
+class TestLowerBound:
+  GAMMAS = np.array([-0.1, 0.0, 0.1, 0.2])
+
+  def test_the_last_before_the_first_that_is_kept(self):
+    yes, no = math.log(20), 1.0
+    for logs, bound in [
+      ([yes, yes, no, no], 0.0),
+      ([no, yes, yes, yes], -math.inf),
+      ([yes, no, yes, yes], -0.1),
+      ([yes] * 4, 0.2),
+    ]:
+      assert evidence.lower_bound(self.GAMMAS, np.array(logs), 0.05) == bound
+
+
+def select_by_force(log_e, alpha, total):
+  best = []
+  for size in range(1, len(log_e) + 1):
+    for chosen in itertools.combinations(range(len(log_e)), size):
+      if all(log_e[i] >= math.log(total / (alpha * size)) for i in chosen):
+        best = chosen
+  return set(best)
+
+
+def test_selection_by_e_bh_against_brute_force():
+  rng = np.random.default_rng(1)
+  sizes = set()
+  for trial in range(200):
+    log_e = rng.normal(3, 2, size=7)
+    total = 7 + trial % 5
+    found = set(np.flatnonzero(evidence.e_bh(log_e, 0.2, total)).tolist())
+    assert found == select_by_force(log_e, 0.2, total)
+    sizes.add(len(found))
+  assert sizes == set(range(8))
+  assert not evidence.e_bh(np.zeros(0), 0.05, 0).size
+
+
+def test_the_target_is_where_a_hypothesis_would_be_selected():
+  rng = np.random.default_rng(2)
+  for trial in range(100):
+    log_e = rng.normal(3, 2, size=8)
+    total = 8 + trial % 3
+    targets = evidence.target_log_e(log_e, 0.2, total)
+    for i, target in enumerate(targets):
+      for shift, selected in ((1e-9, True), (-1e-9, False)):
+        moved = log_e.copy()
+        moved[i] = target + shift
+        assert evidence.e_bh(moved, 0.2, total)[i] == selected
+  assert not evidence.target_log_e(np.zeros(0), 0.2, 0).size
+
+
+def test_a_fixed_target_would_select_hardly_any():
+  """Stopped at total / alpha all are selected; stopped a little below, none is."""
+  log_e = np.full(10, math.log(20 / 0.05) - 0.01)
+  targets = evidence.target_log_e(log_e, 0.05, 20)
+  np.testing.assert_allclose(targets, math.log(20 / (0.05 * 10)))
+  assert evidence.e_bh(log_e, 0.05, 20).all()
+
+
+def ever(num_trials, share, stops):
+  """P(`stops(successes, trials)` at any time), exactly."""
+  law, total = np.ones(1), 0.0
+  for n in range(1, num_trials + 1):
+    law = np.append(law * (1 - share), 0) + np.insert(law * share, 0, 0)
+    over = np.array([stops(k, n) for k in range(n + 1)])
+    total += law[over].sum()
+    law = np.where(over, 0, law)
+  return total
+
+
+def test_bounds_of_a_share_hold_at_all_times():
+  @functools.cache
+  def bounds(k, n):
+    return evidence.share_bounds(k, n, 0.1)
+
+  def misses(share, k, n):
+    low, high = bounds(k, n)
+    return not low <= share <= high
+
+  for share in (0.02, 0.2, 0.5, 0.9):
+    assert ever(30, share, functools.partial(misses, share)) <= 0.1
+  assert evidence.share_bounds(0, 0, 0.1) == (0.0, 1.0)
+  low, high = evidence.share_bounds(30, 40, 0.1)
+  assert 0.5 < low < 0.75 < high < 0.95
+  assert evidence.share_bounds(0, 5, 0.1)[0] == 0.0
+
+
+def test_a_question_is_rarely_excluded_that_should_not_be():
+  @functools.cache
+  def stops(k, n):
+    return evidence.excludes_range(k, n, 0.2, 0.8, 0.2)
+
+  for share in (0.2, 0.5, 0.8):
+    assert ever(30, share, stops) <= 0.2
+  assert ever(30, 0.01, stops) > 0.85
+  assert not stops(0, 10) and stops(0, 11) and stops(11, 11) and not stops(1, 11)
+  # All shares are allowed: nothing can be excluded.
+  assert not evidence.excludes_range(0, 100, 0.0, 1.0, 0.2)
