@@ -1,6 +1,7 @@
 """Confirmation: what is drawn for whom, what Z means, and what is claimed."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from phi4_jax.pts.responses import Responses
 from tests.pts.processes import (
   draw_responses,
   draw_rollouts,
+  make_response,
   tiny_process,
   true_values,
 )
@@ -172,3 +174,118 @@ def test_draws_are_shared_by_where_they_leave():
         assert plan.after[row, time] == -1
   texts = {id(branch.text) for branch in plan.branches}
   assert len(texts) <= len(responses)
+
+
+def some_confirmation(**kwargs):
+  """Two hypotheses on one response, with its process."""
+  process = make_process(1)
+  responses = draw_responses(process, [3], 1)
+  (response,) = responses
+  open_tokens = [i for i, prob in enumerate(response.probs) if prob < 0.9][:2]
+  confirmation = Confirmation(responses, 0, gamma=0.1)
+  for i in open_tokens:
+    confirmation.add(make_hypothesis(responses, response.point(i), 1, **kwargs))
+  return process, responses, confirmation
+
+
+def test_counts_are_those_of_the_outcomes():
+  process, _, confirmation = some_confirmation()
+  draw = make_draw(process)
+  pairs = np.zeros((2, 2, 2), int)
+  for _ in range(3):
+    plan = confirmation.plan([0, 1], 8)
+    outcomes = draw(plan.branches)
+    confirmation.take(plan, outcomes)
+    for row in (0, 1):
+      for a, b in zip(plan.after[row], plan.off[row], strict=True):
+        pairs[row, int(outcomes[a].correct), int(outcomes[b].correct)] += 1
+  np.testing.assert_array_equal(confirmation.counts, pairs)
+  assert confirmation.time == 24 and confirmation.num_pairs.tolist() == [24, 24]
+  for row in (0, 1):
+    tally = confirmation.first_tokens[row].values()
+    assert sum(n for _, n in tally) == 24
+    assert sum(k for k, _ in tally) == confirmation.off_successes[row]
+    assert confirmation.hypotheses[row].token_id not in confirmation.first_tokens[row]
+  shares = confirmation.after_successes[0] / 24, confirmation.off_successes[0] / 24
+  effect = confirmation.hypotheses[0].payoff(*map(float, shares))
+  assert confirmation.effects()[0] == pytest.approx(effect)
+
+
+def test_rounds_of_any_size_draw_the_same():
+  logs = []
+  for sizes in ([24], [8, 8, 8], [5, 19], [1] * 24):
+    process, _, confirmation = some_confirmation()
+    draw = make_draw(process)
+    for size in sizes:
+      plan = confirmation.plan([0, 1], size)
+      confirmation.take(plan, draw(plan.branches))
+    logs.append(confirmation.log_e().tolist())
+  assert all(found == logs[0] for found in logs)
+
+
+def test_who_pauses_misses_the_draws_of_that_time():
+  process, _, confirmation = some_confirmation()
+  draw = make_draw(process)
+  for running in ([0, 1], [0], [0, 1]):
+    plan = confirmation.plan(running, 4)
+    confirmation.take(plan, draw(plan.branches))
+  assert confirmation.num_pairs.tolist() == [12, 8]
+  times = {plan.branches[k].key_path[-1] for k in plan.off[1]}
+  assert times == {8, 9, 10, 11}
+
+
+def test_a_draw_without_a_verdict_ends_its_hypotheses():
+  process, _, confirmation = some_confirmation()
+  plan = confirmation.plan([0, 1], 4)
+  outcomes = make_draw(process)(plan.branches)
+  broken = int(plan.off[0, 2])
+  outcomes[broken] = outcomes[broken]._replace(failed=True)
+  confirmation.take(plan, outcomes)
+  assert confirmation.failed.tolist() == [True, broken in plan.after[1]]
+  assert confirmation.log_e()[0] == -math.inf
+  assert 0 not in confirmation.plan([0, 1], 4).rows
+
+
+def test_draws_of_a_pair_have_names_of_their_own():
+  process, responses, confirmation = some_confirmation(other_id=5)
+  (response,) = responses
+  point = confirmation.hypotheses[0].point
+  confirmation.add(make_hypothesis(responses, point, -1, other_id=4))
+  confirmation.time = 1000
+  plan = confirmation.plan([0, 1, 2], 8)
+  paths = {branch.key_path for branch in plan.branches}
+  assert len(paths) == len(plan.branches)
+  for branch in plan.branches:
+    assert len(branch.key_path) == 5 and max(branch.key_path) < 1 << 32
+    if branch.first_id >= 0:
+      assert branch.key_path[0] == PHASES["pair"] and branch.excluded_id == -1
+  firsts = {plan.branches[k].first_id for k in plan.off[2]}
+  assert firsts == {4} and response.token_ids[point.position] not in firsts
+  assert (plan.after[0] == plan.after[2]).all()  # arm A is the token's own
+
+
+def test_certain_tokens():
+  response = make_response([0.5, 1.0, 1 - 1e-7])
+  responses = Responses([response])
+  hypothesis = make_hypothesis(responses, response.point(0), 1)
+  assert hypothesis.stay == 1 and not hypothesis.needs_after
+  assert hypothesis.payoff(0.0, 0.4) == hypothesis.payoff(1.0, 0.4)
+  for position in (1, 2):
+    with pytest.raises(ValueError, match="certain"):
+      make_hypothesis(responses, response.point(position), 1)
+  confirmation = Confirmation(responses, 0, gamma=0.1)
+  confirmation.add(hypothesis)
+  plan = confirmation.plan([0], 40)
+  assert (plan.after == -1).all() and len(plan.branches) == 40
+  outcomes = [Outcome(1, 2, k % 4 == 0) for k in range(40)]
+  confirmation.take(plan, outcomes)
+  assert confirmation.effects()[0] == pytest.approx(0.5 * (1 - 0.25))
+  assert confirmation.log_e()[0] > math.log(20)
+  assert 0.1 < confirmation.lower_bound(0, 0.05) < 0.5 * (1 - 0.25)
+
+
+def test_the_clock_ends():
+  _, _, confirmation = some_confirmation()
+  confirmation.time = (1 << 14) - 4
+  with pytest.raises(ValueError, match="16384"):
+    confirmation.plan([0], 8)
