@@ -214,7 +214,9 @@ def explain_arms(search: Search) -> str:
   if search.mode == "comb":
     return (
       "Behind it: share and right/all of fresh rollouts that go on behind the token "
-      "and leave the response later. Instead of it: of those with another token there."
+      "and leave the response later. Instead of it: of those with another token there. "
+      "From: what the change exceeds; of these bounds of exported tokens a share of at "
+      f"most {search.setting('alpha'):.0%} is expected to be wrong."
     )
   fresh = "" if search.mode == "naive" else "fresh "
   return f"Before and after: p(success) and right/all {fresh}rollouts."
