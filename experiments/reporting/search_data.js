@@ -98,7 +98,7 @@ function openResponse(packed, texts) {
     counts: table("c"),
     left: table("o"),
     others,
-    tested: new Map(packed.h ?? []),
+    tested: table("h"), // rows of hypotheses; the first one is that with most to say
   };
 }
 

@@ -25,7 +25,7 @@ function showFigure(mount, response, chosen = null) {
   let plot = 92; // height of the line's part of a row
   mount.replaceChildren(frame, card);
 
-  const testOf = (i) => (response.tested.has(i) ? response.tested.get(i) : null);
+  const testOf = (i) => response.tested.get(i)?.[0] ?? null;
   const changeOf = (i) =>
     response.values[i] === null || response.values[i + 1] === null ? null : response.values[i + 1] - response.values[i];
   const isExported = (i) => testOf(i) !== null && words[hypotheses.s[testOf(i)]] === "exported";
@@ -207,7 +207,7 @@ function showFigure(mount, response, chosen = null) {
   function place(i) {
     frame.querySelector(".shown")?.classList.remove("shown");
     cells[i].classList.add("shown");
-    card.replaceChildren(...describeToken(response, i, line, testOf(i)));
+    card.replaceChildren(...describeToken(response, i, line, response.tested.get(i) ?? []));
     card.hidden = false;
     const box = cells[i].getBoundingClientRect();
     const outer = mount.getBoundingClientRect();
@@ -261,7 +261,7 @@ function wrap(widths, room) {
   return [...rows, [first, widths.length]];
 }
 
-function describeToken(response, i, line, test) {
+function describeToken(response, i, line, [test = null, ...more]) {
   const span = (place) =>
     response.values[place] === null
       ? `about ${share(line[place])} (between two estimates)`
@@ -287,6 +287,10 @@ function describeToken(response, i, line, test) {
     ),
   ];
   if (test !== null) rows.push(...describeTest(test));
+  for (const row of more) {
+    const way = hypotheses.g[row] > 0 ? "that it raises p" : "that it lowers p";
+    rows.push([`tested as well: ${way}`, words[hypotheses.s[row]]]);
+  }
   parts.push(make("dl", {}, rows.map(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])));
   const others = response.others.get(i) ?? [];
   if (others.length) {

@@ -197,7 +197,7 @@ function navigation(row) {
 }
 
 function titleOf(response) {
-  const pivots = [...response.tested.values()].filter((row) => words[hypotheses.s[row]] === "exported").length;
+  const pivots = [...response.tested.values()].filter(([row]) => words[hypotheses.s[row]] === "exported").length;
   const found = `${pivots} ${pivots === 1 ? "pivot" : "pivots"}`;
   return `Response ${response.index}: ${response.correct ? "right" : "wrong"}, ${response.tokens.length} tokens, ${found}`;
 }

@@ -110,8 +110,9 @@ class Packer:
 def pack_response(each: Searched, strings: Strings, search: Search) -> dict[str, Any]:
   """A response as the figure needs it."""
   others = dict(each.alternatives)
-  for position, number in each.hypotheses.items():
-    others[position] = _more(others.get(position), search.hypotheses[number])
+  for position, numbers in each.hypotheses.items():
+    for number in numbers:
+      others[position] = _more(others.get(position), search.hypotheses[number])
   packed = {
     "i": each.index,
     "ok": int(each.correct),
@@ -127,7 +128,7 @@ def pack_response(each: Searched, strings: Strings, search: Search) -> dict[str,
       for i, drawn in sorted(others.items())
       if drawn
     ],
-    "h": sorted(each.hypotheses.items()),
+    "h": [[i, *numbers] for i, numbers in sorted(each.hypotheses.items())],
   }
   return {name: value for name, value in packed.items() if value != []}
 

@@ -43,7 +43,7 @@ class Searched:
     counts: the rollouts behind an estimate, by position.
     left: of comb rollouts, those that left the response at a position.
     alternatives: other tokens drawn, by position.
-    hypotheses: number in `Search.hypotheses` by position.
+    hypotheses: numbers in `Search.hypotheses` by position: one, or one for each sign.
   """
 
   question: int
@@ -58,7 +58,7 @@ class Searched:
   counts: Mapping[int, Value]
   left: Mapping[int, Value]
   alternatives: Mapping[int, Sequence[Alternative]]
-  hypotheses: Mapping[int, int]
+  hypotheses: Mapping[int, Sequence[int]]
 
   @property
   def is_complete(self) -> bool:
@@ -91,7 +91,7 @@ def _place(search: Search, members: list[Searched]) -> list[Searched]:
   in every other one that has both, too.
   """
   by_index = {each.index: each for each in members}
-  found: dict[int, dict[int, int]] = {each.index: {} for each in members}
+  found: dict[int, dict[int, list[int]]] = {each.index: {} for each in members}
   for number in search.by_question.get(members[0].question, ()):
     hypothesis = search.hypotheses[number]
     home = by_index.get(hypothesis.response)
@@ -104,7 +104,7 @@ def _place(search: Search, members: list[Searched]) -> list[Searched]:
     begin = home.token_ids[: hypothesis.position + 1]
     for each in members:
       if each.token_ids[: hypothesis.position + 1] == begin:
-        found[each.index][hypothesis.position] = number
+        found[each.index].setdefault(hypothesis.position, []).append(number)
   return [dataclasses.replace(m, hypotheses=found[m.index]) for m in members]
 
 

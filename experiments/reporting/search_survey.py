@@ -85,9 +85,10 @@ def survey(search: Search, *, pack: bool) -> Survey:
     count += len(members)
     question = members[0].question
     for each in members:
-      for position, number in each.hypotheses.items():
-        contexts[number] = search_payload.context_of(each, position)
-        lengths[number] = len(each.tokens)
+      for position, numbers in each.hypotheses.items():
+        for number in numbers:
+          contexts[number] = search_payload.context_of(each, position)
+          lengths[number] = len(each.tokens)
     _count(overlap, members, search)
     shown = max(
       (m for m in members if m.is_complete),
@@ -125,8 +126,8 @@ def survey(search: Search, *, pack: bool) -> Survey:
 def _exported(each: Searched, search: Search) -> frozenset[int]:
   return frozenset(
     position
-    for position, number in each.hypotheses.items()
-    if search.hypotheses[number].state == EXPORTED
+    for position, numbers in each.hypotheses.items()
+    if any(search.hypotheses[number].state == EXPORTED for number in numbers)
   )
 
 

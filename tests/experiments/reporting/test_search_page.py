@@ -151,9 +151,10 @@ class TestData:
         np.testing.assert_allclose(found[name], 1e3 * np.array(values), atol=0.51)
       left = {i: [k, n] for i, k, n in found["o"]}
       assert left == {i: off for i, off in enumerate(trace["off"]) if off[1]}
-      for position, row in found.get("h", []):
-        assert index["h"]["i"][row] == position
-        assert index["h"]["q"][row] == trace["question"]
+      for position, *rows in found.get("h", []):
+        for row in rows:
+          assert index["h"]["i"][row] == position
+          assert index["h"]["q"][row] == trace["question"]
 
   def test_a_question_has_its_whole_text_and_answer(self, folder, page):
     questions = page.questions()
