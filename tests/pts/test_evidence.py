@@ -254,6 +254,67 @@ def test_selection_by_e_bh_against_brute_force():
   assert not evidence.e_bh(np.zeros(0), 0.05, 0).size
 
 
+def is_closed(chosen, log_e, alpha, weights):
+  """The condition of closed e-BH, for every set."""
+  e = np.exp(log_e)
+  for size in range(1, len(e) + 1):
+    for some in itertools.combinations(range(len(e)), size):
+      rows = list(some)
+      mean = (weights[rows] * e[rows]).sum() / weights[rows].sum()
+      if mean < len(chosen & set(rows)) / (alpha * len(chosen)) - 1e-9:
+        return False
+  return True
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_closed_selection_is_closed_and_no_smaller(weighted):
+  rng = np.random.default_rng(3)
+  more = 0
+  for _ in range(150):
+    log_e = rng.normal(2.5, 2, size=7)
+    log_weights = rng.normal(0, 0.5, size=7) if weighted else np.zeros(7)
+    log_weights -= np.log(np.exp(log_weights).mean())
+    found = evidence.closed_e_bh(log_e, 0.2, log_weights if weighted else None)
+    chosen = set(np.flatnonzero(found).tolist())
+    plain = evidence.e_bh(log_e + log_weights, 0.2, 7)
+    assert found[plain].all()
+    more += len(chosen) > plain.sum()
+    if chosen:
+      assert is_closed(chosen, log_e, 0.2, np.exp(log_weights))
+    if not weighted and len(chosen) < 7:
+      # One more would be too many, if those outside count as nothing.
+      larger = np.argsort(-log_e)[: len(chosen) + 1]
+      kept = np.where(np.isin(np.arange(7), larger), log_e, -np.inf)
+      assert not is_closed(set(larger.tolist()), kept, 0.2, np.ones(7))
+  assert more > 10
+
+
+def test_closed_selection_at_its_edges():
+  assert not evidence.closed_e_bh(np.zeros(0), 0.05).size
+  assert not evidence.closed_e_bh(np.array([-np.inf, -np.inf]), 0.05).any()
+  huge = np.array([900.0, -np.inf, 5.0])
+  assert evidence.closed_e_bh(huge, 0.05).tolist() == [True, False, True]
+  # One alone must reach total / alpha, as ever.
+  for shift, selected in ((1e-9, True), (-1e-9, False)):
+    log_e = np.array([math.log(3 / 0.05) + shift, -np.inf, -np.inf])
+    assert evidence.closed_e_bh(log_e, 0.05).tolist() == [selected, False, False]
+
+
+def test_the_false_share_of_closed_selection():
+  """Null E that are as large as they may be, and all alike: the worst dependence."""
+  rng = np.random.default_rng(4)
+  alpha, num_runs = 0.2, 4000
+  shares = []
+  for _ in range(num_runs):
+    level = rng.choice([5.0, 12.5, 25.0])
+    null = level if rng.random() < 1 / level else 0.0
+    e = np.array([null] * 5 + [40.0, 15.0, 9.0])
+    with np.errstate(divide="ignore"):
+      found = evidence.closed_e_bh(np.log(e), alpha)
+    shares.append(found[:5].sum() / max(1, found.sum()))
+  assert 0.02 < np.mean(shares) <= alpha
+
+
 def test_the_target_is_where_a_hypothesis_would_be_selected():
   rng = np.random.default_rng(2)
   for trial in range(100):
