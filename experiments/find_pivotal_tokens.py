@@ -161,10 +161,17 @@ class _Report:
       self._line.close()
 
   def __call__(self, part: str, done: int, total: int) -> None:
+    throughput = self._sampler.throughput
+
+    def describe(step: int) -> str:
+      occupancy = getattr(throughput, "occupancy", None)
+      busy = "" if occupancy is None else f"  {occupancy:.0%} of slots busy"
+      return f"{step}/{total} rollouts{busy}"
+
     if self._line is None or part != self._part:
       self.__exit__()
-      self._part, self._line = part, Progress(part, total)
-    self._line.update(done, rate=self._sampler.throughput.tokens_per_second)
+      self._part, self._line = part, Progress(part, total, describe=describe)
+    self._line.update(done, rate=throughput.tokens_per_second)
     self._stop.raise_if_set(f"stopped in {part} after {done} of {total} rollouts")
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.devices import start_jax
-from experiments.samplers import make_parent_sampler
+from experiments.samplers import load_parent_params
 from experiments.tasks import TaskConfig, make_task
 from phi4_jax.common.errors import ConfigError
+from phi4_jax.common.mesh import make_mesh
 from phi4_jax.data.tokenizer import Vocabulary
 from phi4_jax.pts.oracle import Oracle, Question, TaskOracle, make_questions
 from phi4_jax.pts.oracle_rules import RuleConfig, make_rule
@@ -23,6 +24,7 @@ from phi4_jax.pts.question_files import (
   UnusableQuestion,
   load_questions,
 )
+from phi4_jax.sampling.engine import RolloutEngine
 from phi4_jax.sampling.remote import RemoteSampler
 
 _RULES = (
@@ -154,13 +156,16 @@ def make_search_sampler(
     described = json.dumps([config.endpoint.url, config.endpoint.model])
     return sampler, hashlib.sha256(described.encode()).hexdigest()[:16]
   start_jax(config.mesh, rows=config.batch_size)
-  return make_parent_sampler(
+  params, digest = load_parent_params(
+    config.model, config.mesh, inputs["parent"], vocabulary, config.weights
+  )
+  engine = RolloutEngine(
+    params,
     config.model,
-    config.mesh,
-    inputs["parent"],
-    vocabulary,
-    law=config.law,
+    config.law,
+    stop_ids=asked.stop_ids,
     batch_size=config.batch_size,
     seed=config.seed,
-    weights=config.weights,
+    mesh=make_mesh(config.mesh),
   )
+  return engine, digest
