@@ -260,14 +260,20 @@ class Confirmation:
   def lower_bound(self, number: int, alpha: float, *, step: float = 0.01) -> float:
     """Returns a bound that s Delta exceeds with confidence 1 - alpha at any time.
 
-    See `evidence.lower_bound` for the alpha of selected hypotheses.
+    Args:
+      number: of the hypothesis.
+      alpha: see `evidence.lower_bound` for that of selected ones.
+      step: between bounds that may be returned, from 0 on.
     """
     hypothesis = self.hypotheses[number]
     extremes = [hypothesis.payoff(a, b) for a in (0.0, 1.0) for b in (0.0, 1.0)]
     least, most = min(extremes), max(extremes)
-    gammas = self._gamma + step * np.arange(
+    # Ten times coarser where no bound of interest lies.
+    steps = np.arange(
       np.ceil((least - self._gamma) / step), np.floor((most - self._gamma) / step) + 1
     )
+    fine = self._gamma + step * steps >= 0
+    gammas = self._gamma + step * steps[fine | (steps % 10 == 0)]
     # All that matters stands before the first that is not rejected.
     logs = np.zeros(0)
     while len(logs) < len(gammas) and (logs >= -np.log(alpha)).all():
