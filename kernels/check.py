@@ -102,12 +102,19 @@ def _decode_attention_branches(length: int):
   return make_program(prefixes=8, rollouts=8, prefix_slots=length, cuts=True, ring=True)
 
 
+def _cache_write(length: int):
+  from kernels.cache_write.programs import make_program
+
+  return make_program(slots=length)
+
+
 # Name -> a function of the length that returns a program and its arguments' shapes.
 KERNEL_PROGRAMS: dict[str, Callable[[int], tuple[Callable[..., Any], Any]]] = {
   "attention_forward": _attention_forward,
   "attention_backward": _attention_backward,
   "decode_attention": _decode_attention,
   "decode_attention_branches": _decode_attention_branches,
+  "cache_write": _cache_write,
 }
 
 

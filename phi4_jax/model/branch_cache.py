@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Shaped
 
+from kernels.cache_write import write_tokens
 from kernels.target import current_target
 from phi4_jax.common.axes import Array, Bool, Float, Int
 from phi4_jax.model.cache_dtype import needs_scales, resolve_cache_dtype, store
@@ -84,15 +84,18 @@ def write_suffixes(
   at: Int[Array, "A"],
 ) -> LayerSlots:
   """Writes one layer's new keys and values, row a's at its slot at[a]."""
-  rows = jnp.arange(at.shape[0])
+  here = jnp.arange(slots.keys.shape[2]) == at[:, None, None]  # [A, 1, S]
 
-  def put(old: Array, new: Array) -> Array:
-    write = old.at[rows, :, at]
-    return write.set(
-      new, unique_indices=True, indices_are_sorted=True, mode="promise_in_bounds"
-    )
+  def put_scales(old: Array, new: Array) -> Array:
+    return jnp.where(here, new[..., None], old)
 
-  return _write(slots, keys, values, put)
+  return _write(
+    slots,
+    keys,
+    values,
+    put=lambda olds, news: write_tokens(olds, news, at),
+    put_scales=put_scales,
+  )
 
 
 def write_chunk(
@@ -113,7 +116,13 @@ def write_chunk(
   def put(old: Array, new: Array) -> Array:
     return old.at[groups[:, None], :, at].set(new, mode="drop")
 
-  return _write(slots, keys, values, put)
+  return _write(
+    slots,
+    keys,
+    values,
+    put=lambda olds, news: tuple(map(put, olds, news)),
+    put_scales=put,
+  )
 
 
 def copy_bases(
@@ -151,27 +160,39 @@ def clear_rows(cache: BranchCache, rows: Bool[Array, "A"]) -> BranchCache:
   return dataclasses.replace(cache, suffixes=tuple(map(clear_layer, cache.suffixes)))
 
 
-def _write(slots: LayerSlots, keys, values, put) -> LayerSlots:
-  """`put(old, new)` writes [*lead, K, H] and, for scales, [*lead, K]."""
+def _write(
+  slots: LayerSlots, keys: Array, values: Array, *, put: Any, put_scales: Any
+) -> LayerSlots:
+  """Stores keys and values as the cache does.
 
-  def write(old: Shaped[Array, "R K S H"], scales: Any, new: Array) -> tuple[Any, Any]:
-    stored, scale = store(new, old.dtype)
-    if scale is not None:
-      scales = put(scales, scale.astype(scales.dtype))
-    return _put_bits(put, old, stored), scales
+  Args:
+    slots: of one layer.
+    keys: [*lead, K, H].
+    values: likewise.
+    put: writes such arrays: (caches, new ones) -> caches, two of each.
+    put_scales: writes [*lead, K] to one array of scales.
+  """
+  dtype = slots.keys.dtype
+  stored, scales = zip(*(store(x, dtype) for x in (keys, values)), strict=True)
+  keys, values = _put_bits(put, (slots.keys, slots.values), stored)
+  if scales[0] is None:
+    return LayerSlots(keys, values)
+  olds = (slots.key_scales, slots.value_scales)
+  key_scales, value_scales = (
+    put_scales(old, new.astype(old.dtype))
+    for old, new in zip(olds, scales, strict=True)
+  )
+  return LayerSlots(keys, values, key_scales, value_scales)
 
-  new_keys, key_scales = write(slots.keys, slots.key_scales, keys)
-  new_values, value_scales = write(slots.values, slots.value_scales, values)
-  return LayerSlots(new_keys, new_values, key_scales, value_scales)
 
-
-def _put_bits(put: Any, old: Array, new: Array) -> Array:
+def _put_bits(put: Any, olds: tuple[Array, ...], news: tuple[Array, ...]) -> Any:
   """Writes narrow floats as integers on a CPU, where XLA widens a whole array to
   write to it."""
-  width = old.dtype.itemsize
-  is_narrow = jnp.issubdtype(old.dtype, jnp.floating) and width < 4
+  dtype = olds[0].dtype
+  is_narrow = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
   if not is_narrow or current_target().platform != "cpu":
-    return put(old, new)
-  bits = jnp.uint16 if width == 2 else jnp.uint8
+    return put(olds, news)
+  bits = jnp.uint16 if dtype.itemsize == 2 else jnp.uint8
   as_bits = jax.lax.bitcast_convert_type
-  return as_bits(put(as_bits(old, bits), as_bits(new, bits)), old.dtype)
+  olds, news = (tuple(as_bits(x, bits) for x in part) for part in (olds, news))
+  return tuple(as_bits(x, dtype) for x in put(olds, news))
