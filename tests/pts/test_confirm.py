@@ -289,3 +289,29 @@ def test_the_clock_ends():
   confirmation.time = (1 << 14) - 4
   with pytest.raises(ValueError, match="16384"):
     confirmation.plan([0], 8)
+
+
+def test_tokens_of_a_process_are_certified_as_they_are():
+  """Real draws, shared between all of them: hardly any null one, most of the others."""
+  process = make_process(2, num_steps=24, certain=0.7)
+  responses = draw_responses(process, range(0, 24, 3), 2)
+  confirmation = Confirmation(responses, 0, gamma=0.1)
+  effects = []
+  for response in responses:
+    changes = np.diff(true_values(process, response))
+    for i, prob in enumerate(response.probs):
+      name = response.point(i)
+      if prob <= 0.8 and canonical_token(responses, name) == name:
+        for sign in (1, -1):
+          if not 0.1 < sign * changes[i] < 0.25:
+            confirmation.add(make_hypothesis(responses, name, sign))
+            effects.append(sign * changes[i])
+  draw, ever = make_draw(process), np.zeros(len(effects), bool)
+  for _ in range(6):
+    plan = confirmation.plan(np.flatnonzero(~ever), 8)
+    confirmation.take(plan, draw(plan.branches))
+    ever |= confirmation.log_e() >= math.log(20)
+  null = np.array(effects) <= 0.1
+  assert null.sum() > 100 and (~null).sum() > 10
+  assert ever[null].mean() <= 0.02
+  assert ever[~null].mean() > 0.7
