@@ -7,7 +7,9 @@ comes to depends neither on batches nor on the order in which rollouts end.
 
 A budget ends a search between two rounds. One in tokens always ends it after the same
 round. One in minutes may break a round off; nothing of that round is used then, because
-short rollouts come first and their share of successes is not that of all.
+short rollouts come first and their share of successes is not that of all. The filter
+and the screen may spend a part of it only: what they find is worth nothing without the
+confirmation behind them.
 """
 
 import dataclasses
@@ -39,6 +41,8 @@ ReportProgress = Callable[[str, int, int], None]
 # A completion that takes longer than this was waited for: the sampler has computed.
 _WAIT_SECONDS = 0.05
 _MAX_REASON = 300
+# How far each of these may go into the budget, what was spent before it included.
+_SHARES = {PHASES["filter"]: 0.4, PHASES["screen"]: 0.7}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,9 +209,10 @@ class Rollouts:
 
   def _round(self, branches: Sequence[Branch], label: str) -> list[Drawn]:
     given_up = Drawn(Outcome(-1, 0, False, failed=True))
+    share = min((_SHARES.get(b.key_path[0], 1.0) for b in branches), default=1.0)
     wanted = {b.key_path: b for b in branches if b.key_path[1] not in self._failures}
     tokens = self._budget.tokens
-    if tokens is not None and self.num_tokens >= tokens:
+    if tokens is not None and self.num_tokens >= share * tokens:
       raise OutOfBudget(f"{self.num_tokens} of {tokens} tokens are spent")
     missing = [
       branch
@@ -215,7 +220,7 @@ class Rollouts:
       if path not in self._used and path not in self._logged
     ]
     if missing:
-      self._draw(missing, label, len(wanted) - len(missing), len(wanted))
+      self._draw(missing, label, len(wanted) - len(missing), len(wanted), share)
     for path in wanted:
       if path not in self._used:
         self._use(path, self._logged.pop(path))
@@ -236,9 +241,11 @@ class Rollouts:
     self.num_rollouts += 1
     self.num_tokens += drawn.outcome.num_tokens
 
-  def _draw(self, missing: list[Branch], label: str, done: int, total: int) -> None:
+  def _draw(
+    self, missing: list[Branch], label: str, done: int, total: int, share: float
+  ) -> None:
     """Draws, judges and logs; on the way out for any reason, what is ready is kept."""
-    stop: BaseException | None = self._out_of_time()
+    stop: BaseException | None = self._out_of_time(share)
     if stop is not None:
       raise stop
 
@@ -262,7 +269,7 @@ class Rollouts:
         self._logged[branch.key_path] = drawn
         left -= 1
         if stop is None:
-          stop = self._report(label, total - left, total) or self._out_of_time()
+          stop = self._report(label, total - left, total) or self._out_of_time(share)
         elif self._clock() - asked > _WAIT_SECONDS:
           break
     finally:
@@ -284,10 +291,10 @@ class Rollouts:
         return error
     return None
 
-  def _out_of_time(self) -> OutOfBudget | None:
+  def _out_of_time(self, share: float) -> OutOfBudget | None:
     minutes = self._budget.minutes
-    if minutes is not None and self.seconds >= 60 * minutes:
-      return OutOfBudget(f"{minutes} minutes are over")
+    if minutes is not None and self.seconds >= share * 60 * minutes:
+      return OutOfBudget(f"{self.seconds / 60:.1f} of {minutes} minutes are over")
     return None
 
   def _judge(self, branch: Branch, completion: Completion) -> Drawn:

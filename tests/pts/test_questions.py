@@ -125,7 +125,7 @@ def test_a_budget_leaves_later_questions_out(tmp_path):
     questions,
     FirstTokenDecides(),
     PAPER,
-    budget=Budget(tokens=4000),
+    budget=Budget(tokens=10_000),
   )
   states = [f.state for f in found]
   assert states == ["searched"] * 512 + ["not_reached"] * 88

@@ -126,7 +126,7 @@ class TestBudget:
     first, second = MANY[:10], MANY[10:]
     with open_draw(tmp_path, engine, budget=budget, clock=lambda: engine.now) as draw:
       assert draw(first, label="") == wanted[:10]
-      with pytest.raises(OutOfBudget, match="3.0 minutes"):
+      with pytest.raises(OutOfBudget, match="of 3.0 minutes"):
         draw(second, label="")
       assert draw.num_rollouts == 10
     assert 18 <= len(engine.drawn) < 48
@@ -145,3 +145,21 @@ class TestBudget:
     value = {"tokens": -1, "minutes": 0.0}[field]
     with pytest.raises(ConfigError, match=f"Budget.{field}"):
       Budget(**{field: value})
+
+
+def test_filter_and_screen_leave_some_of_the_budget(tmp_path):
+  """The filter goes to .4 of it, the screen to .7, the rest to its end."""
+  spent = {}
+  with open_draw(tmp_path, budget=Budget(tokens=1000)) as draw:
+    for phase in (0, 5, 6):
+      number = 0
+      while phase not in spent:
+        one = [branch(q, number, phase=phase) for q in range(4)]
+        number += 1
+        try:
+          draw(one, label="")
+        except OutOfBudget:
+          spent[phase] = draw.num_tokens
+  most = 4 * 8  # tokens of a round
+  for phase, share in ((0, 0.4), (5, 0.7), (6, 1.0)):
+    assert 1000 * share <= spent[phase] < 1000 * share + most
