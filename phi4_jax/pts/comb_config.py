@@ -9,17 +9,75 @@ from phi4_jax.common.errors import ConfigError
 class CombConfig:
   """How pivotal tokens are screened, confirmed and selected.
 
+  Two prices decide how much is spent. The defaults were chosen in the tuning world of
+  pts/worlds.py, and nowhere else.
+
   Attributes:
     gamma0: what is claimed: exported tokens have effects above this. Less than the gap.
     alpha: bound of the expected share of exported tokens for which that is wrong.
+    screen_price: how much a token that is sampled for the screen must lessen the
+      variance of "this token is pivotal", summed over signs. Less finds more.
+    screen_first: rollouts that leave at every candidate before any choice is made.
+    screen_draws: rollouts of one response and round, after that.
+    screen_rounds: at most so many.
+    promote: least probability to be pivotal, after the screen, of a token that is
+      tested.
+    drop: a token is given up when this is its probability, or less.
+    confirm_price: sampled tokens that a certain success may still cost; a token that
+      is half as likely to succeed may cost half as many.
+    pairs_per_round: rollouts of either arm in one round of confirmation.
+    max_pairs: of one token.
+    export: least probability to reach the gap, given everything, of a token that is
+      exported. gamma0 and alpha hold whatever this is.
+    pair_rollouts: fresh ones for either side of a preference pair; 0 makes no pairs.
+    min_alternative_rollouts: with which another token must have been drawn to stand in
+      a pair.
   """
 
   gamma0: float = 0.1
   alpha: float = 0.05
+  screen_price: float = 3e-5
+  screen_first: int = 1
+  screen_draws: int = 2
+  screen_rounds: int = 40
+  promote: float = 0.15
+  drop: float = 0.05
+  confirm_price: float = 12_000.0
+  pairs_per_round: int = 4
+  max_pairs: int = 240
+  export: float = 0.8
+  pair_rollouts: int = 16
+  min_alternative_rollouts: int = 2
 
   def __post_init__(self):
-    for name in ("gamma0", "alpha"):
+    for name in ("gamma0", "alpha", "promote"):
       if not 0 < getattr(self, name) < 1:
         raise ConfigError(
           f"CombConfig.{name} ({getattr(self, name)}) must lie between 0 and 1."
+        )
+    for name in ("drop", "export"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ConfigError(f"CombConfig.{name} ({getattr(self, name)}) must be 0 to 1.")
+    if self.drop >= self.promote:
+      raise ConfigError(
+        f"CombConfig.drop ({self.drop}) must be below CombConfig.promote "
+        f"({self.promote}): a token would be given up as soon as it is tested."
+      )
+    for name in ("screen_price", "confirm_price"):
+      if getattr(self, name) <= 0:
+        raise ConfigError(f"CombConfig.{name} ({getattr(self, name)}) must be above 0.")
+    for name in ("screen_first", "screen_rounds", "pair_rollouts"):
+      if getattr(self, name) < 0:
+        raise ConfigError(
+          f"CombConfig.{name} ({getattr(self, name)}) must be 0 or more."
+        )
+    for name in (
+      "screen_draws",
+      "pairs_per_round",
+      "max_pairs",
+      "min_alternative_rollouts",
+    ):
+      if getattr(self, name) < 1:
+        raise ConfigError(
+          f"CombConfig.{name} ({getattr(self, name)}) must be 1 or more."
         )

@@ -61,6 +61,7 @@ class Finding:
     first_tokens: fresh rollouts of arm B by the token drawn first.
     screened_tokens: those of the screen by the token drawn first.
     time: on the clock of confirm.py when the hypothesis was added.
+    weight: its part of the error, 1 on average; fixed before the first fresh rollout.
     log_e: natural log of its e-value against an effect of at most gamma0.
     effect: the estimate of sign * (V behind y - V before it), from fresh rollouts; not
       a number if there is none.
@@ -85,6 +86,7 @@ class Finding:
   first_tokens: Tally
   screened_tokens: Tally
   time: int
+  weight: float
   log_e: float
   effect: float
   lower_bound: float

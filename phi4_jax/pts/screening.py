@@ -1,0 +1,285 @@
+"""Stage C: rollouts that leave base responses, placed where they tell most.
+
+Rounds over all responses of all questions at once. The first looks at every candidate;
+each later one asks, for every candidate, what one more rollout would tell: by how much
+it lessens, on average, the variance of "this token is pivotal", per token that it
+takes. Where that is worth the price, it is drawn. Knows beliefs and a draw; refuses to
+know how a search goes on.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from phi4_jax.common.axes import Float
+from phi4_jax.common.sampler import Branch
+from phi4_jax.pts import comb
+from phi4_jax.pts.comb_config import CombConfig
+from phi4_jax.pts.comb_types import Critic
+from phi4_jax.pts.confirm import canonical_token
+from phi4_jax.pts.draws import Draw, Outcome
+from phi4_jax.pts.estimates import PHASES
+from phi4_jax.pts.responses import Point, Response, Responses
+from phi4_jax.pts.screen import Screen
+
+# Rounds after each of which the screen learns, and then every so many.
+_LEARN_FIRST, _LEARN_EVERY = 4, 6
+
+
+class Board:
+  """Base responses, what left them, and what is believed; drops questions that fail.
+
+  Attributes:
+    rows: the base responses, in the order of questions and rollouts.
+    screen: the beliefs about them.
+    ends: the verdict on each row.
+    stay: by row and candidate, the probability to stay on the response behind it.
+    off_cost: by row and candidate, tokens of a rollout that leaves there.
+    after_cost: likewise, of one that leaves behind it, on average.
+    dropped: questions that were given up, with the reason.
+    first_tokens: of rollouts of the screen, successes and rollouts by first token.
+  """
+
+  def __init__(
+    self,
+    responses: Responses,
+    rollouts: Mapping[int, Sequence[Response]],
+    *,
+    gap: float,
+    critic: Critic | None = None,
+  ):
+    self.responses = responses
+    self.rows = sorted(responses, key=lambda r: (r.question, r.index))
+    odds = None if critic is None else _odds(critic, self.rows, gap)
+    self.screen = Screen(self.rows, gap, odds=odds)
+    self.dropped: dict[int, str] = {}
+    self.first_tokens: dict[Point, dict[int, list[int]]] = {}
+    self.ends = np.array([float(row.correct) for row in self.rows])
+    shape = self.screen.positions.shape
+    self.stay, self.after_cost = np.ones(shape), np.ones(shape)
+    for row, response in enumerate(self.rows):
+      places = self.screen.positions[row, : self.screen.lengths[row]] + 1
+      probs = comb.round_certain(np.array(response.probs))
+      leaving = comb.leaving_probs(probs)
+      self.stay[row, : len(places)] = 1 - leaving[places]
+      lengths = _mean_lengths(probs) / np.maximum(leaving, 1e-9)
+      self.after_cost[row, : len(places)] = np.maximum(lengths[places], 1.0)
+    ends = np.array([len(row) for row in self.rows])[:, None]
+    self.off_cost = np.maximum(ends - self.screen.positions, 1).astype(float)
+    self._by_question: dict[int, list[int]] = {}
+    for row, response in enumerate(self.rows):
+      self._by_question.setdefault(response.question, []).append(row)
+    self._row_of = {(r.question, r.index): n for n, r in enumerate(self.rows)}
+    self._texts = [row.prompt_ids + row.token_ids for row in self.rows]
+    self._names: dict[tuple[int, int], tuple[Point, list[int]]] = {}
+    self._changed: set[int] = set(range(len(self.rows)))
+    for row, response in enumerate(self.rows):
+      self._add_rollouts(row, response, rollouts.get(response.question, ()))
+
+  def _add_rollouts(
+    self, row: int, response: Response, rollouts: Iterable[Response]
+  ) -> None:
+    """Counts where rollouts of the bare question left a base response.
+
+    Those before it are left out: base responses may be chosen by their verdicts, the
+    first right one for instance, and then tell what earlier rollouts were.
+    """
+    for other in rollouts:
+      if other.index > response.index:
+        whole = comb.Rollout(other.token_ids, 0, other.correct)
+        position = comb.leave_position(response.token_ids, whole)
+        if position is not None and position < len(response):
+          self.screen.add(row, position, other.correct)
+
+  def name(self, row: int, position: int) -> Point:
+    """Returns the name of a token of a row, one for all rows that share it."""
+    return self._name(row, position)[0]
+
+  def row_of(self, name: Point) -> int:
+    return self._row_of[name.question, name.response]
+
+  def _name(self, row: int, position: int) -> tuple[Point, list[int]]:
+    key = (row, position)
+    if key not in self._names:
+      response = self.rows[row]
+      name = canonical_token(self.responses, response.point(position))
+      alike = response.token_ids[: position + 1]
+      members = [
+        other
+        for other in self._by_question[response.question]
+        if self.rows[other].token_ids[: position + 1] == alike
+      ]
+      self._names[key] = (name, members)
+    return self._names[key]
+
+  def branch(self, name: Point, phase: str, number: int) -> Branch:
+    """Returns a rollout that leaves a row at a token."""
+    row = self.row_of(name)
+    response = self.rows[row]
+    return Branch(
+      text=self._texts[row],
+      position=len(response.prompt_ids) + name.position,
+      excluded_id=response.token_ids[name.position],
+      key_path=(PHASES[phase], *name, number),
+    )
+
+  def add(self, name: Point, outcome: Outcome) -> None:
+    """Heeds a rollout that left at a token, in all rows that share it."""
+    if outcome.failed:
+      self.drop(name.question, "a rollout had no verdict")
+      return
+    for row in self._name(self.row_of(name), name.position)[1]:
+      self.screen.add(row, name.position, outcome.correct)
+      self._changed.add(row)
+
+  def drop(self, question: int, reason: str) -> None:
+    self.dropped.setdefault(question, reason)
+
+  def is_dropped(self, row: int) -> bool:
+    return self.rows[row].question in self.dropped
+
+  def update(self) -> None:
+    """Makes the beliefs follow what was added since the last time."""
+    self.screen.update(np.array(sorted(self._changed), int))
+    self._changed.clear()
+
+  def learn(self, times: int = 1) -> None:
+    for _ in range(times):
+      self.screen.learn()
+      self.screen.update()
+
+
+def screen_responses(board: Board, config: CombConfig, draw: Draw, seed: int) -> int:
+  """Draws rollouts until none is worth its price; returns the number of rounds.
+
+  Raises:
+    OutOfBudget: as the draw; what was drawn before is on the board.
+  """
+  board.update()
+  board.learn(3)
+  drawn: dict[Point, int] = {}
+  rounds = 0
+  while rounds < config.screen_rounds:
+    if rounds or not config.screen_first:
+      names = _choose(board, config, seed, rounds)
+    else:
+      names = _every_candidate(board, config.screen_first)
+    if not names:
+      break
+    branches = []
+    for name in names:
+      number = drawn[name] = drawn.get(name, -1) + 1
+      branches.append(board.branch(name, "screen", number))
+    outcomes = draw(branches, label="screen")
+    for name, outcome in zip(names, outcomes, strict=True):
+      board.add(name, outcome)
+      if not outcome.failed:
+        tally = board.first_tokens.setdefault(name, {})
+        count = tally.setdefault(outcome.first_id, [0, 0])
+        count[0] += outcome.correct
+        count[1] += 1
+    board.update()
+    if rounds < _LEARN_FIRST or rounds % _LEARN_EVERY == 0:
+      board.learn()
+    rounds += 1
+  board.learn()
+  return rounds
+
+
+def worth(board: Board) -> Float[np.ndarray, "N A"]:
+  """Returns what one more rollout tells, per token, by row and action.
+
+  The first half of the actions are rollouts that leave at each candidate, for what they
+  tell of its b; the other half those that leave somewhere behind it, for V there. By
+  the law of total variance a verdict of mean m lessens the variance of an event I by
+  Cov(I, verdict)^2 / (m (1 - m)).
+  """
+  known, stay = board.screen.beliefs, board.stay
+  at = known.pivot_off - known.pivot * known.off[..., None]
+  behind = known.pivot_behind - known.pivot * known.behind[..., None]
+  left = np.maximum(1 - stay, 1e-6)
+  after = np.clip((known.behind - stay * board.ends[:, None]) / left, 0.02, 0.98)
+  off = np.clip(known.off, 0.02, 0.98)
+  gains = (
+    (at**2).sum(-1) / (off * (1 - off)) / board.off_cost,
+    np.where(
+      stay < 1 - 1e-9,
+      (behind**2).sum(-1) / left**2 / (after * (1 - after)) / board.after_cost,
+      0.0,
+    ),
+  )
+  used = board.screen.is_candidate & ~_dropped_rows(board)[:, None]
+  return np.concatenate([np.where(used, gain, 0.0) for gain in gains], axis=1)
+
+
+def _dropped_rows(board: Board) -> np.ndarray:
+  return np.array([board.is_dropped(row) for row in range(len(board.rows))], bool)
+
+
+def _every_candidate(board: Board, times: int) -> list[Point]:
+  names = {
+    board.name(row, int(position))
+    for row in range(len(board.rows))
+    if not board.is_dropped(row)
+    for position in board.screen.positions[row, : board.screen.lengths[row]]
+  }
+  return [name for name in sorted(names) for _ in range(times)]
+
+
+def _choose(board: Board, config: CombConfig, seed: int, number: int) -> list[Point]:
+  """Returns where the rollouts of a round leave: so many of each response at most."""
+  gains = worth(board)
+  names = []
+  for row in np.flatnonzero((gains >= config.screen_price).any(axis=1)):
+    best = np.argsort(-gains[row], kind="stable")[: config.screen_draws]
+    for rank, action in enumerate(best):
+      if gains[row, action] < config.screen_price:
+        break
+      names.append(_place(board, int(row), int(action), (seed, number, rank)))
+  return names
+
+
+def _place(board: Board, row: int, action: int, path: tuple[int, ...]) -> Point:
+  """Returns the token at which the rollout of an action leaves."""
+  num = board.screen.positions.shape[1]
+  position = int(board.screen.positions[row, action % num])
+  if action >= num:
+    response = board.rows[row]
+    probs = comb.round_certain(np.array(response.probs))
+    weights, _ = comb.leave_weights(probs, position + 1)
+    cumulative = np.cumsum(weights)
+    share = _uniform("screen", *path, response.question, response.index)
+    target = share * cumulative[-1]
+    position = int(np.flatnonzero((cumulative > target) & (weights > 0))[0])
+  return board.name(row, position)
+
+
+def _uniform(*path: str | int) -> float:
+  """A number in [0, 1) that depends on its name alone."""
+  digest = hashlib.blake2b(repr(path).encode(), digest_size=8).digest()
+  return int.from_bytes(digest, "little") / 2**64
+
+
+def _mean_lengths(probs: Float[np.ndarray, "T"]) -> Float[np.ndarray, "N"]:
+  """Tokens of a rollout from each position times whether it leaves, on average.
+
+  One that leaves at j is thought to be as long as the base response from there.
+  """
+  lengths = np.zeros(len(probs) + 1)
+  for i in reversed(range(len(probs))):
+    lengths[i] = (1 - probs[i]) * (len(probs) - i) + probs[i] * lengths[i + 1]
+  return lengths
+
+
+def _odds(
+  critic: Critic, rows: Sequence[Response], gap: float
+) -> list[Float[np.ndarray, "T"]]:
+  """Returns a critic's odds of each token beside those of a mean candidate."""
+  probs = [np.clip(part, 1e-4, 1 - 1e-4) for part in critic.pivot_probs(rows)]
+  candidates = np.concatenate(
+    [p[1 - np.array(r.probs) >= gap] for p, r in zip(probs, rows, strict=True)]
+    or [np.zeros(0)]
+  )
+  mean = float(candidates.mean()) if candidates.size else 0.5
+  return [part / (1 - part) * (1 - mean) / mean for part in probs]

@@ -1,0 +1,152 @@
+"""The comb search from end to end on processes with known truth."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from benchmarks.simulated_rollouts import SimulatedDraw, draw_questions
+from phi4_jax.pts.comb_config import CombConfig
+from phi4_jax.pts.comb_search import search_comb
+from phi4_jax.pts.confirm import canonical_token
+from phi4_jax.pts.draws import Outcome, OutOfBudget
+from phi4_jax.pts.questions import choose_responses
+from phi4_jax.pts.responses import Responses
+from phi4_jax.pts.worlds import BASE, true_changes
+from tests.pts.processes import draw_rollouts
+from tests.pts.test_confirm import make_draw
+
+GAP = 0.2
+
+
+def choose(rollouts, count=2, questions=None):
+  kept = {
+    members[0].question: members
+    for members in rollouts
+    if 0.2 <= np.mean([m.correct for m in members]) <= 0.8
+    and (questions is None or members[0].question in questions)
+  }
+  chosen = [r for members in kept.values() for r in choose_responses(members, count)]
+  return kept, chosen
+
+
+@pytest.fixture(scope="module")
+def world():
+  places, rollouts = draw_questions(BASE, range(1), 8, seed=0)
+  kept, chosen = choose(rollouts)
+  return places, kept, Responses(chosen)
+
+
+@pytest.fixture(scope="module")
+def found(world):
+  places, kept, responses = world
+  draw = SimulatedDraw(places, seed=1)
+  return search_comb(responses, kept, CombConfig(), draw, gap=GAP, seed=3)
+
+
+def test_what_is_exported_is_true_and_most_is_found(world, found):
+  places, _, responses = world
+  truth = {}
+  for response in responses:
+    process = places[response.question].process
+    for position, change in enumerate(true_changes(process, response)):
+      if abs(change) >= GAP:
+        name = canonical_token(responses, response.point(position))
+        truth[name] = float(np.sign(change))
+  exported = {f.point: float(f.sign) for f in found.exported}
+  right = sum(truth.get(point) == sign for point, sign in exported.items())
+  assert len(exported) > 10
+  assert right >= 0.85 * len(exported)
+  assert right >= 0.35 * len(truth)
+
+
+def test_findings_carry_their_evidence(world, found):
+  _, _, responses = world
+  assert {f.state for f in found.findings} >= {"exported", "undecided"}
+  weights = [f.weight for f in found.findings]
+  assert np.mean(weights) == pytest.approx(1)
+  for f in found.exported:
+    assert f.lower_bound >= 0.1 - 1e-9 and f.posterior >= CombConfig().export
+    assert f.off.rollouts == sum(v.rollouts for v in f.first_tokens.values())
+    assert f.token_id not in f.first_tokens
+    assert f.sign * (f.value_after - f.value_before) == pytest.approx(f.effect)
+    assert (f.pair is None) == (f.no_pair is not None)
+    if f.pair is not None:
+      ids = [f.pair.accepted_id, f.pair.rejected_id]
+      assert f.token_id == ids[0 if f.sign > 0 else 1]
+      assert f.pair.accepted.share - f.pair.rejected.share >= GAP - 1e-9
+  assert all(f.reason for f in found.findings if f.state != "exported")
+  for response in responses:
+    curve = found.screened[response.question, response.index]
+    assert curve.values[-1] == response.correct and curve.errors[-1] == 0
+    assert curve.pivot_probs.sum(axis=0).max() <= 1 + 1e-5
+
+
+def test_order_of_questions_and_of_draws_does_not_matter():
+  process = BASE.process(0)
+  rollouts = [draw_rollouts(process, q, 8) for q in (9, 11, 13)]
+  kept, chosen = choose(rollouts)
+  config = CombConfig(screen_rounds=6, max_pairs=16, pair_rollouts=4)
+  draw = make_draw(process, 5)
+
+  def backwards(branches, *, label=""):
+    half = len(branches) // 2
+    late = draw(branches[half:][::-1], label=label)[::-1]
+    return draw(branches[:half][::-1], label=label)[::-1] + late
+
+  first = search_comb(Responses(chosen), kept, config, draw, gap=GAP, seed=3)
+  by_question = sorted(chosen, key=lambda r: -r.question)
+  again = search_comb(Responses(by_question), kept, config, backwards, gap=GAP, seed=3)
+  assert [f.log_e for f in first.findings]
+  assert first.findings == again.findings
+  assert first.sampled_tokens == again.sampled_tokens
+
+
+class Stops:
+  """A draw that ends after some rounds."""
+
+  def __init__(self, draw, rounds):
+    self.draw, self.rounds = draw, rounds
+
+  def __call__(self, branches, *, label):
+    if self.rounds == 0:
+      raise OutOfBudget
+    self.rounds -= 1
+    return self.draw(branches, label=label)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.6, 0.99])
+def test_a_budget_that_ends_takes_findings_and_nothing_else(world, found, part):
+  places, kept, responses = world
+  draw = Stops(SimulatedDraw(places, seed=1), int(part * found.rounds))
+  short = search_comb(responses, kept, CombConfig(), draw, gap=GAP, seed=3)
+  assert short.out_of_budget and not found.out_of_budget
+  assert len(short.exported) <= len(found.exported)
+  assert (len(short.exported) > 0) == (part > 0.9)
+  undecided = [f for f in short.findings if f.state == "undecided"]
+  assert part > 0.9 or "the budget ended" in {f.reason for f in undecided}
+
+
+def test_a_question_without_verdicts_is_dropped_alone(world, found):
+  places, kept, responses = world
+  lost = found.exported[0].point.question
+  inner = SimulatedDraw(places, seed=1)
+
+  def draw(branches, *, label):
+    return [
+      Outcome(-1, 0, False, failed=True) if b.key_path[1] == lost else outcome
+      for b, outcome in zip(branches, inner(branches, label=label), strict=True)
+    ]
+
+  result = search_comb(responses, kept, CombConfig(), draw, gap=GAP, seed=3)
+  assert list(result.dropped) == [lost]
+  assert result.exported
+  assert lost not in {f.point.question for f in result.findings}
+
+
+def test_settings_that_cannot_be_meant_are_refused():
+  with pytest.raises(ValueError, match=r"CombConfig\.drop \(0.5\) must be below"):
+    CombConfig(drop=0.5)
+  with pytest.raises(ValueError, match=r"CombConfig\.screen_price"):
+    CombConfig(screen_price=0.0)
+  assert dataclasses.asdict(CombConfig())["gamma0"] == 0.1
