@@ -69,6 +69,7 @@ def search_section(search: Search, survey: Survey, note: str = "") -> layout.Sec
   """What was searched and what was found, and the list of pivots."""
   metrics = search.run.metrics
   pivots = search.pivots
+  tested = search.mode == "comb"
   kept = sum(q.state == SEARCHED for q in search.questions.values())
   raised = sum(pivot.sign > 0 for pivot in pivots)
   parts = [layout.note(note)] if note else []
@@ -78,7 +79,7 @@ def search_section(search: Search, survey: Survey, note: str = "") -> layout.Sec
       {
         "questions searched": f"{kept:,} of {len(search.questions):,}",
         "responses": f"{survey.num_responses:,}",
-        "candidates": f"{metrics['candidates']:,}",
+        "tested" if tested else "candidates": f"{metrics['candidates']:,}",
         "pivotal tokens": f"{len(pivots):,}",
         "raise / lower p": f"{raised:,} / {len(pivots) - raised:,}",
         "tokens sampled": f"{metrics['sampled_tokens']:,}",

@@ -69,7 +69,6 @@ class Hypothesis:
     log_e: natural logarithm of the evidence against "at most gamma0".
     posterior: probability of a change by the gap or more, after screening.
     arms: what was counted, each with a name.
-    other: the other token, if the hypothesis is about two tokens.
   """
 
   question: int
@@ -88,16 +87,14 @@ class Hypothesis:
   posterior: float | None
   arms: tuple[tuple[str, Value], ...]
   alternatives: tuple[Alternative, ...]
-  other: str
 
 
 class Stage(NamedTuple):
-  """What a part of the search cost; None where no file says it."""
+  """What a part of the search cost."""
 
   name: str
   rollouts: int
   sampled: int
-  prefill: int | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,10 +170,7 @@ def read_search(run: Run) -> Search:
   """
   questions = {q.number: q for q in map(_question, read_records(run, QUESTIONS))}
   if (run.folder / HYPOTHESES).exists():
-    records = read_records(run, HYPOTHESES)
-    found = [
-      _tested(record) for record in records if not record.get("other_id", -1) + 1
-    ]
+    found = [_tested(record) for record in read_records(run, HYPOTHESES)]
   else:
     found = [_confirmed(record) for record in read_records(run, PIVOTS)]
   order = (EXPORTED, UNDECIDED, REJECTED)
@@ -242,13 +236,14 @@ def _confirmed(record: Mapping[str, Any]) -> Hypothesis:
     log_e=None,
     posterior=None,
     arms=tuple(arms),
-    other="",
   )
 
 
 def _tested(record: Mapping[str, Any]) -> Hypothesis:
   """A line of hypotheses.jsonl."""
-  names = {"after": "behind it", "off": "instead of it"}
+  after, off = (read_value(record[name] or (0, 0)) for name in ("after", "off"))
+  if record["stay"] == 1:  # the response cannot be left any more: its verdict is known
+    after = Value(int(record["end_value"]), 1, exact=True)
   return Hypothesis(
     **_place(record),
     prefix=None,
@@ -259,12 +254,7 @@ def _tested(record: Mapping[str, Any]) -> Hypothesis:
     lower=record.get("lower"),
     log_e=record["log_e"],
     posterior=record.get("posterior"),
-    arms=tuple(
-      (words, read_value(record[name]))
-      for name, words in names.items()
-      if record.get(name) is not None
-    ),
-    other=record.get("other") or "",
+    arms=(("behind it", after), ("instead of it", off)),
   )
 
 
@@ -293,8 +283,7 @@ def _costs(
   told = run.metrics.get("stages")
   if told:
     stages = [
-      Stage(name, c["rollouts"], c["sampled_tokens"], c.get("prefill_tokens"))
-      for name, c in told.items()
+      Stage(name, c["rollouts"], c["sampled_tokens"]) for name, c in told.items()
     ]
     by_category = run.metrics.get("categories") or {}
     return stages, {n: c["sampled_tokens"] for n, c in by_category.items()}
@@ -307,7 +296,7 @@ def _costs(
     name = questions[number].category
     categories[name] = categories.get(name, 0) + tokens
   ordered = sorted(counts, key=_STAGES.index)
-  stages = [Stage(name, counts[name][0], counts[name][1], None) for name in ordered]
+  stages = [Stage(name, counts[name][0], counts[name][1]) for name in ordered]
   return stages, categories
 
 

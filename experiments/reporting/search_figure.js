@@ -243,15 +243,13 @@ function fillGaps(values) {
   return filled;
 }
 
-// Rows of about equal length that fit the room.
+// Rows that fit the room.
 function wrap(widths, room) {
-  const total = widths.reduce((sum, width) => sum + width, 0);
-  const target = Math.min(room, total / Math.ceil(total / room) + Math.max(...widths));
   const rows = [];
   let first = 0;
   let used = 0;
   widths.forEach((width, i) => {
-    if (used && used + width > target) {
+    if (used && used + width > room) {
       rows.push([first, i]);
       first = i;
       used = 0;

@@ -227,7 +227,6 @@ def _hypothesis(h: Hypothesis, context: str, strings: Strings) -> dict[str, Any]
     "bn": strings(second),
     "c": _counts(b),
     "o": [strings(other.token), *other.value[:2]] if other else None,
-    "f": strings(h.other),
   }
 
 

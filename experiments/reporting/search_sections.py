@@ -187,32 +187,32 @@ def cost_section(search: Search) -> layout.Section:
   def each(tokens: int) -> str:
     return f"{tokens / pivots:,.0f}" if pivots else "no pivot"
 
-  read = [stage.prefill for stage in search.stages]
-  known = bool(read) and all(tokens is not None for tokens in read)
-  rows = []
-  total = [0, 0, 0]
+  sums: dict[str, list[int]] = {}
   for stage in search.stages:
-    costs = [stage.rollouts, stage.sampled, stage.prefill or 0]
-    total = [a + b for a, b in zip(total, costs, strict=True)]
-    rows.append([_STAGE_WORDS.get(stage.name, stage.name), costs])
-  rows.append(["all", total])
-  shown = [
-    [name, *(f"{cost:,}" for cost in costs[: 3 if known else 2]),
-     each(sum(costs[1 : 3 if known else 2]))]
-    for name, costs in rows
-  ]  # fmt: skip
-  header = ["stage", "rollouts", "tokens sampled"]
-  header += ["prompt tokens read", "tokens a pivot"] if known else ["sampled a pivot"]
+    for name in (_STAGE_WORDS.get(stage.name, stage.name), "all"):
+      rollouts, sampled = sums.get(name, [0, 0])
+      sums[name] = [rollouts + stage.rollouts, sampled + stage.sampled]
+  rows = sorted(sums.items(), key=lambda item: item[0] == "all")
+  header = ["stage", "rollouts", "tokens sampled", "sampled a pivot"]
   parts = [
     layout.table(
       header,
-      shown,
+      [
+        [name, f"{rollouts:,}", f"{sampled:,}", each(sampled)]
+        for name, (rollouts, sampled) in rows
+      ],
       caption="Tokens by stage, and divided by the number of pivotal tokens",
       numbers=range(1, len(header)),
     )
   ]
-  if not known:
-    parts.append(layout.note("What was read of prompts is not counted here."))
+  read = search.run.result["perf"].get("prefill_tokens")
+  if read:
+    parts.append(
+      layout.note(
+        f"Beside them {read:,} tokens of prompts and responses were read (by the last "
+        "process, if the search was continued)."
+      )
+    )
   categories = _categories(search)
   if len(categories) > 1 or (categories and categories[0][0] != "none"):
     parts.append(

@@ -1,5 +1,6 @@
 """Folders of finished comb searches, made up, with as many pivots as one likes."""
 
+import collections
 import json
 import math
 from pathlib import Path
@@ -50,20 +51,23 @@ def write_comb_search(
       for response in range(responses_per_question):
         _add_response(found, number, response, length, num_moves, rng)
   questions, pivots = found["questions"], found["pivotal_tokens"]
+  hypotheses = found["hypotheses"]
   stages = {}
   for name, share in (
     ("filter", 0.2),
     ("screen", 0.35),
-    ("confirm", 0.4),
+    ("leave", 0.4),
     ("pair", 0.05),
   ):
     rollouts = round(share * 200 * num_questions)
     stages[name] = {"rollouts": rollouts, "sampled_tokens": rollouts * length // 2}
-    stages[name]["prefill_tokens"] = rollouts // 4
   sampled = sum(stage["sampled_tokens"] for stage in stages.values())
   categories = {}
   for question in questions:
-    kept = categories.setdefault(question["category"], {"sampled_tokens": 0})
+    kept = categories.setdefault(
+      question["category"], {"rollouts": 0, "sampled_tokens": 0}
+    )
+    kept["rollouts"] += 200
     kept["sampled_tokens"] += sampled // num_questions
   metrics = {
     "mode": "comb",
@@ -74,12 +78,24 @@ def write_comb_search(
     "possible_tokens": sum(
       prob <= 1 - _GAP for trace in found["traces"] for prob in trace["probs"]
     ),
-    "candidates": 3 * len(found["hypotheses"]),
+    "success": 0.5,
+    "candidates": len(hypotheses),
+    "undecided": sum(h["state"] == "undecided" for h in hypotheses),
+    "rejected": sum(h["state"] == "rejected" for h in hypotheses),
     "pivotal_tokens": len(pivots),
     "positive": sum(pivot["sign"] == "positive" for pivot in pivots),
     "negative": sum(pivot["sign"] == "negative" for pivot in pivots),
     "pairs": len(found["pairs"]),
-    "pivots_without_pair": {"no_alternative": 1, "gap_too_small": 2},
+    "pivots_without_pair": {
+      "no_alternative": 1,
+      "gap_too_small": 2,
+      "same_pair_again": 0,
+      "not_drawn": 0,
+    },
+    "traces": len(found["traces"]),
+    "rounds": 76,
+    "out_of_budget": False,
+    "states": dict(collections.Counter(q["state"] for q in questions)),
     "rollouts": sum(stage["rollouts"] for stage in stages.values()),
     "sampled_tokens": sampled,
     "stages": stages,
@@ -92,7 +108,7 @@ def write_comb_search(
     "find_pivotal_tokens",
     {"search": search, "seed": seed},
     metrics=metrics,
-    perf={"tokens_per_second": 1234.5},
+    perf={"tokens_per_second": 1234.5, "prefill_tokens": 4321},
   )
   law = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_length": 256}
   settings = {"law": law, "oracle": "number v1", "sampler_id": "0123abcd seed 0"}
@@ -132,6 +148,7 @@ def _add_question(found, number: int, rng) -> None:
       "state": state,
       "reason": reason,
       "category": ("algebra", "science", "code")[number % 3],
+      "cut": 0,
     }
   )
 
@@ -160,83 +177,98 @@ def _add_response(found, number, response, length, num_moves, rng) -> None:
   spans = [
     {"mean": v, "low": max(0.0, v - 0.06), "high": min(1.0, v + 0.06)} for v in values
   ]
-  spans.append(
-    {
-      "mean": float(correct),
-      "low": float(correct),
-      "high": float(correct),
-      "exact": True,
-    }
-  )
+  spans.append(dict.fromkeys(("mean", "low", "high"), float(correct)))
   rolls = rng.poisson(3, length)
   off = [[int(rng.binomial(n, v)), int(n)] for n, v in zip(rolls, values, strict=True)]
   place = {"question": number, "id": f"train-{number}", "response": response}
+  tested = {}
+  for i, move in moves.items():
+    record = place | {"position": i, "token_id": ids[i], "token": tokens[i]}
+    record |= _test(float(probs[i]), move, values[i], values[i + 1], rng)
+    tested[str(i)] = record["alternatives"]
+    found["hypotheses"].append(record)
+    if record["state"] == "exported":
+      _export(found, record, ids)
   found["traces"].append(
     place
     | {
+      "prompt": found["questions"][number]["prompt"],
       "correct": correct,
       "token_ids": ids,
       "tokens": tokens,
       "probs": [float(p) for p in probs],
       "values": spans,
       "off": off,
+      "alternatives": tested,
     }
   )
-  for i, move in moves.items():
-    _add_hypothesis(found, place, i, move, ids, tokens, probs, values, rng)
 
 
-def _add_hypothesis(found, place, i, move, ids, tokens, probs, values, rng) -> None:
-  sign = "positive" if move > 0 else "negative"
-  draw = rng.random()
-  state = "exported" if draw < 0.7 else "undecided" if draw < 0.9 else "rejected"
+def _test(prob: float, move: float, before: float, after: float, rng) -> dict:
+  """What is known of a token; some were not drawn, some cannot be left behind."""
+  chance = rng.random()
+  state = "exported" if chance < 0.7 else "undecided" if chance < 0.9 else "rejected"
   n = int(rng.integers(24, 80))
-  before, after = values[i], values[i + 1]
-  others = [
-    {
-      "token_id": k,
-      "token": _WORDS[k],
-      "rollouts": n // (k + 2),
-      "successes": n // (k + 4),
-    }
-    for k in range(3)
-  ]
-  record = place | {
-    "position": i,
-    "token_id": ids[i],
-    "token": tokens[i],
-    "prob": float(probs[i]),
-    "sign": sign,
-    "kind": "token",
+  arms = {"after": [int(rng.binomial(n, after)), n]}
+  arms["off"] = [int(rng.binomial(n, before)), n]
+  stay = 0.1
+  if rng.random() < 0.1:
+    stay, arms["after"] = 1.0, None
+  not_drawn = state == "undecided" and rng.random() < 0.3
+  if not_drawn:
+    arms = {"after": None, "off": None}
+  return {
+    "sign": "positive" if move > 0 else "negative",
     "state": state,
     "reason": "" if state == "exported" else f"{state} because of the budget",
-    "after": [int(rng.binomial(n, after)), n],
-    "off": [int(rng.binomial(n, before)), n],
-    "stay": 0.1,
-    "end_value": 1.0,
-    "delta": move,
-    "log_e": math.log(400 if state == "exported" else 3),
-    "lower": abs(move) - 0.08,
+    "prob": prob,
+    "delta": None if not_drawn else move,
+    "lower": -1.0 if not_drawn else abs(move) - 0.08,
+    "log_e": 0.0 if not_drawn else math.log(400 if state == "exported" else 3),
     "posterior": 0.9,
-    "alternatives": others,
+    **arms,
+    "screened": [1, 3],
+    "stay": stay,
+    "end_value": 1.0,
+    "weight": 1.0,
+    "alternatives": [
+      {
+        "token_id": k,
+        "token": _WORDS[k],
+        "rollouts": n // (k + 2),
+        "successes": n // (k + 4),
+        "fresh": [n // (k + 5), n // (k + 3)],
+      }
+      for k in range(3)
+    ],
   }
-  found["hypotheses"].append(record)
-  if state != "exported":
-    return
+
+
+def _export(found, record: dict, ids: list[int]) -> None:
+  evidence = {"gamma0": _GAMMA0, "alpha": _ALPHA, "law": {}, "oracle": "number v1"}
+  evidence |= {"seed": 0, "key_paths": {}}
+  prefix = [*range(30), *ids[: record["position"]]]
   found["pivotal_tokens"].append(
-    record | {"prefix_ids": [*range(30), *ids[:i]], "law": {}, "seed": 0}
+    record
+    | {"prefix_ids": prefix, "value_before": 0.4, "value_after": 0.7, "no_pair": None}
+    | evidence
   )
-  own, other = tokens[i], others[0]["token"]
+  own, other = record, record["alternatives"][0]
+  raises = record["sign"] == "positive"
+  accepted, rejected = (own, other) if raises else (other, own)
+  names = ("question", "id", "response", "position", "sign", "token_id", "prob")
+  names += ("delta", "lower", "log_e", "after", "off")
   found["pairs"].append(
-    place
+    {name: record[name] for name in names}
     | {
-      "position": i,
       "prompt_ids": list(range(30)),
       "response_ids": ids,
-      "accepted": own if move > 0 else other,
-      "rejected": other if move > 0 else own,
-      "accepted_counts": [round(0.8 * n), n],
-      "rejected_counts": [round(0.3 * n), n],
-      "sign": sign,
+      "accepted_id": accepted["token_id"],
+      "rejected_id": rejected["token_id"],
+      "accepted": accepted["token"],
+      "rejected": rejected["token"],
+      "accepted_counts": [13, 16],
+      "rejected_counts": [5, 16],
     }
+    | evidence
   )
