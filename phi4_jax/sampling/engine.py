@@ -21,8 +21,9 @@ from phi4_jax.common.sampler import Branch, Completion, SamplingLaw
 from phi4_jax.model.cache_dtype import CacheDtype, resolve_cache_dtype
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.sampling.engine_bases import Bases, Chunk
+from phi4_jax.sampling.engine_block import Block, idle_rows
 from phi4_jax.sampling.engine_checks import check_prefix, fail, refuse
-from phi4_jax.sampling.engine_programs import Block, EnginePrograms, idle_rows
+from phi4_jax.sampling.engine_programs import EnginePrograms
 from phi4_jax.sampling.engine_schedule import Job, Schedule, make_job
 from phi4_jax.sampling.engine_shapes import derive_shapes
 from phi4_jax.sampling.engine_throughput import EngineThroughput

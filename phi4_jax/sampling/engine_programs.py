@@ -1,7 +1,7 @@
 """What a rollout engine runs on devices: few programs of fixed shapes, state donated.
 
 decode block   takes new branches in by overwriting their rows' numbers, then steps all
-               rows until too many stand idle
+               rows until too many stand idle (`engine_block.py`)
 prefill        reads one chunk of some groups' texts
 copy, clear    move whole bases; empty rows that held NaN
 
@@ -17,10 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from phi4_jax.common.axes import Array, Bool, Int, Params
+from phi4_jax.common.axes import Params
 from phi4_jax.common.mesh import replicated
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.model.branch_cache import (
@@ -29,150 +28,13 @@ from phi4_jax.model.branch_cache import (
   copy_bases,
   init_branch_cache,
 )
-from phi4_jax.model.branch_forward import read_bases, read_tokens
+from phi4_jax.model.branch_forward import read_bases
 from phi4_jax.model.config import ModelConfig
-from phi4_jax.model.inference_sharding import attention_split, row_axes, split_logits
-from phi4_jax.model.transformer import compute_logits
+from phi4_jax.model.inference_sharding import attention_split, row_axes
+from phi4_jax.sampling.engine_block import Block, Rows, decode_block, idle_rows
 from phi4_jax.sampling.engine_shapes import EngineShapes
-from phi4_jax.sampling.logits import draw_tokens, filter_logits
 
 COPIES_PER_CALL = 8
-
-
-@struct.dataclass
-class Rows:
-  """What a row is about to do; [A] arrays, on the device and as the host sends them.
-
-  Attributes (fields are `Any` so that the tree may also hold shardings):
-    token: int32, the token that it reads next.
-    position: int32, that token's.
-    cut: int32, tokens of the group's base that it sees.
-    length: int32, tokens in its suffix.
-    excluded: int32, what its first draw must not be; -1 for nothing.
-    key: [A, 2] uint32, raw threefry keys.
-    done: bool, whether it stands idle.
-  """
-
-  token: Any
-  position: Any
-  cut: Any
-  length: Any
-  excluded: Any
-  key: Any
-  done: Any
-
-
-@struct.dataclass
-class Block:
-  """What one call of the decode block has drawn, for B = block_steps.
-
-  Attributes:
-    tokens: [B, A] int32; those of a row are the first `counts` of its column.
-    logprobs: [B, A] float32.
-    counts: [A] int32, new tokens.
-    stopped: [A] bool, whether the last of them is a stop token.
-    failed: [A] bool, whether there was no token to draw: logits were not finite, or
-      the excluded token was the only one.
-    done: [A] bool, whether the row has finished.
-    steps: int32 scalar, decode steps.
-  """
-
-  tokens: Any
-  logprobs: Any
-  counts: Any
-  stopped: Any
-  failed: Any
-  done: Any
-  steps: Any
-
-
-def decode_block(
-  params: Params,
-  cache: BranchCache,
-  rows: Rows,
-  taken: Bool[Array, "A"],
-  branches: Rows,
-  max_steps: Int[Array, ""],
-  allowed_idle: Int[Array, ""],
-  *,
-  config: ModelConfig,
-  law: SamplingLaw,
-  stop_ids: tuple[int, ...],
-  block_steps: int,
-) -> tuple[BranchCache, Rows, Block]:
-  """Steps all rows until max_steps, or until more than allowed_idle stand idle.
-
-  Where `taken`, a row first becomes what `branches` says. A step reads the row's token
-  and draws the next one.
-  """
-
-  def choose(new: Array, old: Array) -> Array:
-    return jnp.where(jnp.expand_dims(taken, range(1, new.ndim)), new, old)
-
-  rows = jax.tree.map(choose, branches, rows)
-  num_rows = taken.shape[0]
-  block = Block(
-    tokens=jnp.zeros((block_steps, num_rows), jnp.int32),
-    logprobs=jnp.zeros((block_steps, num_rows), jnp.float32),
-    counts=jnp.zeros(num_rows, jnp.int32),
-    stopped=jnp.zeros(num_rows, bool),
-    failed=jnp.zeros(num_rows, bool),
-    done=rows.done,
-    steps=jnp.int32(0),
-  )
-
-  def goes_on(carry: Any) -> Array:
-    _, rows, block = carry
-    idle = jnp.sum(rows.done)
-    busy = idle < num_rows
-    return (block.steps < max_steps) & (idle <= allowed_idle) & busy
-
-  def step(carry: Any) -> tuple[BranchCache, Rows, Block]:
-    cache, rows, block = carry
-    hidden, cache = read_tokens(
-      params,
-      config,
-      cache,
-      rows.token,
-      positions=rows.position,
-      cuts=rows.cut,
-      lengths=rows.length,
-    )
-    logits = split_logits(compute_logits(params, config, hidden), config)
-    excluded = jnp.where(rows.length == 0, rows.excluded, -1)
-    law_logprobs = filter_logits(logits, law, excluded)
-    token, logprob = draw_tokens(law_logprobs, rows.key, rows.position + 1)
-    running = ~rows.done
-    failed = running & ~jnp.isfinite(logprob)
-    drawn = running & ~failed
-    stopped = drawn & jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))
-    token = jnp.where(drawn, token, 0)
-    at_cap = rows.position + 2 >= law.max_length
-    done = rows.done | stopped | failed | at_cap
-    goes = (~done).astype(jnp.int32)
-    rows = dataclasses.replace(
-      rows,
-      token=token,
-      # A row that has finished stays where it is: it writes to a slot of its own.
-      position=rows.position + goes,
-      length=rows.length + goes,
-      done=done,
-    )
-    block = dataclasses.replace(
-      block,
-      tokens=jax.lax.dynamic_update_index_in_dim(block.tokens, token, block.steps, 0),
-      logprobs=jax.lax.dynamic_update_index_in_dim(
-        block.logprobs, jnp.where(drawn, logprob, 0.0), block.steps, 0
-      ),
-      counts=block.counts + drawn,
-      stopped=block.stopped | stopped,
-      failed=block.failed | failed,
-      done=done,
-      steps=block.steps + 1,
-    )
-    return cache, rows, block
-
-  return jax.lax.while_loop(goes_on, step, (cache, rows, block))
 
 
 class EnginePrograms:
@@ -213,20 +75,8 @@ class EnginePrograms:
   def init_state(self) -> tuple[BranchCache, Rows]:
     """Returns an empty cache and idle rows."""
 
-    def make() -> tuple[BranchCache, Rows]:
-      shapes = self.shapes
-      cache = init_branch_cache(
-        self.config,
-        groups=shapes.groups,
-        rows_per_group=shapes.rows_per_group,
-        base_capacity=shapes.base_capacity,
-        suffix_capacity=shapes.suffix_capacity,
-        dtype=self._cache_dtype,
-      )
-      return cache, jax.tree.map(jnp.asarray, idle_rows(shapes.num_rows))
-
-    placed = self._shardings(jax.eval_shape(make))
-    return self._call("init", make, (), out=placed)
+    placed = self._shardings(jax.eval_shape(self._make_state))
+    return self._call("init", self._make_state, (), out=placed)
 
   def decode(
     self,
@@ -239,21 +89,11 @@ class EnginePrograms:
     allowed_idle: int,
   ) -> tuple[BranchCache, Rows, Block]:
     """Runs a decode block; the result `Block` lies on the host."""
-
-    def run(*arguments: Any) -> Any:
-      return decode_block(
-        *arguments,
-        config=self.config,
-        law=self.law,
-        stop_ids=self._stop_ids,
-        block_steps=self.shapes.block_steps,
-      )
-
     taken, branches = self._by_row((taken, branches))
     limits = (np.int32(max_steps), np.int32(allowed_idle))
     arguments = (params, cache, rows, taken, branches, *limits)
     out = (self._shardings(cache), self._shardings(rows), self._whole())
-    cache, rows, block = self._call("decode", run, arguments, (1, 2), out)
+    cache, rows, block = self._call("decode", self._decode, arguments, (1, 2), out)
     return cache, rows, jax.device_get(block)
 
   def prefill(
@@ -266,17 +106,10 @@ class EnginePrograms:
     counts: np.ndarray,
   ) -> tuple[BranchCache, np.ndarray]:
     """Reads a chunk of some texts; returns whether each token was finite, [Q, T]."""
-
-    def run(params: Any, bases: Any, ids: Any, *where: Any) -> Any:
-      names = ("groups", "starts", "counts")
-      places = dict(zip(names, where, strict=True))
-      _, finite, bases = read_bases(params, self.config, bases, ids, **places)
-      return bases, finite
-
     lanes = self._by_row((ids, groups, starts, counts))
     arguments = (params, cache.bases, *lanes)
     out = (self._shardings(cache.bases), self._whole())
-    bases, finite = self._call("prefill", run, arguments, (1,), out)
+    bases, finite = self._call("prefill", self._prefill, arguments, (1,), out)
     return dataclasses.replace(cache, bases=bases), jax.device_get(finite)
 
   def copy(
@@ -314,6 +147,63 @@ class EnginePrograms:
     arguments = (cache, self._by_row(rows))
     return self._call("clear", clear_rows, arguments, (0,), self._shardings(cache))
 
+  def trace_decode(self, params: Params) -> jax.stages.Traced:
+    """Traces `decode` for a mesh that need not be there; nothing is compiled.
+
+    Args:
+      params: shapes and shardings of the weights.
+    """
+    cache, rows = self._abstract_state()
+    limit = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._whole())
+    out = (self._shardings(cache), self._shardings(rows), self._whole())
+    jitted = jax.jit(self._decode, donate_argnums=(1, 2), out_shardings=out)
+    with self._on_mesh():
+      return jitted.trace(params, cache, rows, rows.done, rows, limit, limit)
+
+  def trace_prefill(self, params: Params) -> jax.stages.Traced:
+    """Traces `prefill` likewise."""
+    cache, rows = self._abstract_state()
+    lanes, length = self.shapes.prefill_lanes, self.shapes.prompt_chunk
+    lane = rows.cut.update(shape=(lanes,))
+    out = (self._shardings(cache.bases), self._whole())
+    jitted = jax.jit(self._prefill, donate_argnums=1, out_shardings=out)
+    ids = lane.update(shape=(lanes, length))
+    with self._on_mesh():
+      return jitted.trace(params, cache.bases, ids, lane, lane, lane)
+
+  def _make_state(self) -> tuple[BranchCache, Rows]:
+    shapes = self.shapes
+    cache = init_branch_cache(
+      self.config,
+      groups=shapes.groups,
+      rows_per_group=shapes.rows_per_group,
+      base_capacity=shapes.base_capacity,
+      suffix_capacity=shapes.suffix_capacity,
+      dtype=self._cache_dtype,
+    )
+    return cache, jax.tree.map(jnp.asarray, idle_rows(shapes.num_rows))
+
+  def _abstract_state(self) -> tuple[BranchCache, Rows]:
+    state = jax.eval_shape(self._make_state)
+    if self._mesh is None:
+      return state
+    placed = self._shardings(state)
+    return jax.tree.map(lambda x, place: x.update(sharding=place), state, placed)
+
+  def _decode(self, *arguments: Any) -> Any:
+    return decode_block(
+      *arguments,
+      config=self.config,
+      law=self.law,
+      stop_ids=self._stop_ids,
+      block_steps=self.shapes.block_steps,
+    )
+
+  def _prefill(self, params: Any, bases: Any, ids: Any, *where: Any) -> Any:
+    places = dict(zip(("groups", "starts", "counts"), where, strict=True))
+    _, finite, bases = read_bases(params, self.config, bases, ids, **places)
+    return bases, finite
+
   def _call(
     self,
     name: str,
@@ -324,14 +214,16 @@ class EnginePrograms:
   ) -> Any:
     """Runs a program, compiled ahead of its first call so that this is not timed."""
     key = (name, self._layout if name in ("decode", "prefill") else None)
-    mesh = self._mesh
-    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+    with self._on_mesh():
       if key not in self._compiled:
         start = time.perf_counter()
         jitted = jax.jit(run, donate_argnums=donated, out_shardings=out)
         self._compiled[key] = jitted.lower(*arguments).compile()
         self.compile_seconds += time.perf_counter() - start
       return self._compiled[key](*arguments)
+
+  def _on_mesh(self) -> Any:
+    return jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
 
   def _shardings(self, tree: Any) -> Any:
     """Rows, groups and their heads as they lie on the mesh."""
@@ -358,20 +250,3 @@ class EnginePrograms:
       return tree
     rows = PartitionSpec(row_axes(self._mesh, self.config))
     return jax.device_put(tree, NamedSharding(self._mesh, rows))
-
-
-def idle_rows(num_rows: int) -> Rows:
-  """Returns rows that stand idle, as host arrays that may be written to."""
-
-  def zeros() -> np.ndarray:
-    return np.zeros(num_rows, np.int32)
-
-  return Rows(
-    token=zeros(),
-    position=zeros(),
-    cut=zeros(),
-    length=zeros(),
-    excluded=np.full(num_rows, -1, np.int32),
-    key=np.zeros((num_rows, 2), np.uint32),
-    done=np.ones(num_rows, bool),
-  )
