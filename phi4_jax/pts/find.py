@@ -17,16 +17,20 @@ run that was killed goes on from the log and ends with the same files. Knows ora
 samplers by their protocols.
 """
 
+import collections
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.sampler import BranchSampler, Sampler
 from phi4_jax.eval.exchange import check_settings
 from phi4_jax.pts import records
+from phi4_jax.pts.comb_records import CombWriter
+from phi4_jax.pts.comb_search import search_comb
+from phi4_jax.pts.comb_types import Critic, NoCombPair
 from phi4_jax.pts.oracle import Oracle, Question, fingerprint_questions
 from phi4_jax.pts.question_files import UnusableQuestion
 from phi4_jax.pts.questions import Filtered, choose_responses, filter_questions
@@ -51,6 +55,7 @@ def find_pivotal_tokens(
   budget: Budget | None = None,
   progress: ReportProgress | None = None,
   unusable: Sequence[UnusableQuestion] = (),
+  critic: Critic | None = None,
 ) -> dict[str, Any]:
   """Searches answers to questions for pivotal tokens; returns the counts.
 
@@ -68,6 +73,7 @@ def find_pivotal_tokens(
     progress: called after each rollout; may raise to stop the run.
     unusable: rows of a file of questions that cannot be asked; they are written down
       with the others.
+    critic: of mode "comb": guesses where to look.
 
   Returns:
     What was found and what it cost. Everything but "seconds" (wall time of the search,
@@ -109,7 +115,16 @@ def find_pivotal_tokens(
       rollouts, questions, config, max_length=sampler.law.max_length
     )
     run = _Run(
-      out_dir, questions, unusable, oracle, config, rollouts, filtered, law, seed
+      out_dir,
+      questions,
+      unusable,
+      oracle,
+      config,
+      rollouts,
+      filtered,
+      law,
+      seed,
+      critic,
     )
     run.write_questions()
     if not run.members:
@@ -147,6 +162,7 @@ class _Run:
     filtered: Sequence[Filtered],
     law: Mapping[str, Any],
     seed: int,
+    critic: Critic | None,
   ):
     self._out_dir = out_dir
     self._questions = questions
@@ -155,6 +171,7 @@ class _Run:
     self._config = config
     self._rollouts = rollouts
     self._filtered = list(filtered)
+    self._critic = critic
     self._origin = records.Origin(law=law, seed=seed, oracle=oracle.fingerprint)
     # The rollouts of the questions that are searched.
     self.members: dict[int, Sequence[Response]] = {
@@ -183,7 +200,8 @@ class _Run:
       for members in self.members.values()
       for response in choose_responses(members, config.responses_per_question)
     )
-    found = self._subdivide(responses)
+    is_comb = config.mode == "comb"
+    found = self._comb(responses) if is_comb else self._subdivide(responses)
     self.write_questions()
     states: list[str] = [question.state for question in self._filtered]
     states += ["given_up"] * len(self._unusable)
@@ -203,6 +221,47 @@ class _Run:
       "states": {state: states.count(state) for state in sorted(set(states))},
       "stages": self._rollouts.cost_by_phase(),
       "categories": self._rollouts.cost_by_category(),
+    }
+
+  def _comb(self, responses: Responses) -> dict[str, Any]:
+    config = self._config
+    result = search_comb(
+      responses,
+      self.members,
+      config.comb,
+      self._rollouts,
+      gap=config.gap,
+      seed=self._origin.seed,
+      critic=self._critic,
+    )
+    # A question that lost a verdict has nothing that could be said of it.
+    findings = [
+      finding
+      for finding in result.findings
+      if not self._rollouts.is_given_up(finding.point.question)
+    ]
+    writer = CombWriter(
+      self._out_dir, *self._said, responses, self._origin, config.comb
+    )
+    writer.write(result, findings)
+    states = collections.Counter(finding.state for finding in findings)
+    exported = [finding for finding in findings if finding.state == "exported"]
+    num_positive = sum(finding.sign > 0 for finding in exported)
+    without = collections.Counter(f.no_pair for f in exported if f.pair is None)
+    return {
+      "candidates": len(findings),
+      "pivotal_tokens": len(exported),
+      "positive": num_positive,
+      "negative": len(exported) - num_positive,
+      "undecided": states["undecided"],
+      "rejected": states["rejected"],
+      "pairs": sum(finding.pair is not None for finding in exported),
+      "pivots_without_pair": {
+        reason: without[reason] for reason in get_args(NoCombPair)
+      },
+      "traces": len(result.screened),
+      "rounds": result.rounds,
+      "out_of_budget": result.out_of_budget,
     }
 
   def _subdivide(self, responses: Responses) -> dict[str, Any]:

@@ -193,27 +193,36 @@ def write_pairs(
   responses: Responses,
   pairs: Iterable[Pair],
 ) -> None:
-  """Writes pairs.jsonl; the loss position predicts response_ids[position]."""
+  """Writes pairs.jsonl."""
+  write_jsonl(
+    out_dir / pivotal_files.PAIRS,
+    (pair_record(questions, token_text, responses, pair) for pair in pairs),
+  )
 
-  def record(pair: Pair) -> dict[str, Any]:
-    response = responses.of(pair.point)
-    return {
-      "question": pair.point.question,
-      "id": questions[pair.point.question].id,
-      "response": pair.point.response,
-      "position": pair.point.position,
-      "prompt_ids": list(response.prompt_ids),
-      "response_ids": list(response.token_ids),
-      "accepted_id": pair.accepted_id,
-      "rejected_id": pair.rejected_id,
-      "accepted": token_text(pair.accepted_id),
-      "rejected": token_text(pair.rejected_id),
-      "accepted_counts": pair.accepted.counts(),
-      "rejected_counts": pair.rejected.counts(),
-      "sign": pair.sign,
-    }
 
-  write_jsonl(out_dir / pivotal_files.PAIRS, map(record, pairs))
+def pair_record(
+  questions: Sequence[Question],
+  token_text: TokenText,
+  responses: Responses,
+  pair: Pair,
+) -> dict[str, Any]:
+  """A line of pairs.jsonl; the loss position predicts response_ids[position]."""
+  response = responses.of(pair.point)
+  return {
+    "question": pair.point.question,
+    "id": questions[pair.point.question].id,
+    "response": pair.point.response,
+    "position": pair.point.position,
+    "prompt_ids": list(response.prompt_ids),
+    "response_ids": list(response.token_ids),
+    "accepted_id": pair.accepted_id,
+    "rejected_id": pair.rejected_id,
+    "accepted": token_text(pair.accepted_id),
+    "rejected": token_text(pair.rejected_id),
+    "accepted_counts": pair.accepted.counts(),
+    "rejected_counts": pair.rejected.counts(),
+    "sign": pair.sign,
+  }
 
 
 def write_traces(
