@@ -68,11 +68,11 @@ def search_comb(
     out_of_budget = True
   screened = board.screen.counts.copy(), board.screen.successes.copy()
   trial = Trial(board, config, gap=gap, seed=seed)
-  if not out_of_budget:
-    try:
-      trial.run(counted)
-    except OutOfBudget:
-      out_of_budget = True
+  try:
+    # A budget may end the screen alone (rollouts.py): what it has promoted is tested.
+    trial.run(counted)
+  except OutOfBudget:
+    out_of_budget = True
   findings = _make_findings(board, trial, config, screened, out_of_budget)
   if config.pair_rollouts:
     paired = _add_pairs(findings, board, trial, config, counted, gap=gap)

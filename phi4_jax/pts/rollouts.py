@@ -7,9 +7,9 @@ comes to depends neither on batches nor on the order in which rollouts end.
 
 A budget ends a search between two rounds. One in tokens always ends it after the same
 round. One in minutes may break a round off; nothing of that round is used then, because
-short rollouts come first and their share of successes is not that of all. The filter
-and the screen may spend a part of it only: what they find is worth nothing without the
-confirmation behind them.
+short rollouts come first and their share of successes is not that of all. The filter,
+the screen and the confirmation may spend a part of it only: what each finds is worth
+nothing without what comes behind it.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ ReportProgress = Callable[[str, int, int], None]
 _WAIT_SECONDS = 0.05
 _MAX_REASON = 300
 # How far each of these may go into the budget, what was spent before it included.
-_SHARES = {PHASES["filter"]: 0.4, PHASES["screen"]: 0.7}
+_SHARES = {PHASES["filter"]: 0.4, PHASES["screen"]: 0.7, PHASES["leave"]: 0.95}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -148,10 +148,10 @@ class TestBudget:
 
 
 def test_filter_and_screen_leave_some_of_the_budget(tmp_path):
-  """The filter goes to .4 of it, the screen to .7, the rest to its end."""
+  """The filter goes to .4 of it, the screen to .7, the confirmation to .95."""
   spent = {}
   with open_draw(tmp_path, budget=Budget(tokens=1000)) as draw:
-    for phase in (0, 5, 6):
+    for phase in (0, 5, 6, 7):
       number = 0
       while phase not in spent:
         one = [branch(q, number, phase=phase) for q in range(4)]
@@ -161,5 +161,5 @@ def test_filter_and_screen_leave_some_of_the_budget(tmp_path):
         except OutOfBudget:
           spent[phase] = draw.num_tokens
   most = 4 * 8  # tokens of a round
-  for phase, share in ((0, 0.4), (5, 0.7), (6, 1.0)):
+  for phase, share in ((0, 0.4), (5, 0.7), (6, 0.95), (7, 1.0)):
     assert 1000 * share <= spent[phase] < 1000 * share + most
