@@ -137,3 +137,37 @@ _transpose.defvjp(
   lambda weight: (weight.T, None),
   lambda _, gradient: (jax.lax.optimization_barrier(gradient).T,),
 )
+
+
+def matmul_transposed(
+  x: Float[Array, "*lead I"],
+  weight: Float[Array, "O I"],
+  out_dtype: jnp.dtype | None = None,
+) -> Float[Array, "*lead O"]:
+  """Multiplies by the transpose of a matrix (a tied output head).
+
+      y = matmul(x, transpose(weight), out_dtype)
+
+  and so are the gradients. Written as one product: on a CPU, XLA multiplies bfloat16 by
+  a matrix that was transposed before as if both were float32, several times slower.
+  """
+  return _matmul_transposed(x, weight, out_dtype)
+
+
+def _forward_transposed(x, weight, out_dtype):
+  y = _dot(x, weight.astype(x.dtype), (x.ndim - 1,), (1,))
+  return y.astype(out_dtype or x.dtype)
+
+
+def _backward_rule_transposed(out_dtype, residuals, gradient):
+  def multiply(x, weight):
+    return matmul(x, transpose(weight), out_dtype)
+
+  return jax.vjp(multiply, *residuals)[1](gradient)
+
+
+_matmul_transposed: Any = jax.custom_vjp(_forward_transposed, nondiff_argnums=(2,))
+_matmul_transposed.defvjp(
+  lambda x, weight, out_dtype: (_forward_transposed(x, weight, out_dtype), (x, weight)),
+  _backward_rule_transposed,
+)

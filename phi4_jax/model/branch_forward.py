@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kernels.target import current_target
 from phi4_jax.common.axes import Array, Bool, Float, Int, Params
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.model.attention import AttentionInputs
@@ -62,6 +63,19 @@ def _apply(params, config, token_ids, positions, caches) -> Any:
   return module.apply({"params": params}, token_ids, positions, caches)
 
 
+def _keep_table(params: Params, token_ids: Array) -> tuple[Params, Array]:
+  """Keeps the embedding inside a loop over steps, on a CPU.
+
+  A CPU widens what it takes of a narrow array. XLA would move that before the loop, and
+  widen all of the table for the few rows that a step takes.
+  """
+  if current_target().platform != "cpu":
+    return params, token_ids
+  table = params["embed_tokens"]
+  weight, token_ids = jax.lax.optimization_barrier((table["weight"], token_ids))
+  return {**params, "embed_tokens": {**table, "weight": weight}}, token_ids
+
+
 def read_tokens(
   params: Params,
   config: ModelConfig,
@@ -96,6 +110,7 @@ def read_tokens(
     BranchRows(base, suffix, cuts, lengths)
     for base, suffix in zip(cache.bases, cache.suffixes, strict=True)
   )
+  params, token_ids = _keep_table(params, token_ids)
   hidden, layers = _apply(
     params, config, token_ids[:, None], positions[:, None], layers
   )

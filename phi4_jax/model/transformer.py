@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from kernels.matmul import matmul, matmul_int8, transpose
+from kernels.matmul import matmul, matmul_int8, matmul_transposed, transpose
 from phi4_jax.common.axes import Array, Float, Int, Params
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.model.attention import AttentionInputs, CacheView, SelfAttention
@@ -286,10 +286,13 @@ def compute_logits(
   params: Params, config: ModelConfig, hidden: Float[Array, "*lead D"]
 ) -> Float[Array, "*lead V"]:
   """Returns float32 logits: product in `hidden.dtype`, float32 accumulation."""
+  wide = jnp.dtype(jnp.float32)
+  if config.tie_word_embeddings and "scale" not in params["embed_tokens"]:
+    return matmul_transposed(hidden, params["embed_tokens"]["weight"], wide)
   matrix, scale = _head_leaves(params, config)
   if scale is None:
-    return matmul(hidden, matrix, jnp.dtype(jnp.float32))
-  return matmul_int8(hidden, matrix, scale, jnp.dtype(jnp.float32))
+    return matmul(hidden, matrix, wide)
+  return matmul_int8(hidden, matrix, scale, wide)
 
 
 def _head_leaves(params: Params, config: ModelConfig) -> tuple[Array, Array | None]:

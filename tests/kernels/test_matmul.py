@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.matmul import matmul, transpose
+from kernels.matmul import matmul, matmul_transposed, transpose
 
 
 def _inputs(dtype=jnp.float32):
@@ -63,3 +63,25 @@ def test_bfloat16_gradient_runs_on_every_platform(transposed):
   )
   expected = expected.T if transposed else expected
   np.testing.assert_allclose(gradient(stored), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_product_with_a_transpose_is_one_product(dtype):
+  x, weight, upstream = _inputs(dtype)
+  stored = weight.T
+
+  def in_two(x, stored):
+    return matmul(x, transpose(stored), jnp.dtype(jnp.float32))
+
+  def in_one(x, stored):
+    return matmul_transposed(x, stored, jnp.dtype(jnp.float32))
+
+  y, pull = jax.vjp(jax.jit(in_one), x, stored)
+  expected, pull_expected = jax.vjp(jax.jit(in_two), x, stored)
+  np.testing.assert_allclose(y, expected, atol=1e-6)
+  for gradient, wanted in zip(pull(upstream), pull_expected(upstream), strict=True):
+    assert gradient.dtype == wanted.dtype
+    np.testing.assert_allclose(
+      gradient.astype(jnp.float32), wanted.astype(jnp.float32), atol=1e-6
+    )
+  assert matmul_transposed(x, stored).dtype == dtype
