@@ -71,10 +71,9 @@ async function unpack(number) {
   return new Map(q.map((question) => [question.n, { ...question, words: s }]));
 }
 
-// Returns a question with its whole text and responses, null if none was searched.
+// Returns a question with its whole text and its searched responses, if any.
 async function readQuestion(number) {
-  const chunk = at(questions, "b", rowOfQuestion.get(number));
-  return chunk < 0 ? null : (await readChunk(chunk)).get(number);
+  return (await readChunk(at(questions, "b", rowOfQuestion.get(number)))).get(number);
 }
 
 // A response with plain numbers: p(success) from 0 to 1, null where it is not known.

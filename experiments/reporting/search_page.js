@@ -176,7 +176,7 @@ async function showQuestion(number, response, position) {
     const found = await readQuestion(number);
     if (wanted()?.number !== number) return; // another one was opened meanwhile
     view.append(...describeQuestion(row, found));
-    for (const packed of found?.r ?? []) {
+    for (const packed of found.r) {
       const opened = openResponse(packed, found.words);
       const figure = make("figure", { class: "live" });
       view.insertBefore(make("h3", {}, titleOf(opened)), view.querySelector(".after-solutions"));
@@ -212,12 +212,12 @@ function describeQuestion(row, found) {
   };
   if (category) facts.category = category;
   if (cutShort) facts["cut at the horizon"] = `${cutShort} of ${questions.r[row]}`;
-  if (found) facts["right answer"] = found.a;
+  if (found.a) facts["right answer"] = found.a;
   const parts = [
-    make("pre", { class: "prompt", tabindex: "0" }, found ? found.p : questions.p[row]),
+    make("pre", { class: "prompt", tabindex: "0" }, found.p || "(empty)"),
     make("dl", { class: "figures" }, Object.entries(facts).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))),
   ];
-  if (found) parts.push(legend());
+  if (found.r.length) parts.push(legend());
   else parts.push(make("p", { class: "note" }, "No response of this question was searched."));
   return [...parts, make("div", { class: "after-solutions" }, testTable(questions.n[row]), pairTable(questions.n[row]))];
 }

@@ -3,7 +3,7 @@
 What stands in the page, each in a script element that browsers do not run:
 
   search-index   questions, hypotheses and pairs by column, as JSON
-  search-0 ...   the responses of some questions each: JSON, deflated (RFC 1950), base64
+  search-0 ...   some questions each, with their responses: JSON, deflated, base64
 
 So a page of ten thousand pivots opens with a parse of a few megabytes, and a question's
 responses are unpacked when somebody looks at them. Probabilities are whole numbers of

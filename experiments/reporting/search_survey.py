@@ -102,6 +102,9 @@ def survey(search: Search, *, pack: bool) -> Survey:
       packer.add(search.questions[question], members, search)
   payload = None
   if pack:
+    for each in search.questions.values():
+      if each.number not in packer.chunk_of:
+        packer.add(each, [], search)
     chunks = packer.finish()
     index = search_payload.make_index(search, packer.chunk_of, contexts)
     payload = search_payload.Payload(index=index, chunks=chunks)

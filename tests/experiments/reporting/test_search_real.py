@@ -1,0 +1,99 @@
+"""A real comb search, from the search to its page; and made-up ones are like it."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from experiments.reporting.reading import open_run
+from experiments.reporting.search_page import report_search
+from phi4_jax.pts.analytic import AnalyticSampler, make_process
+from phi4_jax.pts.find import find_pivotal_tokens
+from phi4_jax.pts.search import SearchConfig
+from tests.experiments.made_up_runs import write_run
+from tests.experiments.made_up_searches import write_comb_search
+from tests.experiments.reporting.page_reader import PageReader, assert_self_contained
+
+_PROCESS = make_process(0, num_steps=32, forks=0.12)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("runs") / "pts"
+  config = SearchConfig(mode="comb")
+  metrics = find_pivotal_tokens(
+    AnalyticSampler(_PROCESS, 4),
+    _PROCESS.questions[:12],
+    _PROCESS,
+    config,
+    out_dir=folder,
+    seed=4,
+  )
+  settings = {"search": dataclasses.asdict(config), "seed": 4}
+  perf = {"search_seconds": metrics.pop("seconds")}
+  write_run(folder, "find_pivotal_tokens", settings, metrics=metrics, perf=perf)
+  return folder, metrics
+
+
+@pytest.fixture(scope="module")
+def report(searched):
+  return report_search(open_run(searched[0]))
+
+
+def _read(folder, name):
+  return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def test_page_has_what_the_search_found(searched, report):
+  folder, metrics = searched
+  assert_self_contained(report.html)
+  page = PageReader(report.html)
+  count = metrics["pivotal_tokens"]
+  assert count and f"Over the {count} exported tokens" in page.text
+  assert f"{metrics['possible_tokens']:,} are improbable" in page.text
+  words, columns = page.index["s"], page.index["h"]
+  states = [words[state] for state in columns["s"]]
+  hypotheses = _read(folder, "hypotheses.jsonl")
+  for state in ("exported", "undecided", "rejected"):
+    assert states.count(state) == sum(h["state"] == state for h in hypotheses)
+  assert {name: report.results[name] for name in metrics} == metrics
+  assert report.picture is not None
+
+
+def test_curves_are_near_the_truth(searched, report):
+  """The values that are drawn, against those of the process."""
+  folder, metrics = searched
+  misses = []
+  for number, question in PageReader(report.html).questions().items():
+    state = _PROCESS.questions[number].prompt_ids
+    traces = {
+      t["response"]: t for t in _read(folder, "traces.jsonl") if t["question"] == number
+    }
+    for response in question["r"]:
+      ids = traces[response["i"]]["token_ids"]
+      truth = [
+        _PROCESS.values[i][_PROCESS.state_after((*state, *ids[:i]))]
+        for i in range(len(ids) + 1)
+      ]
+      misses.append(np.array(response["m"]) / 1e3 - truth)
+  assert len(misses) == metrics["responses"]
+  assert np.sqrt(np.mean(np.concatenate(misses) ** 2)) < 0.15
+
+
+def test_made_up_searches_have_the_fields_of_real_ones(searched, tmp_path):
+  folder, metrics = searched
+  made_up = write_comb_search(tmp_path / "pts")
+  result = json.loads((made_up / "result.json").read_text())
+  assert result["metrics"].keys() == metrics.keys()
+  assert (
+    result["metrics"]["pivots_without_pair"].keys()
+    == metrics["pivots_without_pair"].keys()
+  )
+  for name in ("questions", "traces", "hypotheses", "pivotal_tokens", "pairs"):
+    real, like = (_read(f, f"{name}.jsonl")[0] for f in (folder, made_up))
+    assert like.keys() == real.keys(), name
+    if name == "traces":
+      assert like["values"][0].keys() == real["values"][0].keys()
+    if name == "hypotheses":
+      assert like["alternatives"][0].keys() == real["alternatives"][0].keys()
