@@ -324,7 +324,10 @@ function describeTest(row) {
     const span = value("l") === null ? "" : ` [${signed(value("l"))}, ${signed(value("u"))}]`;
     rows.push(["change, fresh rollouts", signed(value("d")) + span]);
   }
-  if (value("b") !== null) rows.push(["its lower bound", signed(value("b") * value("g"))]);
+  // The bound is on the change in the direction that was tested.
+  if (value("b") !== null) {
+    rows.push([`the change is at ${value("g") > 0 ? "least" : "most"}`, signed(value("b") * value("g"))]);
+  }
   if (value("e") !== null) rows.push(["evidence E", evidence(value("e"))]);
   if (value("z") !== null) rows.push(["P(pivotal | rollouts)", share(value("z"))]);
   for (const [counted, named] of [["a", "an"], ["c", "bn"]]) {

@@ -132,6 +132,7 @@ def test_made_up_searches_have_the_metrics_of_real_ones(searched, tmp_path):
   _, metrics = searched
   folder = made_up_runs.write_search(tmp_path, "stage:none", ByteVocabulary())
   made_up = json.loads((folder / "result.json").read_text())["metrics"]
-  assert made_up.keys() == metrics.keys()
+  # The verb keeps the time apart, which is not the same whenever it is repeated.
+  assert made_up.keys() == metrics.keys() - {"seconds"}
   name = "pivots_without_pair"
   assert made_up[name].keys() == metrics[name].keys()
