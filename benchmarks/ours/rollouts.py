@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
-
 from benchmarks.contender import Prepared, serve
 from experiments.devices import start_jax
 from experiments.model_folder import load_model_folder
@@ -13,9 +11,8 @@ from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import Branch, SamplingLaw
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.counting import count_params
-from phi4_jax.model.quantize import cast_for_inference
-from phi4_jax.model.transformer import unstack_layers
 from phi4_jax.sampling.engine import RolloutEngine
+from phi4_jax.sampling.placement import place_params
 
 
 def make_prepared(
@@ -24,8 +21,7 @@ def make_prepared(
   """Returns the contender with its weights cast and its layers apart."""
   prompt, rows, new = tuple(options["prompt"]), options["rows"], options["new"]
   # Done once, so that `set_params` below copies nothing.
-  params = unstack_layers(params, model)
-  params = cast_for_inference(params, jnp.dtype(model.compute_dtype))
+  params = place_params(params, model, None)
   engine = RolloutEngine(
     params,
     model,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from kernels.fusion import keep_apart
-from kernels.matmul import matmul, matmul_int8
+from kernels.matmul import matmul, matmul_int8, matmul_transposed
 from phi4_jax.common.axes import Array, Float, Int
 from phi4_jax.model.config import ModelConfig
 
@@ -42,7 +42,7 @@ class RMSNorm(nn.Module):
 
 
 class Projection(nn.Module):
-  """A matrix stored as [in, out], without bias.
+  """A matrix stored as [in, out], without bias; as [out, in] if called `transposed`.
 
   Leaves `lora_a`, `lora_b` and `lora_scale` beside the weight (lora.combine) add
   scale * (x @ a) @ b.
@@ -53,6 +53,18 @@ class Projection(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "*lead I"]) -> Float[Array, "*lead O"]:
+    if self.has_variable("params", "transposed"):
+      y = matmul_transposed(x, self.get_variable("params", "transposed"))
+    else:
+      y = self._multiply(x)
+    if not self.has_variable("params", "lora_a"):
+      return y
+    a, b = self.get_variable("params", "lora_a"), self.get_variable("params", "lora_b")
+    scale = self.get_variable("params", "lora_scale")
+    change = scale * matmul(matmul(x, a), b, jnp.dtype(jnp.float32))
+    return y + change.astype(y.dtype)
+
+  def _multiply(self, x: Float[Array, "*lead I"]) -> Float[Array, "*lead O"]:
     weight = self.param(
       "weight",
       nn.initializers.normal(self.initializer_range),
@@ -60,15 +72,8 @@ class Projection(nn.Module):
       jnp.float32,
     )
     if self.has_variable("params", "scale"):
-      y = matmul_int8(x, weight, self.get_variable("params", "scale"))
-    else:
-      y = matmul(x, weight)
-    if not self.has_variable("params", "lora_a"):
-      return y
-    a, b = self.get_variable("params", "lora_a"), self.get_variable("params", "lora_b")
-    scale = self.get_variable("params", "lora_scale")
-    change = scale * matmul(matmul(x, a), b, jnp.dtype(jnp.float32))
-    return y + change.astype(y.dtype)
+      return matmul_int8(x, weight, self.get_variable("params", "scale"))
+    return matmul(x, weight)
 
 
 class Embedding(nn.Module):

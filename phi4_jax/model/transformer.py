@@ -289,6 +289,8 @@ def compute_logits(
   wide = jnp.dtype(jnp.float32)
   if config.tie_word_embeddings and "scale" not in params["embed_tokens"]:
     return matmul_transposed(hidden, params["embed_tokens"]["weight"], wide)
+  if "transposed" in params.get("lm_head", {}):
+    return matmul_transposed(hidden, params["lm_head"]["transposed"], wide)
   matrix, scale = _head_leaves(params, config)
   if scale is None:
     return matmul(hidden, matrix, wide)
