@@ -28,6 +28,14 @@ def refuses(problem: Any) -> str | None:
   return None
 
 
+def count_moved_bytes(
+  rows: int, heads: int, width: int, dtype: Any, *, num_caches: int
+) -> int:
+  """Returns what one call reads and writes: a tile of each row, head and cache."""
+  tile = _COLUMN_BYTES // jnp.dtype(dtype).itemsize * width
+  return 2 * num_caches * rows * heads * tile * jnp.dtype(dtype).itemsize
+
+
 def _kernel(slots_ref, *refs, block_slots: int):
   """Changes one slot of a block of each cache."""
   slot = slots_ref[pl.program_id(0)] % block_slots
@@ -62,7 +70,7 @@ def write_tokens(
 
   token_spec = pl.BlockSpec((1, heads, 1, width), token_block)
   cache_spec = pl.BlockSpec((1, heads, block_slots, width), cache_block)
-  moved = 2 * len(caches) * rows * heads * block_slots * width
+  moved = count_moved_bytes(rows, heads, width, caches[0].dtype, num_caches=len(caches))
   return tuple(
     pl.pallas_call(
       functools.partial(_kernel, block_slots=block_slots),
@@ -79,7 +87,7 @@ def write_tokens(
       cost_estimate=pl.CostEstimate(
         flops=0,
         transcendentals=0,
-        bytes_accessed=moved * caches[0].dtype.itemsize,
+        bytes_accessed=moved,
       ),
       name="phi4_cache_write",
       interpret=interpret,

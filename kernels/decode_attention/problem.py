@@ -197,6 +197,17 @@ def visible_slots(
   return in_prefix, in_suffix
 
 
+def count_flops(problem: DecodeProblem) -> dict[str, int]:
+  """Returns the operations of one call of each TPU kernel when every slot is seen."""
+  rows = problem.prefixes * problem.rollouts
+  queries = rows * problem.new_tokens * problem.heads
+  by_slot = 4 * queries * problem.head_width
+  return {
+    "phi4_decode_attention_prefix": by_slot * problem.prefix_slots,
+    "phi4_decode_attention_suffix": by_slot * problem.suffix_slots,
+  }
+
+
 def cache_bytes(
   problem: DecodeProblem, prefix_lengths: list[int], suffix_lengths: list[int]
 ) -> dict[str, int]:

@@ -56,7 +56,7 @@ class EnginePrograms:
     self.shapes = shapes
     self.compile_seconds = 0.0
     self._stop_ids = stop_ids
-    self._cache_dtype = cache_dtype
+    self.cache_dtype = cache_dtype
     self._mesh = mesh
     self._compiled: dict[Any, Any] = {}
     self._layout: Any = None
@@ -76,7 +76,7 @@ class EnginePrograms:
     """Returns an empty cache and idle rows."""
 
     placed = self._shardings(jax.eval_shape(self._make_state))
-    return self._call("init", self._make_state, (), out=placed)
+    return self._run("init", self._make_state, (), out=placed)
 
   def decode(
     self,
@@ -92,8 +92,9 @@ class EnginePrograms:
     taken, branches = self._by_row((taken, branches))
     limits = (np.int32(max_steps), np.int32(allowed_idle))
     arguments = (params, cache, rows, taken, branches, *limits)
-    out = (self._shardings(cache), self._shardings(rows), self._whole())
-    cache, rows, block = self._call("decode", self._decode, arguments, (1, 2), out)
+    cache, rows, block = self._call(
+      ("decode", self._layout), arguments, lambda: self.trace_decode(params)
+    )
     return cache, rows, jax.device_get(block)
 
   def prefill(
@@ -108,8 +109,9 @@ class EnginePrograms:
     """Reads a chunk of some texts; returns whether each token was finite, [Q, T]."""
     lanes = self._by_row((ids, groups, starts, counts))
     arguments = (params, cache.bases, *lanes)
-    out = (self._shardings(cache.bases), self._whole())
-    bases, finite = self._call("prefill", self._prefill, arguments, (1,), out)
+    bases, finite = self._call(
+      ("prefill", self._layout), arguments, lambda: self.trace_prefill(params)
+    )
     return dataclasses.replace(cache, bases=bases), jax.device_get(finite)
 
   def copy(
@@ -139,13 +141,13 @@ class EnginePrograms:
         block = whole[:, start : start + COPIES_PER_CALL]
         part[:, : block.shape[1]] = block
       arguments = (layers, *self._by_row(tuple(pairs.reshape(2, -1))))
-      layers = self._call("copy", run, arguments, (0,), self._shardings(layers))
+      layers = self._run("copy", run, arguments, (0,), self._shardings(layers))
     return dataclasses.replace(cache, bases=layers)
 
   def clear(self, cache: BranchCache, rows: np.ndarray) -> BranchCache:
     """Empties the suffixes of rows that held NaN."""
     arguments = (cache, self._by_row(rows))
-    return self._call("clear", clear_rows, arguments, (0,), self._shardings(cache))
+    return self._run("clear", clear_rows, arguments, (0,), self._shardings(cache))
 
   def trace_decode(self, params: Params) -> jax.stages.Traced:
     """Traces `decode` for a mesh that need not be there; nothing is compiled.
@@ -153,7 +155,7 @@ class EnginePrograms:
     Args:
       params: shapes and shardings of the weights.
     """
-    cache, rows = self._abstract_state()
+    cache, rows = self.abstract_state()
     limit = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._whole())
     out = (self._shardings(cache), self._shardings(rows), self._whole())
     jitted = jax.jit(self._decode, donate_argnums=(1, 2), out_shardings=out)
@@ -162,7 +164,7 @@ class EnginePrograms:
 
   def trace_prefill(self, params: Params) -> jax.stages.Traced:
     """Traces `prefill` likewise."""
-    cache, rows = self._abstract_state()
+    cache, rows = self.abstract_state()
     lanes, length = self.shapes.prefill_lanes, self.shapes.prompt_chunk
     lane = rows.cut.update(shape=(lanes,))
     out = (self._shardings(cache.bases), self._whole())
@@ -179,11 +181,12 @@ class EnginePrograms:
       rows_per_group=shapes.rows_per_group,
       base_capacity=shapes.base_capacity,
       suffix_capacity=shapes.suffix_capacity,
-      dtype=self._cache_dtype,
+      dtype=self.cache_dtype,
     )
     return cache, jax.tree.map(jnp.asarray, idle_rows(shapes.num_rows))
 
-  def _abstract_state(self) -> tuple[BranchCache, Rows]:
+  def abstract_state(self) -> tuple[BranchCache, Rows]:
+    """Returns shapes, and shardings where there is a mesh, of `init_state`'s result."""
     state = jax.eval_shape(self._make_state)
     if self._mesh is None:
       return state
@@ -204,7 +207,7 @@ class EnginePrograms:
     _, finite, bases = read_bases(params, self.config, bases, ids, **places)
     return bases, finite
 
-  def _call(
+  def _run(
     self,
     name: str,
     run: Callable[..., Any],
@@ -212,13 +215,21 @@ class EnginePrograms:
     donated: tuple[int, ...] = (),
     out: Any = None,
   ) -> Any:
+    """Runs a function that takes no weights, as one program."""
+    jitted = jax.jit(run, donate_argnums=donated, out_shardings=out)
+    return self._call(name, arguments, lambda: jitted.trace(*arguments))
+
+  def _call(
+    self,
+    key: Any,
+    arguments: tuple[Any, ...],
+    trace: Callable[[], jax.stages.Traced],
+  ) -> Any:
     """Runs a program, compiled ahead of its first call so that this is not timed."""
-    key = (name, self._layout if name in ("decode", "prefill") else None)
     with self._on_mesh():
       if key not in self._compiled:
         start = time.perf_counter()
-        jitted = jax.jit(run, donate_argnums=donated, out_shardings=out)
-        self._compiled[key] = jitted.lower(*arguments).compile()
+        self._compiled[key] = trace().lower().compile()
         self.compile_seconds += time.perf_counter() - start
       return self._compiled[key](*arguments)
 

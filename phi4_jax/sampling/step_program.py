@@ -174,10 +174,17 @@ def abstract_prefill_arguments(
   return params, cache, ids, start, lengths
 
 
-def _abstract_state(config, mesh, batch, capacity, cache_dtype, params_dtype):
-  """Returns shapes and shardings of parameters, cache and lengths."""
+def abstract_serving_params(
+  config: ModelConfig, mesh: Mesh, params_dtype: Any = None
+) -> Params:
+  """Returns shapes and shardings of weights as samplers hold them.
+
+  The arguments are those of `abstract_decode_arguments`.
+
+  Raises:
+    ConfigError: if the mesh does not fit the model.
+  """
   check_serving_mesh(mesh, config)
-  check_serving_rows(mesh, config, batch)
 
   def prepare(params):
     return cast_for_inference(
@@ -185,7 +192,13 @@ def _abstract_state(config, mesh, batch, capacity, cache_dtype, params_dtype):
     )
 
   params = jax.eval_shape(prepare, abstract_params(config))
-  params = jax.tree.map(_place, param_shardings(mesh, params), params)
+  return jax.tree.map(_place, param_shardings(mesh, params), params)
+
+
+def _abstract_state(config, mesh, batch, capacity, cache_dtype, params_dtype):
+  """Returns shapes and shardings of parameters, cache and lengths."""
+  check_serving_rows(mesh, config, batch)
+  params = abstract_serving_params(config, mesh, params_dtype)
   cache = jax.eval_shape(
     lambda: init_cache(_roomy(config, capacity), batch, capacity, cache_dtype)
   )
