@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.devices import start_jax
+from experiments.model_folder import load_model_folder
 from experiments.samplers import load_parent_params
 from experiments.tasks import TaskConfig, make_task
 from phi4_jax.common.errors import ConfigError
-from phi4_jax.common.mesh import make_mesh
+from phi4_jax.common.mesh import MeshConfig, make_mesh
+from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.data.tokenizer import Vocabulary
 from phi4_jax.pts.oracle import Oracle, Question, TaskOracle, make_questions
 from phi4_jax.pts.oracle_rules import RuleConfig, make_rule
@@ -169,3 +171,42 @@ def make_search_sampler(
     mesh=make_mesh(config.mesh),
   )
   return engine, digest
+
+
+def load_engine(
+  path: str | Path,
+  law: SamplingLaw,
+  *,
+  batch_size: int,
+  seed: int = 0,
+  mesh: MeshConfig | None = None,
+) -> tuple[RolloutEngine, Vocabulary]:
+  """Returns an engine with the model of a folder, and its vocabulary, for scripts.
+
+  To be called before anything else uses JAX.
+
+  Args:
+    path: a folder of `phi4 convert` or of a training run.
+    law: the distribution to draw from.
+    batch_size: rows that are drawn at once.
+    seed: root of all draws.
+    mesh: where to run; None takes all devices.
+
+  Raises:
+    ConfigError: if the folder holds no model, or sizes do not fit each other.
+    DataError: if its vocabulary is missing.
+    CheckpointError: if its checkpoint is damaged.
+  """
+  mesh = mesh or MeshConfig()
+  start_jax(mesh, rows=batch_size)
+  folder = load_model_folder(path)
+  engine = RolloutEngine(
+    folder.load_params(mesh),
+    folder.model,
+    law,
+    stop_ids=folder.vocabulary.stop_ids,
+    batch_size=batch_size,
+    seed=seed,
+    mesh=make_mesh(mesh),
+  )
+  return engine, folder.vocabulary

@@ -14,7 +14,21 @@ In a run's folder:
 
 Only the log is written while the search runs; the others are made of it, whole. So a
 run that was killed goes on from the log and ends with the same files. Knows oracles and
-samplers by their protocols.
+samplers by their protocols::
+
+  from experiments.search_setup import load_engine
+  from phi4_jax.common.sampler import SamplingLaw
+  from phi4_jax.pts import find, oracle_rules, oracles, question_files, search
+
+  law = SamplingLaw(max_length=512)
+  engine, vocabulary = load_engine("ckpt/model", law, batch_size=64)
+  file = question_files.QuestionFileConfig(path="my.jsonl")
+  asked = question_files.load_questions(file, vocabulary, max_length=law.max_length)
+  oracle = oracles.RuleOracle(oracle_rules.NumberRule(), vocabulary)
+  config = search.SearchConfig(mode="comb")
+  run = (engine, asked.questions, oracle, config)
+  found = find.find_pivotal_tokens(*run, out_dir="runs/pts")
+  print(found["pivotal_tokens"], "pivotal tokens,", found["pairs"], "pairs")
 """
 
 import collections
