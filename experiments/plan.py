@@ -35,13 +35,15 @@ TRAINING_ROOTS = (
   "DpoConfig",
   "RejectionSamplingConfig",
 )
-SAMPLE_ROOT = "SampleConfig"
+SAMPLE_ROOTS = ("SampleConfig", "RolloutsConfig")
 _EXAMPLE = (
   "phi4 plan --gin_file gin_configs/pretrain/phi4_14b.gin --topology v5p-256\n"
   "  phi4 plan --gin_file gin_configs/pretrain/phi4_14b.gin --topology v6e-256 \\\n"
   "    --sweep remat=full/attention_mid,batch_per_device=2/3 --json plan.json\n"
   "  phi4 plan --sample --gin_file gin_configs/sample/phi4_14b.gin \\\n"
   "    --topology v6e-8 --batch 256 --cache 2048\n"
+  "  phi4 plan --sample --gin_file gin_configs/sample/phi4_14b_rollouts.gin \\\n"
+  "    --topology v6e-8\n"
   "  phi4 plan --compare before.json after.json"
 )
 
@@ -164,7 +166,7 @@ def _make_request(arguments: argparse.Namespace) -> PlanRequest:
     if getattr(arguments, flag) is not None:
       which = "without" if arguments.sample else "with"
       raise ConfigError(f"--{flag} has a meaning only {which} --sample.")
-  roots = (SAMPLE_ROOT,) if arguments.sample else TRAINING_ROOTS
+  roots = SAMPLE_ROOTS if arguments.sample else TRAINING_ROOTS
   return PlanRequest(
     root=find_root(arguments.gin_files, roots),
     gin_files=arguments.gin_files,
@@ -191,7 +193,7 @@ def _root_of(argv: Sequence[str]) -> type:
     for i, argument in enumerate(argv[:-1] if argv else [])
     if argument.startswith("--gin_file")
   ] + [a.partition("=")[2] for a in argv[-1:] if a.startswith("--gin_file=")]
-  roots = (SAMPLE_ROOT,) if "--sample" in argv else TRAINING_ROOTS
+  roots = SAMPLE_ROOTS if "--sample" in argv else TRAINING_ROOTS
   try:
     return classes[find_root(files, roots)]
   except ConfigError:

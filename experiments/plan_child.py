@@ -22,6 +22,7 @@ os.environ.update(ENVIRONMENT)
 
 from experiments import config as config_lib  # noqa: E402
 from experiments.plan_request import PlanRequest  # noqa: E402
+from experiments.plan_rollouts import build_rollouts  # noqa: E402
 from experiments.plan_sample import build_sample  # noqa: E402
 from experiments.plan_training import build_training  # noqa: E402
 from experiments.plan_types import Program  # noqa: E402
@@ -46,7 +47,8 @@ def answer(request: PlanRequest) -> dict[str, Any]:
   config: Any = config_lib.load(
     roots[request.root], request.gin_files, request.bindings
   )
-  build = build_sample if request.sample else build_training
+  builders = {"SampleConfig": build_sample, "RolloutsConfig": build_rollouts}
+  build = builders.get(request.root, build_training)
   program = build(config, request, topology)
   compiled = _compile(program, request)
   return _figures(program, compiled, request)

@@ -15,6 +15,7 @@ from experiments.packed_training import ValidationConfig
 from experiments.pipeline import PipelineConfig
 from experiments.pretrain import PretrainConfig
 from experiments.rejection_sampling import RejectionSamplingConfig
+from experiments.rollouts_program import RolloutsConfig
 from experiments.sample_program import SampleConfig
 from experiments.sft import SftConfig
 from experiments.sweep import SweepConfig
@@ -60,6 +61,7 @@ CONFIG_CLASSES = (
   PipelineConfig,
   SweepConfig,
   SampleConfig,
+  RolloutsConfig,
   ValidationConfig,
   MeshConfig,
   SamplingLaw,

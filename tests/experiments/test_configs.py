@@ -8,7 +8,9 @@ import pytest
 
 from experiments import config as config_lib
 from experiments.pipeline import PipelineConfig
+from experiments.plan import SAMPLE_ROOTS, find_root
 from experiments.registry import CONFIG_CLASSES
+from experiments.rollouts_program import RolloutsConfig
 from experiments.sample_program import SampleConfig
 from experiments.stage import StageConfig
 from phi4_jax.model import counting, transformer
@@ -18,7 +20,7 @@ from tests.model.tiny import long_rope, tiny_config
 
 _ROOT = Path(__file__).resolve().parents[2]
 _ROOTS = {cls.verb: cls for cls in CONFIG_CLASSES if issubclass(cls, StageConfig)}
-_ROOTS[SampleConfig.verb] = SampleConfig
+_PLANNED = {cls.__name__: cls for cls in (SampleConfig, RolloutsConfig)}
 # Folders whose files are included by others and are no run by themselves.
 _FRAGMENTS = {"model", "mesh", "stages"}
 # Macros that a gin file leaves to the command line.
@@ -29,7 +31,6 @@ _MACROS = {
 _FOLDERS = {
   "tokenizer": "train_tokenizer",
   "pts": "find_pivotal_tokens",
-  "sample": SampleConfig.verb,
   "sweeps": "sweep",
   "": "pipeline",
 }
@@ -38,8 +39,13 @@ _FOLDERS = {
 def _runs():
   for path in sorted((_ROOT / "gin_configs").rglob("*.gin")):
     folder = path.parent.name if path.parent.name != "gin_configs" else ""
-    if folder not in _FRAGMENTS:
-      yield pytest.param(path, _ROOTS[_FOLDERS.get(folder, folder)], id=path.stem)
+    if folder == "sample":
+      root = _PLANNED[find_root([str(path)], SAMPLE_ROOTS)]
+    elif folder not in _FRAGMENTS:
+      root = _ROOTS[_FOLDERS.get(folder, folder)]
+    else:
+      continue
+    yield pytest.param(path, root, id=path.stem)
 
 
 def _load(path, root):
