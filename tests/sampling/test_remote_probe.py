@@ -61,7 +61,6 @@ class TestConstruction:
         "failed 3 times; at last: HTTP status 503",
       ),
     ],
-    ids=str,
   )
   def test_servers_that_cannot_be_used(self, endpoint, settings, complaint):
     endpoint.settings = Settings(**settings)
@@ -224,7 +223,6 @@ class TestExclusion:
       ),
       ({}, {"gives_ids": "ids only"}, "logit_bias", ""),
     ],
-    ids=str,
   )
   def test_what_is_found_out(self, endpoint, law, settings, exclusion, reason):
     endpoint.settings = Settings(**settings)
