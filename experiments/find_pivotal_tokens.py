@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from experiments.process import StopRequest
 from experiments.run_directory import RunDirectory
 from experiments.search_flags import make_flags
+from experiments.search_progress import SearchProgress
 from experiments.search_setup import check_asked, make_asked, make_search_sampler
 from experiments.search_summary import summarise
 from experiments.stage import StageConfig, run_stage
@@ -28,7 +29,6 @@ from phi4_jax.pts.records import PIVOTS
 from phi4_jax.pts.rollouts import Budget
 from phi4_jax.pts.search import SearchConfig
 from phi4_jax.sampling.remote import RemoteSamplerConfig
-from phi4_jax.training.progress import Progress
 
 _PRODUCTS = (PIVOTS, pivotal_files.PAIRS, pivotal_files.ROLLOUTS)
 
@@ -108,7 +108,12 @@ def run(config: FindPivotalTokensConfig, directory: RunDirectory) -> dict[str, A
   )
   try:
     sampler, weights = make_search_sampler(config, vocabulary, inputs, asked)
-    with StopRequest() as stop, _Report(sampler, stop) as report:
+    with StopRequest() as stop, SearchProgress(sampler.throughput) as show:
+
+      def report(part: str, done: int, total: int) -> None:
+        show(part, done, total)
+        stop.raise_if_set(f"stopped in {part} after {done} of {total} rollouts")
+
       metrics = find_pivotal_tokens(
         sampler,
         asked.questions,
@@ -142,37 +147,6 @@ def describe_work(throughput: Any) -> dict[str, float]:
   )
   found = {name: getattr(throughput, name, None) for name in names}
   return {name: value for name, value in found.items() if value is not None}
-
-
-class _Report:
-  """One progress line for each part of the search; stops between two batches."""
-
-  def __init__(self, sampler: Any, stop: StopRequest):
-    self._sampler = sampler
-    self._stop = stop
-    self._part = ""
-    self._line: Progress | None = None
-
-  def __enter__(self) -> "_Report":
-    return self
-
-  def __exit__(self, *unused) -> None:
-    if self._line is not None:
-      self._line.close()
-
-  def __call__(self, part: str, done: int, total: int) -> None:
-    throughput = self._sampler.throughput
-
-    def describe(step: int) -> str:
-      occupancy = getattr(throughput, "occupancy", None)
-      busy = "" if occupancy is None else f"  {occupancy:.0%} of slots busy"
-      return f"{step}/{total} rollouts{busy}"
-
-    if self._line is None or part != self._part:
-      self.__exit__()
-      self._part, self._line = part, Progress(part, total, describe=describe)
-    self._line.update(done, rate=throughput.tokens_per_second)
-    self._stop.raise_if_set(f"stopped in {part} after {done} of {total} rollouts")
 
 
 def fingerprint_products(folder: Path) -> str:

@@ -21,17 +21,12 @@ from phi4_jax.eval.types import Example, Verdict
 from tests.experiments.untrained_runs import MODEL, make_model_run, make_tokenizer_run
 
 _ROOT = Path(__file__).resolve().parents[2]
-_FILES = ("rollouts", "questions", "estimates", "pivotal_tokens", "pairs", "traces")
+_FILES = ("rollouts", "questions", "hypotheses", "pivotal_tokens", "pairs", "traces")
 _SETTINGS = {
   "FindPivotalTokensConfig.num_questions": 14,
   "FindPivotalTokensConfig.batch_size": 32,
   "SamplingLaw.max_length": 40,
   "SearchConfig.rollouts_per_question": 8,
-  "SearchConfig.rollouts_per_estimate": 8,
-  "SearchConfig.confirm_rollouts": 24,
-  "SearchConfig.min_alternative_rollouts": 2,
-  "SearchConfig.num_traces": 2,
-  "SearchConfig.trace_rollouts": 8,
   **{f"ModelConfig.{field}": getattr(MODEL, field) for field in vars(MODEL)},
 }
 # The verb itself, with the toy task in place of arithmetic.
@@ -130,7 +125,7 @@ def test_it_finds_the_first_token_and_writes_a_complete_run(whole):
   assert sum(pivot["position"] == 0 for pivot in pivots) > 0.8 * len(pivots)
   assert metrics["pairs"] == len(read(workdir, "pairs")) > 0
   assert metrics["positive"] + metrics["negative"] == len(pivots)
-  assert f"{len(pivots)} confirmed" in output and "| token" in output
+  assert f"{len(pivots)} exported" in output and "| token" in output
   assert result["perf"]["sampled_tokens"] == metrics["sampled_tokens"]
   vocabulary = io.read_json(workdir / "lineage.json")["vocabulary"]["fingerprint"]
   assert result["vocabulary"] == vocabulary
