@@ -175,13 +175,13 @@ def _attributes_read(tree) -> set[str]:
 def test_a_stage_by_itself_is_the_stage_of_the_chain(path, stage):
   """But for the folders that it reads.
 
-  The chain searches as the paper does, so that its arms stay what they were; a search by
-  itself has the default mode.
+  The chain searches as the paper does, so that its arms stay what they were; a search
+  by itself has the default mode.
   """
   folder = _ROOT / "gin_configs"
   chain = config_lib.load(PipelineConfig, [folder / "posttrain_chain.gin"], [])
   wanted = chain.stages[stage]
   alone = config_lib.load(type(wanted), [folder / path], [])
   free = ("data", "vocabulary", "parent", "search", "batch_size")
-  folders = [name for name in free if hasattr(alone, name)]
+  folders = [f.name for f in dataclasses.fields(alone) if f.name in free]
   assert dataclasses.replace(wanted, **{n: getattr(alone, n) for n in folders}) == alone
