@@ -56,6 +56,8 @@ class FindPivotalTokensConfig(StageConfig):
     max_tokens: sampled ones, after which the search ends; what is undecided then stays
       so. None for no bound.
     max_minutes: wall time after which the search ends.
+    pairs_per_category: at most so many pairs of questions of a category (Table 7 has
+      such counts), and none of others; None keeps all.
   """
 
   verb: ClassVar[str] = "find_pivotal_tokens"
@@ -75,6 +77,7 @@ class FindPivotalTokensConfig(StageConfig):
   weights: Weights = "full"
   max_tokens: int | None = None
   max_minutes: float | None = None
+  pairs_per_category: dict[str, int] | None = None
 
   def __post_init__(self):
     name = type(self).__name__
@@ -126,6 +129,7 @@ def run(config: FindPivotalTokensConfig, directory: RunDirectory) -> dict[str, A
         rows_per_call=config.batch_size,
         budget=Budget(tokens=config.max_tokens, minutes=config.max_minutes),
         progress=report,
+        pairs_per_category=config.pairs_per_category,
       )
   finally:
     asked.close()

@@ -26,7 +26,10 @@ State = Literal["exported", "rejected", "undecided"]
 #   gap_too_small: fresh rollouts did not repeat the difference.
 #   same_pair_again: another exported token gave it.
 #   not_drawn: the budget ended, or a rollout had no verdict.
-NoCombPair = Literal["no_alternative", "gap_too_small", "same_pair_again", "not_drawn"]
+#   over_quota: its kind of question has given enough (mixture.py).
+NoCombPair = Literal[
+  "no_alternative", "gap_too_small", "same_pair_again", "not_drawn", "over_quota"
+]
 
 
 @runtime_checkable

@@ -45,6 +45,7 @@ from phi4_jax.pts import records
 from phi4_jax.pts.comb_records import CombWriter
 from phi4_jax.pts.comb_search import search_comb
 from phi4_jax.pts.comb_types import Critic, NoCombPair
+from phi4_jax.pts.mixture import check_quotas, within_quotas
 from phi4_jax.pts.oracle import Oracle, Question, fingerprint_questions
 from phi4_jax.pts.question_files import UnusableQuestion
 from phi4_jax.pts.questions import Filtered, choose_responses, filter_questions
@@ -70,6 +71,7 @@ def find_pivotal_tokens(
   progress: ReportProgress | None = None,
   unusable: Sequence[UnusableQuestion] = (),
   critic: Critic | None = None,
+  pairs_per_category: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
   """Searches answers to questions for pivotal tokens; returns the counts.
 
@@ -88,6 +90,9 @@ def find_pivotal_tokens(
     unusable: rows of a file of questions that cannot be asked; they are written down
       with the others.
     critic: of mode "comb": guesses where to look.
+    pairs_per_category: at most so many pairs of questions of a category, and none of
+      others; None for all. What is claimed of pivotal tokens is claimed of all that
+      are exported, not of the part that gives pairs.
 
   Returns:
     What was found and what it cost. Everything but "seconds" (wall time of the search,
@@ -101,6 +106,7 @@ def find_pivotal_tokens(
   """
   branches = as_branches(sampler, rows_per_call=rows_per_call)
   check_mode(config, branches)
+  check_quotas(pairs_per_category or {}, questions)
   out_dir = Path(out_dir)
   law = dataclasses.asdict(sampler.law)
   check_settings(
@@ -139,6 +145,7 @@ def find_pivotal_tokens(
       law,
       seed,
       critic,
+      pairs_per_category,
     )
     run.write_questions()
     if not run.members:
@@ -177,6 +184,7 @@ class _Run:
     law: Mapping[str, Any],
     seed: int,
     critic: Critic | None,
+    quotas: Mapping[str, int] | None,
   ):
     self._out_dir = out_dir
     self._questions = questions
@@ -186,6 +194,7 @@ class _Run:
     self._rollouts = rollouts
     self._filtered = list(filtered)
     self._critic = critic
+    self._quotas = quotas
     self._origin = records.Origin(law=law, seed=seed, oracle=oracle.fingerprint)
     # The rollouts of the questions that are searched.
     self.members: dict[int, Sequence[Response]] = {
@@ -254,6 +263,11 @@ class _Run:
       for finding in result.findings
       if not self._rollouts.is_given_up(finding.point.question)
     ]
+    paired = [i for i, finding in enumerate(findings) if finding.pair is not None]
+    kept = self._within_quotas([findings[i].point.question for i in paired])
+    for i, keep in zip(paired, kept, strict=True):
+      if not keep:
+        findings[i] = dataclasses.replace(findings[i], pair=None, no_pair="over_quota")
     writer = CombWriter(
       self._out_dir, *self._said, responses, self._origin, config.comb
     )
@@ -278,6 +292,12 @@ class _Run:
       "out_of_budget": result.out_of_budget,
     }
 
+  def _within_quotas(self, numbers: Sequence[int]) -> list[bool]:
+    if self._quotas is None:
+      return [True] * len(numbers)
+    seed = self._origin.seed
+    return within_quotas(numbers, self._questions, self._quotas, seed)
+
   def _subdivide(self, responses: Responses) -> dict[str, Any]:
     found = search_by_subdivision(
       responses,
@@ -286,10 +306,13 @@ class _Run:
       self._config,
       given_up=self._rollouts.is_given_up,
     )
+    kept = self._within_quotas([pair.point.question for pair in found.pairs])
+    pairs = [pair for pair, keep in zip(found.pairs, kept, strict=True) if keep]
+    without = found.without_pair | {"over_quota": len(found.pairs) - len(pairs)}
     out = self._out_dir
     records.write_jsonl(out / "estimates.jsonl", found.estimates)
     records.write_pivots(out, *self._said, responses, found.pivots, self._origin)
-    records.write_pairs(out, *self._said, responses, found.pairs)
+    records.write_pairs(out, *self._said, responses, pairs)
     records.write_traces(out, *self._said, found.traces)
     num_positive = sum(pivot.sign == "positive" for pivot in found.pivots)
     return {
@@ -297,8 +320,8 @@ class _Run:
       "pivotal_tokens": len(found.pivots),
       "positive": num_positive,
       "negative": len(found.pivots) - num_positive,
-      "pairs": len(found.pairs),
-      "pivots_without_pair": found.without_pair,
+      "pairs": len(pairs),
+      "pivots_without_pair": without,
       "traces": len(found.traces),
       "estimates": len(found.estimates),
       "out_of_budget": found.out_of_budget,

@@ -104,6 +104,7 @@ def write_search(folder: Path, vocabulary_folder: str, vocabulary, **sizes) -> P
       "no_frequent_alternative": 0,
       "gap_too_small": 3,
       "same_pair_again": 2,
+      "over_quota": 0,
     },
     "traces": len(records["traces"]),
     "estimates": len(estimates),
