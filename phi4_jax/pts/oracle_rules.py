@@ -230,6 +230,7 @@ class MathRule:
     names = "math-verify", "latex2sympy2-extended", "sympy"
     versions = [f"{name} {importlib.metadata.version(name)}" for name in names]
     self.version = " ".join(["math 1", *versions, f"slow={config.slow}"])
+    self.workers = config.workers
     self._slow_is_wrong = config.slow == "wrong"
     self._pool = JudgePool(
       {"rule": "math"},
@@ -284,6 +285,7 @@ class PythonRule:
 
   def __init__(self, config: PythonRuleConfig):
     """Raises ConfigError if the function cannot be loaded."""
+    self.workers = config.workers
     self._pool = JudgePool(
       {"rule": "function", "function": config.function},
       what=f"The oracle {config.function} (PythonRuleConfig.function)",

@@ -22,6 +22,7 @@ class RuleOracle:
   """A rule's verdicts on decoded responses; implements the Oracle protocol.
 
   Attributes:
+    workers: judgements that make sense at once: processes of the rule, else 1.
     printed: what a rule printed while it judged, by the question's id; the beginning
       of the first time. A rule that prints is heard, and its verdict stands.
   """
@@ -35,6 +36,7 @@ class RuleOracle:
         with a question of their own.
     """
     self._rule = rule
+    self.workers: int = getattr(rule, "workers", 1)
     self._vocabulary = vocabulary
     self._ends = tuple(ends)
     self._lock = threading.Lock()

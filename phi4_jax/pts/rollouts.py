@@ -17,22 +17,18 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.sampler import (
   BatchedBranches,
   Branch,
   BranchSampler,
-  Completion,
   Sampler,
 )
 from phi4_jax.pts.draws import Outcome, OutOfBudget
 from phi4_jax.pts.estimates import PHASES
+from phi4_jax.pts.judging import Judges
 from phi4_jax.pts.oracle import Oracle, Question
-from phi4_jax.pts.oracle_process import OracleFailure
 from phi4_jax.pts.responses import Response
 from phi4_jax.pts.rollout_log import Drawn, KeyPath, RolloutLog
 
@@ -40,7 +36,6 @@ from phi4_jax.pts.rollout_log import Drawn, KeyPath, RolloutLog
 ReportProgress = Callable[[str, int, int], None]
 # A completion that takes longer than this was waited for: the sampler has computed.
 _WAIT_SECONDS = 0.05
-_MAX_REASON = 300
 # How far each of these may go into the budget, what was spent before it included.
 _SHARES = {PHASES["filter"]: 0.4, PHASES["screen"]: 0.7, PHASES["leave"]: 0.95}
 
@@ -255,28 +250,36 @@ class Rollouts:
           return
         yield branch
 
-    completions = iter(self._sampler.run(queue()))
-    left = len(missing)
-    try:
-      while True:
-        asked = self._clock()
-        item = next(completions, None)
-        if item is None:
-          break
-        branch, completion = item
-        drawn = self._judge(branch, completion)
+    def keep(judged: list[tuple[Branch, Drawn]]) -> None:
+      nonlocal stop, left
+      for branch, drawn in judged:
         self._log.append(branch.key_path, drawn)
         self._logged[branch.key_path] = drawn
         left -= 1
         if stop is None:
-          stop = self._report(label, total - left, total) or self._out_of_time(share)
-        elif self._clock() - asked > _WAIT_SECONDS:
-          break
-    finally:
-      close = getattr(completions, "close", None)
-      if close is not None:
-        close()
-      self._log.append_seconds(self.seconds)
+          stop = self._report(label, total - left, total)
+
+    completions = iter(self._sampler.run(queue()))
+    left = len(missing)
+    with Judges(self._questions, self._oracle) as judges:
+      try:
+        while True:
+          asked = self._clock()
+          item = next(completions, None)
+          waited = self._clock() - asked
+          if item is None:
+            break
+          was_stopped = stop is not None
+          keep(judges.add(*item))
+          if was_stopped and waited > _WAIT_SECONDS:
+            break
+          stop = stop or self._out_of_time(share)
+        keep(judges.finish())
+      finally:
+        close = getattr(completions, "close", None)
+        if close is not None:
+          close()
+        self._log.append_seconds(self.seconds)
     if left and stop is not None:
       raise stop
     assert not left, f"the sampler lost {left} branches"
@@ -296,39 +299,3 @@ class Rollouts:
     if minutes is not None and self.seconds >= share * 60 * minutes:
       return OutOfBudget(f"{self.seconds / 60:.1f} of {minutes} minutes are over")
     return None
-
-  def _judge(self, branch: Branch, completion: Completion) -> Drawn:
-    question = self._questions[branch.key_path[1]]
-    start = len(question.prompt_ids)
-    ids = completion.token_ids
-    first_id = ids[0] if ids else -1
-    is_whole = branch.position == start == len(branch.text)
-    kept = None
-    if is_whole and branch.first_id < 0 and branch.excluded_id < 0:
-      logprobs = [float(logprob) for logprob in completion.logprobs]
-      kept = ([int(i) for i in ids], logprobs, completion.finish)
-    reason, correct = (completion.error or "")[:_MAX_REASON], False
-    if not reason:
-      response = (*branch.prefix_ids[start:], *ids)
-      reason, correct = self._ask(question, response, completion)
-    if reason:
-      return Drawn(Outcome(int(first_id), len(ids), False, failed=True), reason)
-    return Drawn(Outcome(int(first_id), len(ids), correct), "", kept)
-
-  def _ask(
-    self, question: Question, response: Sequence[int], completion: Completion
-  ) -> tuple[str, bool]:
-    """Returns why there is no verdict ("" if there is one), and the verdict."""
-    verdict: Any = None
-    try:
-      verdict = self._oracle.judge(question, response, completion.finish)
-    except ConfigError:
-      raise  # the rule itself is gone or was changed: no question can be judged
-    except OracleFailure as error:
-      return " ".join(str(error).split())[:_MAX_REASON], False
-    except Exception as error:  # whatever a user's function raises
-      text = " ".join(f"the oracle raised {type(error).__name__}: {error}".split())
-      return text[:_MAX_REASON], False
-    if not isinstance(verdict, bool | np.bool_):
-      return f"the oracle returned {verdict!r:.60}, which is not True or False", False
-    return "", bool(verdict)
