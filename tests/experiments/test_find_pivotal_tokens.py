@@ -190,6 +190,32 @@ def test_killed_again_and_again(parents, whole, tmp_path, seed):
   assert_same_results(workdir, whole[0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "changed",
+  [
+    {"FindPivotalTokensConfig.batch_size": 8},
+    {"FindPivotalTokensConfig.batch_size": 128},
+    {"MeshConfig.cpu_devices": 1},
+    {"MeshConfig.cpu_devices": 8},
+  ],
+)
+def test_slots_and_devices_change_nothing_that_is_found(
+  parents, whole, tmp_path, changed
+):
+  """Probabilities may differ in their last digits; what is drawn and found does not."""
+  code, output = run(parents, tmp_path / "pts", **changed)
+  assert code == 0, output
+  free = {"prob", "logprobs", "probs", "values", "posterior", "lower", "log_e", "delta"}
+  free |= {"stay", "weight", "value_before", "value_after", "key_paths"}
+  for name in _FILES:
+    one, two = (
+      [{k: v for k, v in record.items() if k not in free} for record in read(at, name)]
+      for at in (tmp_path / "pts", whole[0])
+    )
+    assert one == two, name
+
+
 class _Finished(Exception):
   pass
 
