@@ -65,4 +65,4 @@ def test_readme_has_the_same_example():
   mine = [b for b in blocks if "find_pivotal_tokens(" in b]
   for block in mine:
     assert block == example()
-  assert len(mine) <= 1
+  assert len(mine) == 1
