@@ -2,7 +2,7 @@
 
   make real-model bench-setup
   python3 -m venv .venv-llama         # once; compiles llama.cpp for this processor
-  CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_COMMON=OFF
+  CC=clang-16 CXX=clang++-16 CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF
     -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_EXAMPLES=OFF
     -DLLAMA_BUILD_TESTS=OFF" .venv-llama/bin/pip install llama-cpp-python==0.3.36
   python -m benchmarks.rollouts              # 64 rollouts of 64 tokens
@@ -12,7 +12,9 @@ SmolLM2-135M-Instruct, temperature 1 over the whole vocabulary, a prompt of abou
 tokens that is read anew in every run, nothing ends early; compilation is not counted.
 Ours is the engine of every search, from branches to completions with
 log-probabilities (which the peers are not asked for). llama.cpp is compiled here
-because its wheels are made for processors of long ago; it runs the 4-bit file that the
+because its wheels are made for processors of long ago (and not by GCC 12, whose
+program dies where the processor has AMX: it loads a tile configuration of which all
+but eight bytes were never stored); it runs the 4-bit file that the
 model comes from, or what it makes of it, with one buffer of cells for all sequences
 and with one for each. transformers reads what `phi4 convert --format=hf` writes.
 

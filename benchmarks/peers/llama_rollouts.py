@@ -47,6 +47,15 @@ def rewrite(path: Path, kind: str, folder: Path) -> Path:
   return found
 
 
+def load_model(path: Path, *, repacked: bool) -> Any:
+  """Loads a file; repacked: into the layouts of this processor's matrix units."""
+  params = lib.llama_model_default_params()
+  params.use_extra_bufts = repacked
+  model = lib.llama_model_load_from_file(str(path).encode(), params)
+  assert model, f"llama.cpp could not load {path}"
+  return model
+
+
 class Decoder:
   """A model and a context for so many sequences."""
 
@@ -67,6 +76,7 @@ class Decoder:
     params.no_perf = True
     self.context = lib.llama_init_from_model(model, params)
     assert self.context, "llama.cpp could not make a context"
+    self._model = model
     self._memory = lib.llama_get_memory(self.context)
     self._rows = rows
     self._batch = lib.llama_batch_init(params.n_batch, 0, 1)
@@ -78,6 +88,11 @@ class Decoder:
     self._vocab_size = lib.llama_vocab_n_tokens(vocab)
     for i in range(params.n_batch):
       self._batch.n_seq_id[i] = 1
+
+  def free(self) -> None:
+    lib.llama_batch_free(self._batch)
+    lib.llama_free(self.context)
+    lib.llama_model_free(self._model)
 
   def set_threads(self, threads: int) -> None:
     lib.llama_set_n_threads(self.context, threads, threads)
@@ -128,7 +143,10 @@ def draw_by_numpy(random: np.random.Generator, logits: np.ndarray) -> np.ndarray
 def make_drawing(
   kind: str, context: Any, rows: int, seed: int
 ) -> Callable[[np.ndarray, bool], np.ndarray]:
-  """Returns a function of logits, and of whether they are one row for all."""
+  """Returns a function of logits, and of whether they are one row for all.
+
+  Its samplers are a few bytes each, and stay.
+  """
   if kind == "numpy":
     random = np.random.default_rng(seed)
     return lambda logits, shared: draw_by_numpy(random, logits)
@@ -156,20 +174,27 @@ def prepare(options: dict[str, Any]) -> Prepared:
   folder = Path(options["folder"])
   folder.mkdir(parents=True, exist_ok=True)
 
-  @functools.cache
-  def load(weights: str) -> Decoder:
-    path = rewrite(Path(options["gguf"]), weights, folder)
-    params = lib.llama_model_default_params()
-    model = lib.llama_model_load_from_file(str(path).encode(), params)
-    assert model, f"llama.cpp could not load {path}"
-    return Decoder(model, rows, len(prompt) + new, unified=options["kv_unified"])
+  loaded: dict[tuple[str, bool], Decoder] = {}
 
-  def make_run(*, threads: int, weights: str, drawing: str, new: int):
-    decoder = load(weights)
-    draw = make_drawing(drawing, decoder.context, rows, options["seed"])
+  def load(weights: str, repacked: bool) -> Decoder:
+    if (weights, repacked) not in loaded:
+      for decoder in loaded.values():
+        decoder.free()
+      loaded.clear()
+      path = rewrite(Path(options["gguf"]), weights, folder)
+      loaded[weights, repacked] = Decoder(
+        load_model(path, repacked=repacked),
+        rows,
+        len(prompt) + new,
+        unified=options["kv_unified"],
+      )
+    return loaded[weights, repacked]
 
+  def make_run(*, threads: int, weights: str, repacked: bool, drawing: str, new: int):
     def run() -> dict[str, float]:
+      decoder = load(weights, repacked)
       decoder.set_threads(threads)
+      draw = make_drawing(drawing, decoder.context, rows, options["seed"])
       drawn = [draw(decoder.read_prompt(prompt), True)]
       for step in range(new - 1):
         drawn.append(draw(decoder.step(drawn[-1], len(prompt) + step), False))
@@ -181,6 +206,7 @@ def prepare(options: dict[str, Any]) -> Prepared:
     {
       "threads": tuning.thread_counts()[::-1],
       "weights": list(_FILE_TYPES),
+      "repacked": [True, False],
       "drawing": ["numpy", "llama.cpp"],
     },
     functools.partial(make_run, new=options["tuning_new"]),
