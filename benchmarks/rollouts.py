@@ -12,11 +12,10 @@ SmolLM2-135M-Instruct, temperature 1 over the whole vocabulary, a prompt of abou
 tokens that is read anew in every run, nothing ends early; compilation is not counted.
 Ours is the engine of every search, from branches to completions with
 log-probabilities (which the peers are not asked for). llama.cpp is compiled here
-because its wheels are made for processors of long ago (and not by GCC 12, whose
-program dies where the processor has AMX: it loads a tile configuration of which all
-but eight bytes were never stored); it runs the 4-bit file that the
-model comes from, or what it makes of it, with one buffer of cells for all sequences
-and with one for each. transformers reads what `phi4 convert --format=hf` writes.
+because the one wheel that was looked at has no AVX-512 (and not by GCC 12.2, whose
+program died at its first AMX instruction); it runs the 4-bit file that the model comes
+from, or what it makes of it, with one buffer of cells for all sequences and with one
+for each. transformers reads what `phi4 convert --format=hf` writes.
 
 The ceiling is the time of one decode step's products with weights alone, all of them,
 in the faster of JAX and torch. At the top level of the result:
