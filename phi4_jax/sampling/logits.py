@@ -41,9 +41,6 @@ def filter_logits(
   logits = logits.astype(jnp.float32)
   token_ids = jnp.arange(logits.shape[-1])
   best = jnp.max(logits, axis=-1, keepdims=True)
-  # On a CPU the largest of numbers and NaN may be a number.
-  is_broken = jnp.any(jnp.isnan(logits), axis=-1, keepdims=True)
-  best = jnp.where(is_broken, jnp.nan, best)
   if law.temperature == 0:
     is_best = token_ids == jnp.argmax(logits, axis=-1)[:, None]
     # best - best is 0, or NaN when the logits are not finite.
