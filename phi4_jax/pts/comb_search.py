@@ -63,7 +63,7 @@ def search_comb(
   board = Board(responses, rollouts, gap=gap, critic=critic)
   out_of_budget = False
   try:
-    screen_responses(board, config, counted, seed)
+    screen_responses(board, config, counted)
   except OutOfBudget:
     out_of_budget = True
   screened = board.screen.counts.copy(), board.screen.successes.copy()

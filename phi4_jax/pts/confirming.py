@@ -32,8 +32,10 @@ _LOSS = 0.5
 _MOST_DRAWS = 60.0
 # How much dearer tests get more of the error: their cost to this power.
 _COST_POWER = 0.5
+# Pairs until it shows that a token is no pivot.
+_PAIRS_TO_FAIL = 24.0
 # Pairs after the evidence suffices, to see whether the gap is reached.
-_PAIRS_FOR_GAP = 48
+_PAIRS_FOR_GAP = 8
 
 
 class Guess(NamedTuple):
@@ -77,7 +79,7 @@ class Trial:
     self._place([place[1:] for place in places])
     self._growth = _Growth(hypotheses, config.gamma0)
     cost = self._cost(hypotheses, np.zeros(len(places)), float(len(places)))
-    kept = cost <= config.confirm_price * self.beliefs()
+    kept = self._price(cost) <= config.confirm_price
     self.hypotheses = [h for h, keep in zip(hypotheses, kept, strict=True) if keep]
     self._place([place[1:] for place, keep in zip(places, kept, strict=True) if keep])
     self._growth = self._growth.take(kept)
@@ -155,12 +157,13 @@ class Trial:
     selected = self.selected()
     hoped = int(selected.sum()) + _SUCCEED * float(beliefs[running].sum())
     cost = self._cost(self.hypotheses, log_e, hoped)
+    price = self._price(cost)
     for number in running.tolist():
       if beliefs[number] <= config.drop:
         self._close(number, "rejected", "it does not seem to reach the gap")
       elif pairs[number] >= config.max_pairs:
         self._close(number, "undecided", f"CombConfig.max_pairs ({config.max_pairs})")
-      elif cost[number] > config.confirm_price * beliefs[number]:
+      elif price[number] > config.confirm_price:
         self._close(number, "undecided", "not worth CombConfig.confirm_price")
       elif cost[number] <= 0 and beliefs[number] < config.export:
         if self._enough_at[number] < 0:
@@ -185,9 +188,18 @@ class Trial:
     target = np.log(total / (alpha * max(hoped, 1.0))) if total else 0.0
     missing = np.maximum(target - log_e, 0) + np.where(log_e < target, _LOSS, 0.0)
     guess = self._guess()
+    return missing / self._growth.of(guess.after, guess.off) * self._tokens()
+
+  def _tokens(self) -> Float[np.ndarray, "H"]:
+    """Returns what a pair takes."""
     board, at = self._board, (self._rows, self._numbers)
-    tokens = board.off_cost[at] + np.where(board.stay[at] < 1, board.after_cost[at], 0)
-    return missing / self._growth.of(guess.after, guess.off) * tokens
+    return board.off_cost[at] + np.where(board.stay[at] < 1, board.after_cost[at], 0)
+
+  def _price(self, cost: np.ndarray) -> Float[np.ndarray, "H"]:
+    """Returns tokens for each success: those of failures, which end soon, included."""
+    beliefs = self.beliefs()
+    failure = np.minimum(cost, _PAIRS_TO_FAIL * self._tokens())
+    return cost + (1 - beliefs) / beliefs * failure
 
   def _guess(self) -> Guess:
     known, at = self._board.screen.beliefs, (self._rows, self._numbers)

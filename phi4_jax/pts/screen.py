@@ -33,6 +33,8 @@ _ROWS_AT_ONCE = 256
 _PRIOR_TOKENS = 20.0
 # The chance that b of a token that is not screened is far from V.
 _STRAY = 0.05
+# A message where it is less is 0: nothing is divided by it.
+TINY = 1e-20
 
 
 class Beliefs(NamedTuple):
@@ -72,6 +74,10 @@ class Screen:
     counts: rollouts that left, by row and token.
     shares: of kinds of moves, by zone of V; `learn` changes them.
     beliefs: as of the last `update` of each row.
+    behind: message from the end to V behind each candidate, as of then.
+    ahead: message from the beginning to V before each candidate.
+    tables: by rounded sampling probability.
+    table_of: which of them is that of each candidate.
   """
 
   def __init__(
@@ -86,7 +92,7 @@ class Screen:
     gap: least change of V that makes a token pivotal.
     odds: factor on the prior odds of each token to be pivotal, by row.
     """
-    self._tables = tables.tables(gap)
+    self.tables = tables.tables(gap)
     all_probs = [comb.round_certain(np.array(r.probs)) for r in responses]
     found = [
       np.flatnonzero([reaches(1 - p, gap) for p in probs]) for probs in all_probs
@@ -109,7 +115,7 @@ class Screen:
         tables.drift_level(probs[a + 1 : b])
         for a, b in zip(bounds, bounds[1:], strict=False)
       ]
-    self._table_of = np.rint(self.probs * tables.PROB_STEPS).astype(int)
+    self.table_of = np.rint(self.probs * tables.PROB_STEPS).astype(int)
     self._ends = np.array([r.correct for r in responses], int)
     self.successes = np.zeros((shape[0], longest), int)
     self.counts = np.zeros((shape[0], longest), int)
@@ -123,6 +129,8 @@ class Screen:
         for name in Beliefs._fields
       )
     )
+    size = (*shape, tables.GRID)
+    self.behind, self.ahead = np.zeros(size, np.float32), np.zeros(size, np.float32)
     self._heads = np.zeros((shape[0], 2))
     self._strays = np.ones((shape[0], shape[1] + 1, tables.GRID), np.float32)
     self._stale: set[int] = set()
@@ -188,7 +196,7 @@ class Screen:
       logs[part] += np.logaddexp(np.log(1 - _STRAY) + near, np.log(_STRAY) + far)
     self._strays[row] = _exp(logs)
 
-  def _candidate_likelihoods(self, rows: np.ndarray) -> Float[np.ndarray, "R C G"]:
+  def candidate_likelihoods(self, rows: np.ndarray) -> Float[np.ndarray, "R C G"]:
     """Of what left at candidates, for b there."""
     places = self.positions[rows]
     n = np.take_along_axis(self.counts[rows], places, axis=1)
@@ -199,52 +207,42 @@ class Screen:
   def _update(self, rows: np.ndarray) -> None:
     lengths = self.lengths[rows]
     num_rows, num_steps = len(rows), int(lengths.max())
-    likelihoods = self._candidate_likelihoods(rows)
+    likelihoods = self.candidate_likelihoods(rows)
     for row in self._stale.intersection(rows.tolist()):
       self._weigh_strays(row)
     self._stale.difference_update(rows.tolist())
-    strays = self._strays[rows]
-    drifts = tables.drift_kernels()
-    moves = _Moves(self.shares)
+    moves = Moves(self.shares)
     plan = [
-      _group(np.flatnonzero(lengths > step), self._table_of[rows, step])
+      group_rows(np.flatnonzero(lengths > step), self.table_of[rows, step])
       for step in range(num_steps)
     ]
-
-    def drift(messages: np.ndarray, part: np.ndarray, segment: int, laws: np.ndarray):
-      level = self._drift[rows[part], segment]
-      for k in np.unique(level[level > 0]):
-        messages[level == k] = messages[level == k] @ laws[k]
-      return messages
-
-    def scale(messages: np.ndarray):
-      return messages / messages.sum(axis=1, keepdims=True)
 
     # From the end: the likelihood of all that lies behind, for V there.
     message = np.zeros((num_rows, tables.GRID), np.float32)
     message[np.arange(num_rows), self._ends[rows] * (tables.GRID - 1)] = 1
-    everyone = np.arange(num_rows)
-    tails = strays[everyone, lengths]
     for length in np.unique(lengths):
       part = np.flatnonzero(lengths == length)
-      message[part] = scale(
-        drift(message[part], part, int(length), drifts) * tails[part]
+      message[part] = _scale(
+        self.pass_segment(rows[part], int(length), message[part], backwards=True)
       )
-    behind, joints = [message] * num_steps, [message] * num_steps
+    joints = [message] * num_steps
     for step in reversed(range(num_steps)):
       part, groups = plan[step]
-      behind[step], seen = message[part], likelihoods[part, step]
-      joint = (behind[step][:, :, None] * seen[:, None, :]).reshape(len(part), -1)
+      behind, seen = message[part], likelihoods[part, step]
+      self.behind[rows[part], step] = behind
+      joint = (behind[:, :, None] * seen[:, None, :]).reshape(len(part), -1)
       joint *= moves.law
       if self._odds is not None:
-        odds = self._odds[rows[part], step, None] - 1
+        odds = self.odds_of(rows[part], step)[:, None] - 1
         for k, group in groups:
-          joint[group] *= 1 + odds[group] * self._tables[k].moves
+          joint[group] *= 1 + odds[group] * self.tables[k].moves
       joints[step] = joint
-      before = moves.none * behind[step] * seen
+      before = moves.none * behind * seen
       for k, group in groups:
-        before[group] += joint[group] @ self._tables[k].before
-      message[part] = scale(drift(before, part, step, drifts) * strays[part, step])
+        before[group] += joint[group] @ self.tables[k].before
+      message[part] = _scale(
+        self.pass_segment(rows[part], step, before, backwards=True)
+      )
     # From the beginning, where every V is as likely.
     self._heads[rows] = np.stack(
       [message @ tables.grid(), message @ tables.grid() ** 2], 1
@@ -252,20 +250,57 @@ class Screen:
     message = np.full((num_rows, tables.GRID), 1 / tables.GRID, np.float32)
     for step in range(num_steps):
       part, groups = plan[step]
-      ahead = message[part] * strays[part, step]
-      ahead = scale(drift(ahead, part, step, drifts.transpose(0, 2, 1)))
+      ahead = _scale(
+        self.pass_segment(rows[part], step, message[part], backwards=False)
+      )
+      self.ahead[rows[part], step] = ahead
+      behind = self.behind[rows[part], step]
       joint, seen = joints[step], likelihoods[part, step]
       found = np.empty((len(part), tables.NUM_FEATURES), np.float32)
-      for k, group in groups:
-        joint[group] *= ahead[group] @ self._tables[k].before.T
-        found[group] = joint[group] @ self._tables[k].features
+      kinds = np.empty((len(part), moves.of_kind.shape[1]), np.float32)
+      for k, group in groups:  # small products: a large one would be split over threads
+        joint[group] *= ahead[group] @ self.tables[k].before.T
+        found[group] = joint[group] @ self.tables[k].features
+        kinds[group] = joint[group] @ moves.of_kind
       still = moves.none * seen * ahead
-      self._keep(rows[part], step, found, still * behind[step], moves.kinds_of(joint))
+      self._keep(rows[part], step, found, still * behind, kinds)
       through = joint.reshape(len(part), tables.GRID, -1).sum(axis=2)
       through = np.divide(
-        through, behind[step], out=np.zeros_like(through), where=behind[step] > 1e-20
+        through, behind, out=np.zeros_like(through), where=behind > TINY
       )
-      message[part] = scale(still + through)
+      message[part] = _scale(still + through)
+
+  def pass_segment(
+    self,
+    rows: Int[np.ndarray, "R"],
+    segment: int,
+    messages: Float[np.ndarray, "R *K G"],
+    *,
+    backwards: bool,
+  ) -> Float[np.ndarray, "R *K G"]:
+    """Takes messages through the tokens before a candidate that are not screened.
+
+    Args:
+      rows: of the messages.
+      segment: the number of the candidate behind them.
+      messages: of V behind them, or before them if not `backwards`.
+      backwards: from the end to the beginning.
+    """
+    strays = self._strays[rows, segment]
+    strays = strays.reshape(len(rows), *[1] * (messages.ndim - 2), -1)
+    if not backwards:
+      messages = messages * strays
+    level = self._drift[rows, segment]
+    for k in np.unique(level[level > 0]):
+      law = tables.drift_kernels()[k]
+      messages[level == k] = messages[level == k] @ (law if backwards else law.T)
+    return messages * strays if backwards else messages
+
+  def odds_of(self, rows: Int[np.ndarray, "R"], step: int) -> Float[np.ndarray, "R"]:
+    """Returns the factor on the prior odds of a candidate of each row."""
+    if self._odds is None:
+      return np.ones(len(rows), np.float32)
+    return self._odds[rows, step]
 
   def _keep(self, rows, step, found, still, kinds) -> None:
     """Normalises what was found of a candidate of each row, and keeps it."""
@@ -284,15 +319,17 @@ class Screen:
     known.pivot_off_square[rows, step] = found[:, 11:13]
     known.pivot_behind_square[rows, step] = found[:, 13:15]
     self._kind_counts[rows, step, :, 0] = still @ tables.zones().T
-    self._kind_counts[rows, step, :, 1:] = kinds / total[..., None]
+    kinds = (kinds / total).reshape(len(rows), len(self.shares), -1)
+    self._kind_counts[rows, step, :, 1:] = kinds
 
 
-class _Moves:
+class Moves:
   """The law of b given V, from shares of kinds of moves in each zone of V.
 
   Attributes:
     none: probability that b is V.
     law: of all other moves, flat over (V, b).
+    of_kind: how much of the law is of each zone and kind, [G G, Z (M - 1)].
   """
 
   def __init__(self, shares: Float[np.ndarray, "Z M"]):
@@ -302,20 +339,22 @@ class _Moves:
     law = parts.sum(axis=0)
     inside = np.repeat(tables.zones(), tables.GRID, axis=1)
     by_zone = (parts / law)[None] * inside[:, None]  # [Z, M - 1, G G]
-    self._num_zones = len(inside)
-    self._of_kind = by_zone.reshape(-1, law.size).T.astype(np.float32)
+    by_zone[by_zone < 1e-12] = (
+      0  # the least float32 numbers take a hundred times longer
+    )
+    self.of_kind = by_zone.reshape(-1, law.size).T.astype(np.float32)
     self.law = law.astype(np.float32)
 
-  def kinds_of(self, joint: Float[np.ndarray, "R GG"]) -> Float[np.ndarray, "R Z K"]:
-    """Splits a joint law by zone and kind of move."""
-    return (joint @ self._of_kind).reshape(len(joint), self._num_zones, -1)
+
+def _scale(messages: Float[np.ndarray, "R G"]) -> Float[np.ndarray, "R G"]:
+  return messages / messages.sum(axis=1, keepdims=True)
 
 
 def _exp(logs: Float[np.ndarray, "*R G"]) -> Float[np.ndarray, "*R G"]:
   return np.exp(logs - logs.max(axis=-1, keepdims=True)).astype(np.float32)
 
 
-def _group(
+def group_rows(
   part: Int[np.ndarray, "P"], table_of: Int[np.ndarray, "R"]
 ) -> tuple[Int[np.ndarray, "P"], list[tuple[int, slice]]]:
   """Sorts rows by their table; returns them and the slice of each table."""

@@ -1,13 +1,12 @@
 """Stage C: rollouts that leave base responses, placed where they tell most.
 
 Rounds over all responses of all questions at once. The first looks at every candidate;
-each later one asks, for every candidate, what one more rollout would tell: by how much
-it lessens, on average, the variance of "this token is pivotal", per token that it
-takes. Where that is worth the price, it is drawn. Knows beliefs and a draw; refuses to
+each later one asks, for every candidate, what one more rollout that leaves there would
+tell (screen_gains.py), per token that it takes. Where that is worth the price, it is
+drawn. Knows beliefs and a draw; refuses to
 know how a search goes on.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -22,6 +21,7 @@ from phi4_jax.pts.draws import Draw, Outcome
 from phi4_jax.pts.estimates import PHASES
 from phi4_jax.pts.responses import Point, Response, Responses
 from phi4_jax.pts.screen import Screen
+from phi4_jax.pts.screen_gains import Stakes, expected_gains
 
 # Rounds after each of which the screen learns, and then every so many.
 _LEARN_FIRST, _LEARN_EVERY = 4, 6
@@ -150,7 +150,7 @@ class Board:
       self.screen.update()
 
 
-def screen_responses(board: Board, config: CombConfig, draw: Draw, seed: int) -> int:
+def screen_responses(board: Board, config: CombConfig, draw: Draw) -> int:
   """Draws rollouts until none is worth its price; returns the number of rounds.
 
   Raises:
@@ -162,7 +162,7 @@ def screen_responses(board: Board, config: CombConfig, draw: Draw, seed: int) ->
   rounds = 0
   while rounds < config.screen_rounds:
     if rounds or not config.screen_first:
-      names = _choose(board, config, seed, rounds)
+      names = _choose(board, config)
     else:
       names = _every_candidate(board, config.screen_first)
     if not names:
@@ -187,36 +187,6 @@ def screen_responses(board: Board, config: CombConfig, draw: Draw, seed: int) ->
   return rounds
 
 
-def worth(board: Board) -> Float[np.ndarray, "N A"]:
-  """Returns what one more rollout tells, per token, by row and action.
-
-  The first half of the actions are rollouts that leave at each candidate, for what they
-  tell of its b; the other half those that leave somewhere behind it, for V there. By
-  the law of total variance a verdict of mean m lessens the variance of an event I by
-  Cov(I, verdict)^2 / (m (1 - m)).
-  """
-  known, stay = board.screen.beliefs, board.stay
-  at = known.pivot_off - known.pivot * known.off[..., None]
-  behind = known.pivot_behind - known.pivot * known.behind[..., None]
-  left = np.maximum(1 - stay, 1e-6)
-  after = np.clip((known.behind - stay * board.ends[:, None]) / left, 0.02, 0.98)
-  off = np.clip(known.off, 0.02, 0.98)
-  gains = (
-    (at**2).sum(-1) / (off * (1 - off)) / board.off_cost,
-    np.where(
-      stay < 1 - 1e-9,
-      (behind**2).sum(-1) / left**2 / (after * (1 - after)) / board.after_cost,
-      0.0,
-    ),
-  )
-  used = board.screen.is_candidate & ~_dropped_rows(board)[:, None]
-  return np.concatenate([np.where(used, gain, 0.0) for gain in gains], axis=1)
-
-
-def _dropped_rows(board: Board) -> np.ndarray:
-  return np.array([board.is_dropped(row) for row in range(len(board.rows))], bool)
-
-
 def _every_candidate(board: Board, times: int) -> list[Point]:
   names = {
     board.name(row, int(position))
@@ -227,38 +197,27 @@ def _every_candidate(board: Board, times: int) -> list[Point]:
   return [name for name in sorted(names) for _ in range(times)]
 
 
-def _choose(board: Board, config: CombConfig, seed: int, number: int) -> list[Point]:
+def _choose(board: Board, config: CombConfig) -> list[Point]:
   """Returns where the rollouts of a round leave: so many of each response at most."""
-  gains = worth(board)
+  rows = np.array(
+    [row for row in range(len(board.rows)) if not board.is_dropped(row)], int
+  )
+  stakes = Stakes(
+    tokens=board.off_cost + np.where(board.stay < 1, board.after_cost, 0),
+    stay=board.stay,
+    ends=board.ends,
+    gamma=config.gamma0,
+    price=config.confirm_price,
+  )
+  gains = expected_gains(board.screen, rows, stakes) / board.off_cost[rows]
   names = []
-  for row in np.flatnonzero((gains >= config.screen_price).any(axis=1)):
-    best = np.argsort(-gains[row], kind="stable")[: config.screen_draws]
-    for rank, action in enumerate(best):
-      if gains[row, action] < config.screen_price:
-        break
-      names.append(_place(board, int(row), int(action), (seed, number, rank)))
+  for row, gain in zip(rows.tolist(), gains, strict=True):
+    best = np.argsort(-gain, kind="stable")[: config.screen_draws]
+    names += [
+      board.name(row, int(board.screen.positions[row, number]))
+      for number in best[gain[best] >= config.screen_price]
+    ]
   return names
-
-
-def _place(board: Board, row: int, action: int, path: tuple[int, ...]) -> Point:
-  """Returns the token at which the rollout of an action leaves."""
-  num = board.screen.positions.shape[1]
-  position = int(board.screen.positions[row, action % num])
-  if action >= num:
-    response = board.rows[row]
-    probs = comb.round_certain(np.array(response.probs))
-    weights, _ = comb.leave_weights(probs, position + 1)
-    cumulative = np.cumsum(weights)
-    share = _uniform("screen", *path, response.question, response.index)
-    target = share * cumulative[-1]
-    position = int(np.flatnonzero((cumulative > target) & (weights > 0))[0])
-  return board.name(row, position)
-
-
-def _uniform(*path: str | int) -> float:
-  """A number in [0, 1) that depends on its name alone."""
-  digest = hashlib.blake2b(repr(path).encode(), digest_size=8).digest()
-  return int.from_bytes(digest, "little") / 2**64
 
 
 def _mean_lengths(probs: Float[np.ndarray, "T"]) -> Float[np.ndarray, "N"]:

@@ -49,7 +49,7 @@ class World:
 # 18 of 96 tokens can be pivotal; one response has 1.05 pivotal tokens of 0.2, and 1.4
 # in questions that the filter keeps. Most tokens that can be pivotal change nothing.
 BASE = World(
-  name="base", num_steps=96, certain=0.82, forks=0.07, reach=6, first_seed=10_000
+  name="base", num_steps=96, certain=0.82, forks=0.055, reach=6, first_seed=10_000
 )
 # As many tokens that can be pivotal, and nearly all of them change p(success) a little.
 DENSE = World(
@@ -62,7 +62,7 @@ TUNING = World(
   name="tuning",
   num_steps=128,
   certain=0.8,
-  forks=0.09,
+  forks=0.06,
   reach=5,
   num_states=20,
   num_tokens=5,

@@ -5,6 +5,7 @@ import pytest
 
 from phi4_jax.pts import screen_tables as tables
 from phi4_jax.pts.screen import Screen
+from phi4_jax.pts.screen_gains import Stakes, _moments, expected_gains
 from tests.pts.processes import make_response
 
 GAP = 0.2
@@ -24,7 +25,7 @@ def enumerate_beliefs(screen, row):
     position = screen.positions[row, c]
     n, k = screen.counts[row, position], screen.successes[row, position]
     seen = np.exp(k * passed + (n - k) * failed)
-    table = screen._tables[screen._table_of[row, c]]
+    table = screen.tables[screen.table_of[row, c]]
     before = table.before.reshape(25, 25, 25)
     drift = tables.drift_kernels()[screen._drift[row, c]]
     longer = []
@@ -44,7 +45,7 @@ def enumerate_beliefs(screen, row):
   found = np.zeros((num, 4))
   for weight, _, history in paths:
     for c, (v, b, moved) in enumerate(history):
-      table = screen._tables[screen._table_of[row, c]]
+      table = screen.tables[screen.table_of[row, c]]
       features = table.features.reshape(25, 25, -1)[v, b]
       found[c] += weight * np.array(
         [features[1] * moved, features[2] * moved, values[v], values[b]]
@@ -68,3 +69,58 @@ def test_messages_are_the_sum_over_all_paths(correct):
   assert list(screen.positions[0]) == [0, 2]
   # Five failures behind a success speak for a fall, and not the other way round.
   assert known.pivot[0, 1, 0 if correct else 1] == known.pivot[0, 1].max()
+
+
+def test_covariances_are_what_a_rollout_changes_on_average():
+  probs = [0.5, 1.0, 0.3, 0.9, 0.6, 0.7, 0.1]
+  responses = [
+    make_response(probs[:length], correct=correct)
+    for length, correct in ((7, True), (4, False), (7, False))
+  ]
+  screen = Screen(responses, GAP, odds=[np.linspace(0.5, 3, 7)] * 3)
+  for row, position, verdict in (
+    (0, 0, 1),
+    (0, 2, 0),
+    (0, 3, 1),
+    (0, 6, 1),
+    (1, 0, 0),
+    (1, 2, 1),
+    (2, 4, 1),
+    (2, 4, 1),
+    (2, 5, 0),
+  ):
+    screen.add(row, position, bool(verdict))
+  screen.update()
+  rows = np.argsort(screen.lengths, kind="stable")
+  shape = screen.positions.shape
+  # So cheap a test that all that reaches the gap is worth it.
+  stakes = Stakes(np.full(shape, 1e-9), np.zeros(shape), np.zeros(3), 0.1, 1.0)
+  mean, moments, off = _moments(screen, rows, stakes)
+  pivot = screen.beliefs.pivot.copy()
+  for place, row in enumerate(rows):
+    num = screen.lengths[row]
+    assert pytest.approx(pivot[row, :num], abs=1e-5) == mean[place, :, :num].T
+    for c in range(num):
+      position = screen.positions[row, c]
+      screen.counts[row, position] += 1
+      screen.successes[row, position] += 1
+      screen.update(rows[[place]])
+      changed = screen.beliefs.pivot[row, :num] * off[place, c]
+      # A verdict's likelihood is cut off at .005, the tilt is not.
+      assert pytest.approx(changed, abs=3e-3) == moments[place, :, :num, c].T
+      screen.counts[row, position] -= 1
+      screen.successes[row, position] -= 1
+
+
+def test_what_is_dear_to_test_is_worth_less():
+  screen = Screen([make_response([0.5, 0.5, 0.5])], GAP)
+  screen.update()
+  tokens = np.array([[10.0, 1000.0, 30.0]])
+  stakes = Stakes(tokens, np.zeros((1, 3)), np.ones(1), 0.1, 5000.0)
+  worth = [stakes.worth(screen, np.array([0]), step)[0, 0] for step in range(3)]
+  assert (worth[0] >= worth[2]).all() and (worth[2] >= worth[1]).all()
+  # V .5 behind the token and b 0: an effect of .25, in a few dozen pairs.
+  place = 12 * 25
+  assert worth[0][place] > 0.8 and worth[1][place] == 0
+  gains = expected_gains(screen, np.array([0]), stakes)
+  assert (gains > 0).all()
