@@ -91,6 +91,7 @@ def write_comb_search(
       "gap_too_small": 2,
       "same_pair_again": 0,
       "not_drawn": 0,
+      "over_quota": 0,
     },
     "traces": len(found["traces"]),
     "rounds": 76,

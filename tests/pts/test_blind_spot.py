@@ -26,7 +26,7 @@ GAP = 0.2
 @pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
 def test_exact_values_do_not_show_all_pivots(world, naive):
   num_true = num_found = 0
-  for number in range(4):
+  for number in range(5):
     process = world.process(number)
     for question in range(len(process.questions)):
       if not 0.2 <= process.values[0, question] <= 0.8:
