@@ -21,7 +21,9 @@ from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.kv_cache import KVCache, init_cache
 from phi4_jax.model.quantize import cast_for_inference
 from phi4_jax.model.transformer import compute_logits, forward, unstack_layers
+from phi4_jax.model.transposed import transpose_matrices
 from phi4_jax.sampling.logits import draw_tokens, filter_logits
+from phi4_jax.sampling.placement import runs_on_cpu
 
 # Tokens that are read at a time. Each size that is used compiles once a capacity.
 CHUNKS = (32, 256)
@@ -143,8 +145,9 @@ class StreamPrograms:
 
 
 def _prepare_params(params: Params, *, config: ModelConfig) -> dict[str, Any]:
-  """Separate layers in the compute dtype; int8 stays int8."""
-  return cast_for_inference(unstack_layers(params, config), config.dtype)
+  """Separate layers in the compute dtype, laid as a sampler's; int8 stays int8."""
+  ready = cast_for_inference(unstack_layers(params, config), config.dtype)
+  return transpose_matrices(ready) if runs_on_cpu(None) else ready
 
 
 def _read_and_draw(
