@@ -207,67 +207,6 @@ class TestSeveralWorkers:
     with open_draw(tmp_path / "one", Engine(5), One()) as draw:
       assert draw(MANY, label="") == outcomes and draw.failures == failures
 
-  def test_a_rule_that_is_gone_stops_the_run(self, tmp_path):
-    class Gone(LastTokenIsEven):
-      def judge(self, question, token_ids, finish):
-        raise ConfigError("the function was changed")
-
-    with (
-      open_draw(tmp_path, oracle=Gone()) as draw,
-      pytest.raises(ConfigError, match="was changed"),
-    ):
-      draw([branch(0, 0)], label="")
-
-  def test_the_reason_does_not_depend_on_the_order(self, tmp_path):
-    class Says(LastTokenIsEven):
-      def judge(self, question, token_ids, finish):
-        raise ValueError(token_ids[-1])
-
-    reasons = set()
-    for order in range(6):
-      with open_draw(tmp_path / str(order), Engine(order), Says()) as draw:
-        draw(MANY, label="")
-        reasons.add(json.dumps(draw.failures))
-    assert len(reasons) == 1
-
-  def test_a_row_without_numbers(self, tmp_path):
-    bad = MANY[7].key_path
-    with open_draw(tmp_path, Engine(error_for=[bad])) as draw:
-      outcomes = draw(MANY, label="")
-      assert draw.failures == {0: "no numbers"}
-    assert [b for b, o in zip(MANY, outcomes, strict=True) if o.failed] == [MANY[7]]
-
-
-class TestSeveralWorkers:
-  class Slow(LastTokenIsEven):
-    workers = 4
-
-    def __init__(self):
-      super().__init__()
-      self.at_once = self.most = 0
-
-    def judge(self, question, token_ids, finish):
-      self.at_once += 1
-      self.most = max(self.most, self.at_once)
-      time.sleep(0.01 * (token_ids[0] % 3))
-      self.at_once -= 1
-      if question.id == "q3":
-        raise ValueError(token_ids[-1])
-      return super().judge(question, token_ids, finish)
-
-  def test_they_come_to_the_same(self, tmp_path):
-    oracle = self.Slow()
-    with open_draw(tmp_path / "four", oracle=oracle) as draw:
-      outcomes = draw(MANY, label="")
-      failures = draw.failures
-    assert oracle.most > 1 and list(failures) == [3]
-
-    class One(self.Slow):
-      workers = 1
-
-    with open_draw(tmp_path / "one", Engine(5), One()) as draw:
-      assert draw(MANY, label="") == outcomes and draw.failures == failures
-
   def test_a_stop_waits_for_what_is_being_judged(self, tmp_path):
     class Stop(Exception):
       pass
@@ -276,16 +215,18 @@ class TestSeveralWorkers:
       if done == 3:
         raise Stop
 
+    # More than may wait before the judges at once.
+    more = [branch(question, k) for question in range(3) for k in range(120)]
     with (
       open_draw(tmp_path, oracle=self.Slow(), progress=progress) as draw,
       pytest.raises(Stop),
     ):
-      draw(MANY, label="")
+      draw(more, label="")
     second = Engine(2)
     with open_draw(tmp_path, second, self.Slow()) as draw:
-      draw(MANY, label="")
+      draw(more, label="")
     # What was under way is kept; how much that is depends on the judges' speed.
-    assert len(second.drawn) < len(MANY)
+    assert 0 < len(second.drawn) < len(more)
 
   def test_a_rule_that_is_gone_stops_the_run(self, tmp_path):
     class Gone(self.Slow):
