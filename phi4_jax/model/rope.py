@@ -7,6 +7,7 @@ come from.
 import jax.numpy as jnp
 import numpy as np
 
+from kernels.target import current_target
 from phi4_jax.common.axes import Array, Bool, Float, Int
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.rope_scaling import LongRope
@@ -107,6 +108,9 @@ def apply_rope(
   """
   width = 2 * cos.shape[-1]
   turning, rest = x[..., :width], x[..., width:]
+  if x.shape[1] == 1 and current_target().platform == "cpu":
+    turned = _turn_one(turning, cos, sin)
+    return turned if not rest.shape[-1] else jnp.concatenate((turned, rest), axis=-1)
   first, second = jnp.split(turning.astype(jnp.float32), 2, axis=-1)
   cos, sin = cos[:, :, None, :], sin[:, :, None, :]
   turned = (first * cos - second * sin, second * cos + first * sin)
@@ -114,3 +118,16 @@ def apply_rope(
   if not rest.shape[-1]:
     return turned
   return jnp.concatenate((turned, rest), axis=-1)
+
+
+def _turn_one(x: Array, cos: Array, sin: Array) -> Array:
+  """`apply_rope` of one token, the halves as an axis.
+
+  The same numbers. A CPU's loop that writes both halves of a concatenation works one
+  number at a time.
+  """
+  halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
+  cos, sin = cos[:, :, None, None, :], sin[:, :, None, None, :]
+  signs = jnp.asarray([[-1.0], [1.0]], jnp.float32)
+  turned = halves * cos + jnp.flip(halves, axis=-2) * (signs * sin)
+  return turned.astype(x.dtype).reshape(x.shape)

@@ -5,7 +5,7 @@ Four stages, after the questions were filtered:
   B  a token of sampling probability above 1 - gap cannot be pivotal: no rollouts
   C  screen: rollouts that leave where they tell most (screening.py, screen.py)
   D  confirm: fresh rollouts, evidence that may be looked at any time (confirming.py)
-  E  select by e-BH, with a bound on the false share; then a pair for each
+  E  select by closed e-BH, with a bound on the false share; then a pair for each
 
 Straight-line code over a draw: no sampler is known here, and the result depends on what
 the draw gives back and on nothing else. A budget that ends, or a question without

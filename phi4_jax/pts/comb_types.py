@@ -69,7 +69,8 @@ class Finding:
     effect: the estimate of sign * (V behind y - V before it), from fresh rollouts; not
       a number if there is none.
     lower_bound: what sign * Delta exceeds; for the exported ones the expected share of
-      wrong bounds is at most alpha, for others the bound holds at alpha each.
+      wrong bounds is at most alpha, for others the bound holds at alpha each. It may
+      lie a little below gamma0 where closed e-BH selects what e-BH would not.
     posterior: probability that sign * Delta reaches the gap, given everything.
     pair: of an exported one.
     no_pair: why an exported one has none.

@@ -1,9 +1,9 @@
 """Stages D and E: what the screen found is tested with fresh rollouts, and selected.
 
 The hypotheses are made once, when the screen has ended, and none is added later: so
-their number and their weights are fixed before the first fresh rollout, and e-BH bounds
-the false share whatever is done from here on. The weights (of mean 1) say how much of
-the error is spent on each: more on what is likely, and on what is dear to test.
+their number and their weights are fixed before the first fresh rollout, and closed e-BH
+bounds the false share whatever is done from here on. The weights (of mean 1) say how
+much of the error is spent on each: more on what is likely, and on what is dear to test.
 
 Draws go to a hypothesis until it is selected, or seems not to reach the gap any more,
 or would cost more than it is worth. Beliefs (screen.py) decide all of that; evidence
@@ -110,14 +110,14 @@ class Trial:
     return np.maximum(pivot[self._rows, self._numbers, self._sides], 1e-9)
 
   def log_e(self) -> Float[np.ndarray, "H"]:
-    """Returns log E, with the weight of each: what e-BH is to look at."""
+    """Returns log E, with the weight of each."""
     return self.confirmation.log_e() + self.log_weights
 
   def selected(self) -> Bool[np.ndarray, "H"]:
-    """Returns what e-BH selects of those that seem to reach the gap."""
+    """Returns what closed e-BH selects of those that seem to reach the gap."""
     likely = self.beliefs() >= self._config.export
-    usable = np.where(likely & ~self._dropped(), self.log_e(), -np.inf)
-    return evidence.e_bh(usable, self._config.alpha, len(self))
+    usable = np.where(likely & ~self._dropped(), self.confirmation.log_e(), -np.inf)
+    return evidence.closed_e_bh(usable, self._config.alpha, self.log_weights)
 
   def run(self, draw: Draw) -> int:
     """Draws until nothing is worth it; returns the number of rounds.
@@ -185,7 +185,9 @@ class Trial:
       hoped: how many will be selected.
     """
     total, alpha = len(hypotheses), self._config.alpha
-    target = np.log(total / (alpha * max(hoped, 1.0))) if total else 0.0
+    # Closed e-BH asks for less than total / (alpha k), about by this much.
+    asked = (total + hoped) / 2
+    target = np.log(asked / (alpha * max(hoped, 1.0))) if total else 0.0
     missing = np.maximum(target - log_e, 0) + np.where(log_e < target, _LOSS, 0.0)
     guess = self._guess()
     return missing / self._growth.of(guess.after, guess.off) * self._tokens()

@@ -76,7 +76,11 @@ def filter_questions(
   asked = [number for number, state in enumerate(found) if state is None]
   for start in range(0, len(asked), _CHUNK):
     chunk = asked[start : start + _CHUNK]
-    for number, members in _sample(rollouts, questions, chunk, config).items():
+    label = "filter"
+    if len(asked) > _CHUNK:
+      label += f": questions {start + 1} to {start + len(chunk)} of {len(asked)}"
+    now = _sample(rollouts, questions, chunk, config, label)
+    for number, members in now.items():
       found[number] = _sort(members, config)
   for number, reason in rollouts.failures.items():
     members = found[number]
@@ -104,6 +108,7 @@ def _sample(
   questions: Sequence[Question],
   numbers: Sequence[int],
   config: SearchConfig,
+  label: str,
 ) -> dict[int, list[Response]]:
   """Returns the judged rollouts of questions that had at least the first of them."""
   found: dict[int, list[Response]] = {}
@@ -123,7 +128,7 @@ def _sample(
       for q, k in names
     ]
     try:
-      drawn = rollouts.draw_responses(branches, label="filter") if branches else []
+      drawn = rollouts.draw_responses(branches, label=label) if branches else []
     except OutOfBudget:
       break
     for q in running:

@@ -230,7 +230,9 @@ class RolloutEngine:
     try:
       placed = self._schedule.place()
       failed = self._read_texts(placed)
-      ended = [(job.branch, fail(job, self._config)) for job in failed]
+      ended = [
+        (job.branch, fail(job, self._config, is_prefix_broken=True)) for job in failed
+      ]
       if self._schedule.num_running:
         ended += self._run_block(placed)
     except BaseException:

@@ -19,7 +19,7 @@ from phi4_jax.model.branch_forward import read_tokens
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.inference_sharding import split_logits
 from phi4_jax.model.transformer import compute_logits
-from phi4_jax.sampling.logits import draw_tokens, filter_logits
+from phi4_jax.sampling.logits import sample_logits
 
 
 @struct.dataclass
@@ -123,8 +123,7 @@ def decode_block(
     )
     logits = split_logits(compute_logits(params, config, hidden), config)
     excluded = jnp.where(rows.length == 0, rows.excluded, -1)
-    law_logprobs = filter_logits(logits, law, excluded)
-    token, logprob = draw_tokens(law_logprobs, rows.key, rows.position + 1)
+    token, logprob = sample_logits(logits, law, rows.key, rows.position + 1, excluded)
     running = ~rows.done
     failed = running & ~jnp.isfinite(logprob)
     drawn = running & ~failed

@@ -65,10 +65,12 @@ def refuse(
   return None
 
 
-def fail(job: Job, config: ModelConfig) -> Completion:
+def fail(
+  job: Job, config: ModelConfig, *, is_prefix_broken: bool = False
+) -> Completion:
   """Returns the completion of a branch that has no next token."""
   step, excluded = len(job.tokens), job.branch.excluded_id
-  if step == 0 and excluded >= 0:
+  if step == 0 and excluded >= 0 and not is_prefix_broken:
     error = (
       f"Token {excluded} is excluded as first token, but under the law it is the only "
       "one possible (or the logits are not finite): there is no other token to draw. "

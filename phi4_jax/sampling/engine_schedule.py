@@ -15,6 +15,8 @@ from phi4_jax.common.sampler import Branch
 from phi4_jax.sampling.engine_bases import Bases
 from phi4_jax.sampling.engine_shapes import EngineShapes
 
+# Branches that wait at most for each row.
+_MOST_WAITING = 32
 # Texts that are compared by how much of them is held already.
 _MOST_COMPARED = 4
 
@@ -141,8 +143,14 @@ class Schedule:
     return job
 
   def read_ahead(self) -> None:
-    """Reads the queue until twice as many branches wait as there are rows."""
-    while not self._is_read and self.num_waiting < 2 * self._shapes.num_rows:
+    """Reads the queue until enough waits: rows twice over, and a text for each group.
+
+    Groups that had to take one text each of a few would all run out of it at once.
+    """
+    rows, groups = self._shapes.num_rows, self._shapes.groups
+    while not self._is_read and self.num_waiting < _MOST_WAITING * rows:
+      if self.num_waiting >= 2 * rows and len(self._waiting) > groups:
+        return
       jobs = next(self._queue, None)
       if jobs is None:
         self._is_read = True
@@ -200,15 +208,20 @@ class Schedule:
         return
 
   def _choose(self, group: int) -> _Text:
-    """Returns the text that fills most rows, and of these what is held already."""
-    most, candidates = 0, []
+    """Returns a text for a group without work.
+
+    The one that fills most rows; of equal ones one that no other group works on, so
+    that rows do not run out of it in several groups; of these what is held already.
+    """
+    best, candidates = (0, False), []
+    most = (self._shapes.rows_per_group, True)
     for text in self._waiting:
-      filled = min(len(text.waiting), self._shapes.rows_per_group)
-      if filled > most:
-        most, candidates = filled, []
-      if filled == most:
+      merit = (min(len(text.waiting), most[0]), not text.num_groups)
+      if merit > best:
+        best, candidates = merit, []
+      if merit == best:
         candidates.append(text)
-      if most == self._shapes.rows_per_group and len(candidates) == _MOST_COMPARED:
+      if best == most and len(candidates) == _MOST_COMPARED:
         break
     return max(
       candidates[:_MOST_COMPARED],

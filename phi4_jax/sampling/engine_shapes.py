@@ -14,7 +14,7 @@ from phi4_jax.model.inference_sharding import (
 )
 from phi4_jax.model.rope_scaling import LongRope
 
-_MOST_SHARED_ROWS = 8
+_MOST_SHARED_ROWS = 4
 _SLOT_MULTIPLE = 8  # what a TPU's kernels want
 
 
@@ -77,8 +77,9 @@ def derive_shapes(
     law: the distribution; its max_length bounds both capacities.
     batch_size: rows that decode at once, P * R.
     mesh: where to run.
-    rows_per_group: None means the largest divisor of a device's rows up to 8. Give 1
-      where every prefix is drawn from once, and more where many draws share a text.
+    rows_per_group: None means the largest divisor of a device's rows up to 4. Give 1
+      where every prefix is drawn from once, and more where hundreds of draws share a
+      text: a group takes another text when its last row has finished.
     base_capacity: None means max_length - 1, rounded up.
     suffix_capacity: None likewise, which is always enough.
     block_steps: see `EngineShapes`.

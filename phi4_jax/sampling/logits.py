@@ -3,6 +3,8 @@
 Knows logits and keys; refuses to know where the logits come from.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -38,22 +40,28 @@ def filter_logits(
   A row with NaN or +inf logits comes back all NaN or -inf. So does a row whose only
   token is excluded: nothing is left to draw.
   """
-  logits = logits.astype(jnp.float32)
-  token_ids = jnp.arange(logits.shape[-1])
-  best = jnp.max(logits, axis=-1, keepdims=True)
-  if law.temperature == 0:
-    is_best = token_ids == jnp.argmax(logits, axis=-1)[:, None]
-    # best - best is 0, or NaN when the logits are not finite.
-    kept = jnp.where(is_best, best - best, -jnp.inf)
-  else:
-    # The largest is subtracted first: no temperature, however small, overflows.
-    kept = (logits - best) / law.temperature
-    kept = _filter_top(kept, law.top_k, law.top_p)
+  kept = _keep(logits.astype(jnp.float32), law)
   if excluded is not None:
+    token_ids = jnp.arange(logits.shape[-1])
     kept = jnp.where(token_ids == excluded[:, None], -jnp.inf, kept)
   total = jax.nn.logsumexp(kept, axis=-1, keepdims=True)
   # A row with nothing left has total = -inf; -inf - -inf would be NaN.
   return jnp.where(jnp.isneginf(kept), -jnp.inf, kept - total)
+
+
+def _keep(logits: Float[Array, "B V"], law: SamplingLaw) -> Float[Array, "B V"]:
+  """Returns logits over temperature, the largest 0; -inf where the law removes them."""
+  best = jnp.max(logits, axis=-1, keepdims=True)
+  # On a CPU the largest of numbers and NaN may be a number.
+  is_broken = jnp.any(jnp.isnan(logits), axis=-1, keepdims=True)
+  best = jnp.where(is_broken, jnp.nan, best)
+  if law.temperature == 0:
+    token_ids = jnp.arange(logits.shape[-1])
+    is_best = token_ids == jnp.argmax(logits, axis=-1)[:, None]
+    # best - best is 0, or NaN when the logits are not finite.
+    return jnp.where(is_best, best - best, -jnp.inf)
+  # The largest is subtracted first: no temperature, however small, overflows.
+  return _filter_top((logits - best) / law.temperature, law.top_k, law.top_p)
 
 
 def _filter_top(
@@ -99,20 +107,69 @@ def draw_tokens(
   A token of probability 0 is never returned. The law's own log-probability of the
   token is returned, NaN for a row that has no token to draw.
   """
-  uniforms = _uniforms(row_keys, positions)
-  probs = jnp.exp(logprobs)
-  vocab_size = logprobs.shape[-1]
-  if vocab_size <= _ONE_LEVEL_VOCABULARY:
-    tokens = _invert_cdf(probs, uniforms[:, 0])
-  else:
-    padding = -vocab_size % _BLOCK
-    blocks = jnp.pad(probs, ((0, 0), (0, padding)))
-    blocks = blocks.reshape(probs.shape[0], -1, _BLOCK)  # [B, V/256, 256]
-    chosen = _invert_cdf(jnp.sum(blocks, axis=-1), uniforms[:, 0])
-    block = jnp.take_along_axis(blocks, chosen[:, None, None], axis=1)[:, 0]
-    tokens = chosen * _BLOCK + _invert_cdf(block, uniforms[:, 1])
+  tokens, _ = _draw(logprobs, jnp.exp, _uniforms(row_keys, positions))
   drawn = jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
   return tokens, jnp.where(jnp.isneginf(drawn), jnp.nan, drawn)
+
+
+def sample_logits(
+  logits: Float[Array, "B V"],
+  law: SamplingLaw,
+  row_keys: UInt32[Array, "B 2"],
+  positions: Int[Array, "B"],
+  excluded: Int[Array, "B"],
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+  """Draws one token for each row of logits; returns (tokens, logprobs).
+
+      draw_tokens(filter_logits(logits, law, excluded), row_keys, positions)
+
+  up to rounding, and faster: the law is never normalised, and of 4,097 tokens or more
+  no array of [B, V] is written down but the logits.
+  """
+  kept = logits.astype(jnp.float32)
+  is_plain = law.temperature > 0 and law.top_p == 1
+  is_plain &= not 0 < law.top_k < logits.shape[-1]
+  # Exclusion and temperature commute where nothing is filtered.
+  temperature = law.temperature if is_plain else 1.0
+  if not is_plain:
+    kept = _keep(kept, law)
+  others = jnp.arange(logits.shape[-1]) != excluded[:, None]
+  kept = jnp.where(others, kept, -jnp.inf)
+  best = jnp.max(kept, axis=-1)
+
+  def scale(x: Array) -> Array:
+    return (x - jnp.expand_dims(best, range(1, x.ndim))) / temperature
+
+  tokens, total = _draw(
+    kept, lambda x: jnp.exp(scale(x)), _uniforms(row_keys, positions)
+  )
+  drawn = jnp.take_along_axis(kept, tokens[:, None], axis=-1)[:, 0]
+  logprobs = scale(drawn) - jnp.log(total)
+  # Nothing was left to draw, or something was not a number.
+  return tokens, jnp.where(jnp.isfinite(logprobs), logprobs, jnp.nan)
+
+
+def _draw(
+  kept: Float[Array, "B V"],
+  weigh: Callable[[Array], Array],
+  uniforms: Float[Array, "B 2"],
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+  """Returns a token drawn in proportion to `weigh(kept)`, and the sum of the weights.
+
+  Of -inf the weight must be 0.
+  """
+  if kept.shape[-1] <= _ONE_LEVEL_VOCABULARY:
+    weights = weigh(kept)
+    return _invert_cdf(weights, uniforms[:, 0]), jnp.sum(weights, axis=-1)
+  padding = -kept.shape[-1] % _BLOCK
+  blocks = jnp.pad(kept, ((0, 0), (0, padding)), constant_values=-jnp.inf)
+  blocks = blocks.reshape(kept.shape[0], -1, _BLOCK)  # [B, V/256, 256]
+  sums = jnp.sum(weigh(blocks), axis=-1)
+  chosen = _invert_cdf(sums, uniforms[:, 0])
+  # Of the chosen block the weights are made again: one array of [B, V] less.
+  block = jnp.take_along_axis(blocks, chosen[:, None, None], axis=1)[:, 0]
+  tokens = chosen * _BLOCK + _invert_cdf(weigh(block), uniforms[:, 1])
+  return tokens, jnp.sum(sums, axis=-1)
 
 
 def _uniforms(

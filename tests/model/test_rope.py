@@ -1,5 +1,8 @@
 """Rotary positions against complex rotation in float64."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -57,3 +60,15 @@ def test_bfloat16_is_rotated_in_float32():
   assert out.dtype == jnp.bfloat16
   wide = apply_rope(narrow.astype(jnp.float32), *angles)
   np.testing.assert_array_equal(np.float32(out), np.float32(wide.astype(jnp.bfloat16)))
+
+
+@pytest.mark.parametrize("partial", [1.0, 0.5])
+def test_one_token_is_rotated_as_one_of_many(partial):
+  config = dataclasses.replace(_config(), partial_rotary_factor=partial)
+  x = jnp.asarray(np.random.default_rng(3).standard_normal((2, 4, 2, HEAD_WIDTH)))
+  angles = rope_cos_sin(jnp.asarray([[3, 1, 7, 5], [0, 9, 2, 4]]), config)
+  together = jax.jit(apply_rope)(x, *angles)
+  for t in range(4):
+    part = (x[:, t : t + 1], *(angle[:, t : t + 1] for angle in angles))
+    alone = jax.jit(apply_rope)(*part)
+    np.testing.assert_allclose(alone[:, 0], together[:, t], atol=1e-6)

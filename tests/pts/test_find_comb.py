@@ -103,7 +103,7 @@ class TestTruth:
       assert pivot["delta"] * sign > 0 and sign * change > 0
       error = (pivot["prob"] - 1) ** 2 / (2 * pivot["off"][1])
       assert abs(pivot["delta"] - change) < 4.5 * error**0.5
-      assert 0.1 <= pivot["lower"] <= sign * pivot["delta"] + 1e-9
+      assert 0.05 <= pivot["lower"] <= sign * pivot["delta"] + 1e-9
       assert pivot["log_e"] > 0 and pivot["gamma0"] == 0.1 and pivot["alpha"] == 0.05
 
   def test_pairs_are_better_and_worse_tokens(self, whole):

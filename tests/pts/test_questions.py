@@ -117,6 +117,7 @@ def test_questions_that_cannot_be_asked_cost_nothing(tmp_path):
 
 
 def test_a_budget_leaves_later_questions_out(tmp_path):
+  said = []
   questions = [question(q) for q in range(600)]
   sampler = scripted(dict.fromkeys(range(600), 2))
   found, rollouts = filter_with(
@@ -126,7 +127,12 @@ def test_a_budget_leaves_later_questions_out(tmp_path):
     FirstTokenDecides(),
     PAPER,
     budget=Budget(tokens=10_000),
+    progress=lambda label, done, total: said.append(label),
   )
+  assert list(dict.fromkeys(said)) == [
+    "filter: questions 1 to 256 of 600",
+    "filter: questions 257 to 512 of 600",
+  ]
   states = [f.state for f in found]
   assert states == ["searched"] * 512 + ["not_reached"] * 88
   assert rollouts.num_tokens == 512 * 15

@@ -158,6 +158,39 @@ def test_a_row_with_nothing_left_or_nan_is_flagged(law):
   assert np.isnan(drawn).tolist() == [True, True] + [False] * (ROWS - 2)
 
 
+@pytest.mark.parametrize(
+  "law",
+  [
+    _law(),
+    _law(temperature=0.7),
+    _law(temperature=1e-30),
+    _law(temperature=0.0),
+    _law(top_k=5),
+    _law(temperature=1.3, top_k=20, top_p=0.8),
+    _law(top_k=5000),
+  ],
+)
+@pytest.mark.parametrize("vocab", [37, 5000])
+def test_sampling_at_once_is_filtering_then_drawing(law, vocab):
+  rows = 64
+  logits = np.random.default_rng(4).normal(size=(rows, vocab)).astype(np.float32) * 3
+  logits[0, 5] = 60.0  # all but certain, and excluded below
+  logits[1, 5], logits[2, 7] = np.nan, np.inf
+  excluded = np.where(np.arange(rows) % 2, -1, 5).astype(np.int32)
+  excluded[3] = logits[3].argmax()
+  keys = make_row_keys(1, [(i,) for i in range(rows)])
+  positions = np.arange(rows, dtype=np.int32)
+  sample = jax.jit(sampling_logits.sample_logits, static_argnums=1)
+  tokens, logprobs = sample(logits, law, keys, positions, excluded)
+  expected_law = _filter_compiled(logits, law, excluded)
+  expected, expected_logprobs = draw_tokens(expected_law, keys, positions)
+  lost = np.isnan(expected_logprobs)
+  assert lost[1:3].all() and lost[4:].sum() <= (law.temperature == 0)
+  np.testing.assert_array_equal(np.isnan(logprobs), lost)
+  np.testing.assert_array_equal(np.asarray(tokens)[~lost], np.asarray(expected)[~lost])
+  np.testing.assert_allclose(logprobs, expected_logprobs, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("vocab", [8, 5000])
 def test_draws_follow_the_law(vocab):
   """Chi-square of 20,000 draws; with two levels the mass lies in several blocks."""
