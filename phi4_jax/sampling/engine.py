@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from phi4_jax.common.axes import Params
+from phi4_jax.common.axes import Float, Params
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.keys import make_row_keys
 from phi4_jax.common.sampler import Branch, Completion, SamplingLaw
@@ -23,6 +23,7 @@ from phi4_jax.model.config import ModelConfig
 from phi4_jax.sampling.engine_bases import Bases, Chunk
 from phi4_jax.sampling.engine_block import Block, idle_rows
 from phi4_jax.sampling.engine_checks import check_prefix, fail, refuse
+from phi4_jax.sampling.engine_hidden import read_hidden_states
 from phi4_jax.sampling.engine_programs import EnginePrograms
 from phi4_jax.sampling.engine_schedule import Job, Schedule, make_job
 from phi4_jax.sampling.engine_shapes import derive_shapes
@@ -119,7 +120,10 @@ class RolloutEngine:
 
   @property
   def num_compilations(self) -> int:
-    """Programs compiled so far: at most five for weights of one layout."""
+    """Programs compiled so far: at most five for weights of one layout.
+
+    And two more once `hidden_states` was called.
+    """
     return self._programs.num_compilations
 
   def set_params(self, params: Params) -> None:
@@ -199,6 +203,31 @@ class RolloutEngine:
         self._progress(finished, len(branches))
     return completions
 
+  def hidden_states(
+    self, texts: Sequence[Sequence[int]]
+  ) -> list[Float[np.ndarray, "T D"]]:
+    """Returns float32 states after the final norm for each token of each text.
+
+    Nothing is drawn, and what is held of other texts stays.
+
+    Raises:
+      ValueError: if a text is empty, too long or not of the vocabulary, or its states
+        are not finite.
+    """
+    rows = [tuple(int(token_id) for token_id in text) for text in texts]
+    compiled = self._programs.compile_seconds
+    start = time.perf_counter()
+    found = read_hidden_states(self._programs, self._params, rows)
+    self._note_time(start, compiled)
+    self.throughput.prefill_tokens += sum(map(len, rows))
+    return found
+
+  def _note_time(self, start: float, compiled: float) -> None:
+    """Adds the time since `start`, and since so many seconds of compilation."""
+    compiled = self._programs.compile_seconds - compiled
+    self.throughput.compile_seconds += compiled
+    self.throughput.seconds += time.perf_counter() - start - compiled
+
   def _check_not_running(self) -> None:
     if self._is_running:
       raise ValueError(
@@ -240,9 +269,7 @@ class RolloutEngine:
       self._state = None
       self._schedule.forget_texts()
       raise
-    compiled = self._programs.compile_seconds - compiled
-    self.throughput.compile_seconds += compiled
-    self.throughput.seconds += time.perf_counter() - start - compiled
+    self._note_time(start, compiled)
     return ended
 
   def _read_texts(self, placed: list[tuple[int, Job]]) -> list[Job]:

@@ -4,6 +4,7 @@ decode block   takes new branches in by overwriting their rows' numbers, then st
                rows until too many stand idle (`engine_block.py`)
 prefill        reads one chunk of some groups' texts
 copy, clear    move whole bases; empty rows that held NaN
+lanes          reads chunks of texts into bases of their own, for their hidden states
 
 Knows arrays; refuses to know texts and queues (`engine_schedule.py`).
 """
@@ -149,6 +150,40 @@ class EnginePrograms:
     arguments = (cache, self._by_row(rows))
     return self._run("clear", clear_rows, arguments, (0,), self._shardings(cache))
 
+  def init_lanes(self) -> Any:
+    """Returns empty bases for `read_lanes`, one for each lane."""
+    placed = self._shardings(jax.eval_shape(self._make_lanes))
+    return self._run("init lanes", self._make_lanes, (), out=placed)
+
+  def read_lanes(
+    self,
+    params: Params,
+    bases: Any,
+    ids: np.ndarray,
+    starts: np.ndarray,
+    counts: np.ndarray,
+  ) -> tuple[Any, np.ndarray]:
+    """Reads a chunk of a text in each lane.
+
+    Args:
+      params: the weights.
+      bases: of `init_lanes`; donated.
+      ids: [Q, T] int32.
+      starts: [Q] int32, tokens of the lane's text that were read before.
+      counts: [Q] int32, tokens of the chunk; 0 for a lane without work.
+
+    Returns:
+      The bases, and hidden states after the final norm, [Q, T, D] float32 on the host.
+    """
+    lanes = np.arange(len(ids), dtype=np.int32) % (len(ids) // self.shapes.shards)
+    arguments = (params, bases, *self._by_row((ids, lanes, starts, counts)))
+    out = (self._shardings(bases), self._whole())
+    jitted = jax.jit(self._read_lanes, donate_argnums=1, out_shardings=out)
+    bases, hidden = self._call(
+      ("lanes", self._layout), arguments, lambda: jitted.trace(*arguments)
+    )
+    return bases, jax.device_get(hidden)
+
   def trace_decode(self, params: Params) -> jax.stages.Traced:
     """Traces `decode` for a mesh that need not be there; nothing is compiled.
 
@@ -185,6 +220,18 @@ class EnginePrograms:
     )
     return cache, jax.tree.map(jnp.asarray, idle_rows(shapes.num_rows))
 
+  def _make_lanes(self) -> Any:
+    # A text may fill the law's length: that is one token more than a branch leaves.
+    length = self.shapes.prompt_chunk
+    return init_branch_cache(
+      self.config,
+      groups=self.shapes.prefill_lanes,
+      rows_per_group=1,
+      base_capacity=-(-self.law.max_length // length) * length,
+      suffix_capacity=1,
+      dtype=self.cache_dtype,
+    ).bases
+
   def abstract_state(self) -> tuple[BranchCache, Rows]:
     """Returns shapes, and shardings where there is a mesh, of `init_state`'s result."""
     state = jax.eval_shape(self._make_state)
@@ -206,6 +253,11 @@ class EnginePrograms:
     places = dict(zip(("groups", "starts", "counts"), where, strict=True))
     _, finite, bases = read_bases(params, self.config, bases, ids, **places)
     return bases, finite
+
+  def _read_lanes(self, params: Any, bases: Any, ids: Any, *where: Any) -> Any:
+    places = dict(zip(("groups", "starts", "counts"), where, strict=True))
+    hidden, _, bases = read_bases(params, self.config, bases, ids, **places)
+    return bases, hidden.astype(jnp.float32)
 
   def _run(
     self,
