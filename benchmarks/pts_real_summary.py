@@ -1,31 +1,29 @@
 """What two searches of a real model named, held against what was measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.pts_reference import Change
 from phi4_jax.common.text import format_table
 
 
 def judge_pivots(
-  pivots: Sequence[dict[str, Any]],
-  changes: Mapping[tuple[int, int], Change],
-  gamma0: float,
+  pivots: Sequence[dict[str, Any]], changes: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
   """Adds to each named token what the reference says of it.
 
-  A token that is too probable to move p(success) by the gap has no measurement and is
-  false: |Delta| <= 1 - pi.
+  Args:
+    pivots: with "response", "position" and the "delta" that a method claims.
+    changes: measured, with "above_gamma0". A token without one is too probable to move
+      p(success) by gamma0 (|Delta| <= 1 - pi), and false.
   """
+  measured = {(change["response"], change["position"]): change for change in changes}
   judged = []
   for pivot in pivots:
-    change = changes.get((pivot["response"], pivot["position"]))
-    if change is None:
-      judged.append({**pivot, "true": False, "reference": None})
-      continue
-    same_side = (change.delta > 0) == (pivot["delta"] > 0)
-    true = bool(same_side and change.is_above(gamma0))
-    judged.append({**pivot, "true": true, "reference": change.to_json()})
+    change = measured.get((pivot["response"], pivot["position"]))
+    true = change is not None and (
+      change["above_gamma0"] and (change["delta"] > 0) == (pivot["delta"] > 0)
+    )
+    judged.append({**pivot, "true": true, "reference": change})
   return judged
 
 
@@ -55,6 +53,33 @@ def summarize(
     "seconds_per_true_pivot": total["seconds"] / true if true else None,
     "cpu_seconds_per_true_pivot": total["cpu_seconds"] / true if true else None,
     "sampled_per_true_pivot": total["sampled_tokens"] / true if true else None,
+  }
+
+
+def compare_costs(
+  records: Sequence[dict[str, Any]], left: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+  """Returns both methods' costs, their ratio, and the machine's load meanwhile.
+
+  The ratio is None where a method named nothing true.
+  """
+  methods = {
+    "ours": summarize(records, "ours", left),
+    "public": summarize(records, "public"),
+  }
+  ours, public = (methods[m]["seconds_per_true_pivot"] for m in ("ours", "public"))
+  loads = [r[method]["cost"]["load"] for r in records for method in methods]
+  others = [load["cores_used_by_others"] for load in loads]
+  return {
+    "load": {
+      "load_average_before": loads[0]["load_average_before"],
+      "cores_used_by_others": None if None in others else max(others),
+      "cores": loads[0]["cores"],
+      "idle": all(load["idle"] for load in loads),
+    },
+    "questions_left": len(left),
+    "methods": methods,
+    "seconds_ratio": public / ours if public and ours else None,
   }
 
 
@@ -93,7 +118,7 @@ def format_result(result: dict[str, Any]) -> str:
       entry["named"],
       entry["true"],
       f"{entry['seconds']:.0f}",
-      "-"
+      "none"
       if entry["seconds_per_true_pivot"] is None
       else f"{entry['seconds_per_true_pivot']:.1f}",
       entry["sampled_tokens"],
@@ -101,8 +126,12 @@ def format_result(result: dict[str, Any]) -> str:
     for method, entry in result["methods"].items()
   ]
   titles = ["method", "named", "true", "seconds", "seconds per true pivot", "sampled"]
-  ratio = result["seconds_ratio"]
-  said = "no ratio: a method found nothing true" if ratio is None else f"{ratio:.1f}"
+  without = [m for m, entry in result["methods"].items() if not entry["true"]]
+  said = (
+    f"none: nothing true was named by {' and '.join(without)}"
+    if without
+    else f"{result['seconds_ratio']:.1f}"
+  )
   return (
     f"{format_table(header, rows)}\n\n{format_table(titles, costs)}\n\n"
     f"time per true pivot, public over ours: {said}"

@@ -31,6 +31,7 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.arms import ROOT
+from benchmarks.exported import convert
 from benchmarks.harness import PEER_PYTHON
 from benchmarks.ours import real_model as ours
 from benchmarks.word_problems import draw_problems
@@ -109,25 +110,6 @@ def ask_peer(name: str, request: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
   if process.returncode:
     raise CheckpointError(f"transformers failed on {name}: {process.stderr[-2000:]}")
   return folder, json.loads((folder / "answer.json").read_text())
-
-
-def convert(source: Path, to: Path, *flags: str) -> None:
-  """Runs `phi4 convert`.
-
-  Raises:
-    CheckpointError: if it fails; shows the end of what it wrote.
-  """
-  process = subprocess.run(
-    [
-      *(sys.executable, "-m", "experiments.cli", "convert"),
-      *(f"--from={source}", f"--to={to}", *flags),
-    ],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
-  if process.returncode:
-    raise CheckpointError(f"phi4 convert failed: {process.stderr[-2000:]}")
 
 
 def compare_logits(

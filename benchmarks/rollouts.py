@@ -26,7 +26,6 @@ in the faster of JAX and torch. At the top level of the result:
 """
 
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,10 +33,11 @@ from typing import Any
 
 from benchmarks import harness, workload
 from benchmarks.arms import ROOT
+from benchmarks.exported import export_once
 from benchmarks.harness import Benchmark, Case, Contender
 from benchmarks.word_problems import draw_problems
 from experiments.model_folder import load_model_folder
-from phi4_jax.common.errors import CheckpointError, ConfigError
+from phi4_jax.common.errors import ConfigError
 from phi4_jax.data.chat import encode_prompt
 from phi4_jax.data.vocabularies import Vocabulary
 from phi4_jax.model.config import ModelConfig
@@ -45,16 +45,13 @@ from phi4_jax.model.config import ModelConfig
 CHECKPOINT = Path("ckpt/smollm2")
 GGUF = Path(".cache/real_model/SmolLM2-135M-Instruct.Q4_1.gguf")
 LLAMA_PYTHON = Path(".venv-llama/bin/python")
-WORK = Path("runs/benchmarks/rollouts")  # the model in the peers' formats
+WORK = Path("runs/benchmarks/rollouts")  # the model in formats of llama.cpp
 CASE = "rollouts"
 PRECISIONS = ("float32", "bfloat16")
 # rollouts, new tokens of each
 SIZE, QUICK_SIZE = (64, 64), (16, 16)
 PROMPT_TOKENS = 90
 CEILING_STEPS = 8  # decode steps in one run of a ceiling
-
-# Without these, threads of torch and llama.cpp that wait use up a core.
-WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 
 def make_prompt(vocabulary: Vocabulary) -> list[int]:
@@ -103,9 +100,9 @@ def make_ceilings(model: ModelConfig, rows: int, precision: str) -> list[Contend
 
 
 def make_contenders(
-  model: ModelConfig, prompt: Sequence[int], rows: int, new: int
+  model: ModelConfig, prompt: Sequence[int], rows: int, new: int, exported: Path
 ) -> list[Contender]:
-  """Returns ours, the peers and the ceilings."""
+  """Returns ours, the peers and the ceilings; `exported` is what transformers reads."""
   work = {"prompt": list(prompt), "rows": rows, "new": new}
   tuned = {**work, "tuning_new": max(4, new // 8)}
   contenders = [
@@ -122,8 +119,8 @@ def make_contenders(
       name=f"transformers {precision}",
       role="peer",
       command=harness.peer("benchmarks.peers.rollouts"),
-      options={**tuned, "folder": str(WORK / "hf"), "precision": precision},
-      env={**workload.PEER_ENV, **WAITING},
+      options={**tuned, "folder": str(exported), "precision": precision},
+      env={**workload.PEER_ENV, **workload.PASSIVE_ENV},
     )
     for precision in PRECISIONS
   ]
@@ -138,32 +135,13 @@ def make_contenders(
         "folder": str(WORK),
         "kv_unified": unified,
       },
-      env={**workload.PEER_ENV, **WAITING},
+      env={**workload.PEER_ENV, **workload.PASSIVE_ENV},
     )
     for unified in (True, False)
   ]
   for precision in PRECISIONS:
     contenders += make_ceilings(model, rows, precision)
   return contenders
-
-
-def export_model() -> None:
-  """Writes the model for transformers, unless that has been done.
-
-  Raises:
-    CheckpointError: if `phi4 convert` fails; shows the end of what it wrote.
-  """
-  if (ROOT / WORK / "hf" / "config.json").exists():
-    return
-  arguments = (f"--from={CHECKPOINT}", f"--to={WORK / 'hf'}", "--format=hf")
-  process = subprocess.run(
-    [sys.executable, "-m", "experiments.cli", "convert", *arguments],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
-  if process.returncode:
-    raise CheckpointError(f"phi4 convert failed: {process.stderr[-2000:]}")
 
 
 def rates(record: Mapping[str, Any]) -> list[float]:
@@ -221,7 +199,7 @@ def processor_has(*instructions: str) -> dict[str, bool]:
 
 
 def make_benchmark(
-  model: ModelConfig, prompt: Sequence[int], rows: int, new: int
+  model: ModelConfig, prompt: Sequence[int], rows: int, new: int, exported: Path
 ) -> Benchmark:
   """Returns the one case: everybody takes turns."""
   return Benchmark(
@@ -230,7 +208,7 @@ def make_benchmark(
     cases=[
       Case(
         name=CASE,
-        contenders=make_contenders(model, prompt, rows, new),
+        contenders=make_contenders(model, prompt, rows, new, exported),
         reference="transformers bfloat16",
         work_unit="new tokens",
       )
@@ -268,9 +246,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
   folder = load_model_folder(ROOT / CHECKPOINT)
   prompt = make_prompt(folder.vocabulary)
-  export_model()
-  size = QUICK_SIZE if arguments.quick else SIZE
-  result = harness.measure(make_benchmark(folder.model, prompt, *size), arguments)
+  rows, new = QUICK_SIZE if arguments.quick else SIZE
+  benchmark = make_benchmark(folder.model, prompt, rows, new, export_once(CHECKPOINT))
+  result = harness.measure(benchmark, arguments)
   contenders = result["cases"][CASE]["contenders"]
   result |= summarize(contenders)
   workload.add_flop_rates(result, {CASE: flops_per_token(folder.model)})

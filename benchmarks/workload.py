@@ -31,6 +31,8 @@ PEER_ENV = {
   "MALLOC_MMAP_MAX_": "0",
   "MALLOC_TRIM_THRESHOLD_": "1000000000000",
 }
+# Of peers that decode: their waiting threads use up a core otherwise.
+PASSIVE_ENV = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 PEER_ENV_ASSUMPTION = (
   "torch runs with glibc's malloc told to keep freed memory (`env` in the record), "
   "which made it faster where it was tried"

@@ -2,7 +2,7 @@
 
 Driven over a pipe like a contender, but each request names its work:
 
-  -> {"do": "prepare", "folder": HF_FOLDER, "texts": FILE, "threads": 2, ...}
+  -> {"do": "prepare", "folder": HF_FOLDER, "texts": FILE, "precision": ..., ...}
   -> {"do": "search", "prompt_ids": [...], "response_ids": [...], "correct": true,
       "answer": "7", "num_samples": 100}
   <- {"pivots": [...], "seconds": ..., "cpu_seconds": ..., "sampled_tokens": ...}
@@ -12,12 +12,12 @@ ones among `num_samples` completions, drawn in calls of `batch_size` rows that e
 read the prefix again; a segment whose ends differ by the gap is cut at the middle of
 its tokens; a token counts as soon as the estimates on its two sides differ by the gap.
 An estimate of a prefix is made once. Kinder to it than the original: prefixes are token
-ids and no text is encoded again, and behind the last token the verdict stands for p.
+ids and no text is encoded again, behind the last token the verdict stands for p, and
+the number of threads is the fastest.
 """
 
 import json
 import os
-import re
 import sys
 import time
 import traceback
@@ -29,7 +29,8 @@ from typing import Any
 import torch
 import transformers
 
-_NUMBER = re.compile(r"\d+")
+from benchmarks.peers import tuning
+from phi4_jax.eval.answers import find_last_number
 
 
 @dataclass
@@ -50,8 +51,7 @@ class Method:
   def is_right(self, token_ids: Sequence[int], answer: str) -> bool:
     """Whether the last number of a response is the answer."""
     ids = [i for i in token_ids if i not in self.stop_ids]
-    numbers = _NUMBER.findall("".join(self.texts[i] for i in ids))
-    return bool(numbers) and numbers[-1].lstrip("0") == answer
+    return find_last_number("".join(self.texts[i] for i in ids)) == answer
 
   @torch.inference_mode()
   def estimate(self, request: dict[str, Any], position: int) -> float:
@@ -109,8 +109,7 @@ class Method:
 
 
 def prepare(request: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
-  """Loads the model; warms it up."""
-  torch.set_num_threads(request["threads"])
+  """Loads the model; warms it up, and leaves it at its fastest number of threads."""
   dtype = getattr(torch, request["precision"])
   model = transformers.AutoModelForCausalLM.from_pretrained(
     request["folder"], dtype=dtype, local_files_only=True
@@ -125,11 +124,26 @@ def prepare(request: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
     temperature=request["temperature"],
   )
   torch.manual_seed(request["seed"])
-  ids = [request["stop_ids"][0] + 1] * 8
-  warm = {"prompt_ids": ids, "response_ids": ids, "correct": True, "answer": "0"}
-  method.estimate(warm | {"num_samples": 5}, 0)
+  warm = {
+    "prompt_ids": request["warm_ids"],
+    "response_ids": request["warm_ids"],
+    "correct": True,
+    "answer": "0",
+    "num_samples": request["batch_size"],
+  }
+
+  def make_run(*, threads: int):
+    def run() -> float:
+      torch.set_num_threads(threads)
+      method.values.clear()
+      return method.estimate(warm, 0)
+
+    return run
+
+  best = tuning.tune({"threads": tuning.thread_counts()[::-1]}, make_run)
+  torch.set_num_threads(best["threads"])
   versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-  return method, {"versions": versions}
+  return method, {"versions": versions, "settings": best}
 
 
 def search(method: Method, request: dict[str, Any]) -> dict[str, Any]:

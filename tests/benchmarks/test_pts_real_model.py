@@ -3,16 +3,22 @@
 import pytest
 
 from benchmarks.pts_real_questions import LastNumber, line_ends, make_questions
-from benchmarks.pts_real_summary import format_result, judge_pivots, summarize
+from benchmarks.pts_real_summary import (
+  compare_costs,
+  format_result,
+  judge_pivots,
+  summarize,
+)
 from benchmarks.pts_reference import Change
 from phi4_jax.data.vocabularies import ByteVocabulary
 from phi4_jax.eval.answers import find_last_number
 
 
 def _change(position, delta, error=0.02):
-  return Change(
+  change = Change(
     position=position, prob=0.5, delta=delta, standard_error=error, off=(5, 10)
   )
+  return {"response": 0, **change.to_json(), "above_gamma0": change.is_above(0.1)}
 
 
 def _pivot(position, delta):
@@ -20,33 +26,37 @@ def _pivot(position, delta):
 
 
 def test_true_is_beyond_gamma0_on_the_named_side():
-  changes = {
-    (0, 1): _change(1, 0.3),
-    (0, 2): _change(2, -0.12),
-    (0, 3): _change(3, -0.3),
-  }
+  changes = [_change(1, 0.3), _change(2, -0.12), _change(3, -0.3)]
   pivots = [_pivot(1, 0.4), _pivot(2, -0.2), _pivot(3, 0.2), _pivot(4, 0.3)]
-  judged = judge_pivots(pivots, changes, 0.1)
+  judged = judge_pivots(pivots, changes)
   assert [pivot["true"] for pivot in judged] == [True, False, False, False]
   assert judged[3]["reference"] is None
   assert judged[0]["reference"]["delta"] == 0.3
+
+
+def _cost(seconds, tokens, others=0.0):
+  load = {"load_average_before": 0.1, "cores_used_by_others": others, "cores": 2}
+  return {
+    "seconds": seconds,
+    "cpu_seconds": seconds + 1,
+    "sampled_tokens": tokens,
+    "load": {**load, "idle": not others},
+  }
 
 
 def _record():
   return {
     "id": "boxes-0",
     "ours": {
-      "cost": {"seconds": 2.0, "cpu_seconds": 3.0, "sampled_tokens": 100},
+      "cost": _cost(2.0, 100),
       "pivots": [{**_pivot(1, 0.3), "true": True}],
     },
     "public": {
-      "cost": {"seconds": 90.0, "cpu_seconds": 99.0, "sampled_tokens": 900},
+      "cost": _cost(90.0, 900, others=0.5),
       "pivots": [{**_pivot(1, 0.3), "true": True}, {**_pivot(2, 0.2), "true": False}],
     },
     "tokens": {"0": ["a", "b", "c"]},
-    "reference": [
-      {"response": 0, **_change(1, 0.3).to_json(), "above_gamma0": True},
-    ],
+    "reference": [_change(1, 0.3)],
   }
 
 
@@ -57,16 +67,28 @@ def test_questions_that_were_left_count_too():
   assert ours["sampled_per_true_pivot"] == 150
   public = summarize([_record()], "public")
   assert (public["named"], public["true"]) == (2, 1)
-  assert public["cpu_seconds_per_true_pivot"] == 99.0
+  assert public["cpu_seconds_per_true_pivot"] == 91.0
 
 
 def test_both_lists_stand_side_by_side():
   record = _record()
-  methods = {m: summarize([record], m) for m in ("ours", "public")}
-  text = format_result({"records": [record], "methods": methods, "seconds_ratio": 45.0})
+  costs = compare_costs([record], [])
+  assert costs["seconds_ratio"] == 45.0
+  assert costs["load"]["cores_used_by_others"] == 0.5 and not costs["load"]["idle"]
+  text = format_result({"records": [record], **costs})
   assert "boxes-0/0/1" in text and "+0.300 [+0.261, +0.339]" in text
   assert "cannot move" in text
   assert text.endswith("public over ours: 45.0")
+
+
+def test_without_a_true_pivot_there_is_no_ratio():
+  record = _record()
+  record["ours"]["pivots"] = []
+  costs = compare_costs([record], [])
+  assert costs["seconds_ratio"] is None
+  assert costs["methods"]["ours"]["seconds_per_true_pivot"] is None
+  text = format_result({"records": [record], **costs})
+  assert text.endswith("none: nothing true was named by ours")
 
 
 def test_questions_are_asked_after_examples_and_have_their_answers():

@@ -1,5 +1,7 @@
 """The figures of the rollout benchmark follow from its rounds; ours draws them all."""
 
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -75,7 +77,9 @@ def test_a_step_multiplies_every_matrix_once_for_each_row():
 
 def test_all_contenders_get_the_same_work(monkeypatch):
   monkeypatch.setattr(rollouts.harness, "peer", lambda module: ("python", "-m", module))
-  benchmark = rollouts.make_benchmark(MODEL, [1, 2, 3], rows=4, new=5)
+  benchmark = rollouts.make_benchmark(
+    MODEL, [1, 2, 3], rows=4, new=5, exported=Path("hf")
+  )
   contenders = benchmark.cases[0].contenders
   assert set(make_records()) == {contender.name for contender in contenders}
   for contender in contenders:

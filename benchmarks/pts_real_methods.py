@@ -1,0 +1,255 @@
+"""Two searches of a real model on the clock, in turn, and what is true.
+
+Knows both methods and their order; refuses to know the model and the questions.
+"""
+
+import dataclasses
+import functools
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmarks import machine
+from benchmarks.arms import Arm
+from benchmarks.pts_real_summary import judge_pivots
+from benchmarks.pts_reference import measure_changes
+from phi4_jax.common import io
+from phi4_jax.common.errors import DataError
+from phi4_jax.common.sampler import Completion
+from phi4_jax.eval.exchange import check_settings
+from phi4_jax.pts.find import find_pivotal_tokens
+from phi4_jax.pts.oracle import Oracle, Question
+from phi4_jax.pts.questions import choose_responses
+from phi4_jax.pts.records import PIVOTS, load_rollouts
+from phi4_jax.pts.responses import Response
+from phi4_jax.pts.search import SearchConfig
+from phi4_jax.sampling.engine import RolloutEngine
+
+SEARCH = SearchConfig(responses_per_question=1, num_traces=0)
+PEER_SECONDS = 3 * 3600.0  # the most that the public method may take for a response
+WARM_UP = "warm_up.json"
+
+
+class Parts:
+  """Files of what has been finished, from which a run that was killed goes on."""
+
+  def __init__(self, folder: Path, settings: dict[str, Any]):
+    """Raises:
+    ConfigError: if the folder was begun with other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    check_settings(folder, settings, what="a comparison", log="questions.json")
+    self.folder = folder
+
+  def get(self, name: str, make: Callable[[], Any]) -> Any:
+    """Returns the part of this name, which is made unless it is there."""
+    path = self.folder / f"{name}.json"
+    if not path.exists():
+      io.write_json(path, make())
+    return io.read_json(path)
+
+
+class Setting(Protocol):
+  """Both methods, and what they are asked; each is started when it is needed."""
+
+  @property
+  def engine(self) -> RolloutEngine: ...
+
+  @property
+  def oracle(self) -> Oracle: ...
+
+  @property
+  def peer(self) -> Arm: ...
+
+
+def on_the_clock(pid: int, work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+  """Returns what `work` returns, and its times and the machine's load.
+
+  `pid` is of the other method, which is no stranger to the machine.
+  """
+  watch = machine.LoadWatch()
+  watch.begin([pid])
+  cpu, begin = time.process_time(), time.perf_counter()
+  found = work()
+  seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+  watch.end([pid])
+  load = watch.verdict(seconds)
+  return found, {"seconds": seconds, "cpu_seconds": cpu, "load": load}
+
+
+def search_ours(
+  setting: Setting, question: Question, folder: Path, seed: int
+) -> dict[str, Any]:
+  """Searches one question on the clock, in a folder that is emptied before.
+
+  Returns:
+    "cost", whether the question was "kept" by the filter, and "pivots".
+  """
+  shutil.rmtree(folder, ignore_errors=True)
+  engine = setting.engine
+  before = dataclasses.replace(engine.throughput)
+
+  def search() -> bool:
+    options = {"out_dir": folder, "seed": seed}
+    try:
+      find_pivotal_tokens(engine, [question], setting.oracle, SEARCH, **options)
+    except DataError:
+      return False  # too easy or too hard
+    return True
+
+  kept, cost = on_the_clock(setting.peer.pid, search)
+  compiling = engine.throughput.compile_seconds - before.compile_seconds
+  cost["seconds"] -= compiling
+  cost["compile_seconds"] = compiling
+  for name in ("sampled_tokens", "row_steps"):
+    cost[name] = getattr(engine.throughput, name) - getattr(before, name)
+  path = folder / PIVOTS
+  has_pivots = kept and path.stat().st_size
+  pivots = [record for _, record in io.read_jsonl(path)] if has_pivots else []
+  return {
+    "cost": cost,
+    "kept": kept,
+    "pivots": [{n: p[n] for n in ("response", "position", "delta")} for p in pivots],
+  }
+
+
+def search_public(
+  peer: Arm, question: Question, response: Response, samples: int
+) -> dict[str, Any]:
+  """Lets the public method search one response; returns "cost" and "pivots"."""
+
+  def search() -> dict[str, Any]:
+    return peer.ask(
+      PEER_SECONDS,
+      "search",
+      prompt_ids=list(response.prompt_ids),
+      response_ids=list(response.token_ids),
+      correct=response.correct,
+      answer=question.reference,
+      gap=SEARCH.gap,
+      num_samples=samples,
+    )
+
+  answer, cost = on_the_clock(peer.pid, search)
+  pivots = [
+    {
+      "response": response.index,
+      "position": pivot["position"],
+      "delta": pivot["after"] - pivot["before"],
+    }
+    for pivot in answer.pop("pivots")
+  ]
+  # Its own times: those of a pipe are not its fault.
+  return {"cost": {**cost, **answer}, "pivots": pivots}
+
+
+def measure_response(
+  setting: Setting, question: Question, response: Response, rollouts: int
+) -> dict[str, Any]:
+  """Returns the true "changes" on a response, each of so many rollouts, and "cost"."""
+  gamma0 = SEARCH.comb.gamma0
+
+  def judge(_: Response, position: int, completion: Completion) -> bool:
+    ids = response.token_ids[:position] + completion.token_ids
+    return setting.oracle.judge(question, ids, completion.finish)
+
+  # Whatever can move p(success) by gamma0 is measured, not only by the gap.
+  changes, cost = measure_changes(
+    setting.engine, response, judge, gap=gamma0, rollouts=rollouts
+  )
+  return {
+    "cost": cost,
+    "changes": [
+      {
+        "response": response.index,
+        **change.to_json(),
+        "above_gamma0": change.is_above(gamma0),
+      }
+      for change in changes
+    ],
+  }
+
+
+def compare(
+  setting: Setting,
+  questions: Sequence[Question],
+  parts: Parts,
+  *,
+  count: int,
+  samples: int,
+  rollouts: int,
+  seed: int,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+  """Lets both methods search `count` questions in turn, and measures the truth.
+
+  Returns:
+    A record of each question that was searched, and what it cost ours to leave others
+    that its filter found too easy or too hard.
+
+  Raises:
+    DataError: if too few questions are worth a search.
+  """
+  records: list[dict[str, Any]] = []
+  left: list[dict[str, Any]] = []
+
+  @functools.cache
+  def warm_up() -> None:
+    found = search_ours(setting, questions[-1], parts.folder / "warm_up", seed + 1)
+    compiling = {"compile_seconds": setting.engine.throughput.compile_seconds}
+    io.write_json(parts.folder / WARM_UP, {**found, **compiling})
+
+  def ours_of(question: Question, folder: Path) -> dict[str, Any]:
+    warm_up()
+    return search_ours(setting, question, folder, seed)
+
+  say = setting.oracle.token_text
+  for question in questions:
+    if len(records) == count:
+      break
+    folder = parts.folder / question.id
+    ours = parts.get(f"{question.id}.ours", lambda q=question, f=folder: ours_of(q, f))
+    print(_said(question, "ours", ours), flush=True)
+    if not ours["kept"]:
+      left.append(ours["cost"])
+      continue
+    (members,) = load_rollouts(folder).values()
+    (response,) = choose_responses(members, SEARCH.responses_per_question)
+    part = (question, response)
+    public = parts.get(
+      f"{question.id}.public",
+      lambda p=part: search_public(setting.peer, *p, samples),
+    )
+    print(_said(question, "public", public), flush=True)
+    truth = parts.get(
+      f"{question.id}.reference",
+      lambda p=part: measure_response(setting, *p, rollouts),
+    )
+    records.append(
+      {
+        "id": question.id,
+        "prompt": question.prompt,
+        "correct": response.correct,
+        "tokens": {str(response.index): [say(i) for i in response.token_ids]},
+        "reference": truth["changes"],
+        "reference_cost": truth["cost"],
+        **{
+          method: {**found, "pivots": judge_pivots(found["pivots"], truth["changes"])}
+          for method, found in (("ours", ours), ("public", public))
+        },
+      }
+    )
+  if len(records) < count:
+    raise DataError(
+      f"Only {len(records)} of {len(questions)} chosen questions are worth a search; "
+      f"{count} are asked for. Give fewer --questions, or another --seed."
+    )
+  return records, left
+
+
+def _said(question: Question, method: str, found: dict[str, Any]) -> str:
+  seconds, named = found["cost"]["seconds"], len(found["pivots"])
+  kept = found.get("kept", True)
+  end = f"{named} named" if kept else "too easy or too hard"
+  return f"{question.id}: {method} {seconds:.1f} s, {end}"
