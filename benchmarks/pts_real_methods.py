@@ -19,6 +19,7 @@ from phi4_jax.common import io
 from phi4_jax.common.errors import DataError
 from phi4_jax.common.sampler import Completion
 from phi4_jax.eval.exchange import check_settings
+from phi4_jax.pts.comb_config import CombConfig
 from phi4_jax.pts.find import find_pivotal_tokens
 from phi4_jax.pts.oracle import Oracle, Question
 from phi4_jax.pts.questions import choose_responses
@@ -27,7 +28,17 @@ from phi4_jax.pts.responses import Response
 from phi4_jax.pts.search import SearchConfig
 from phi4_jax.sampling.engine import RolloutEngine
 
-SEARCH = SearchConfig(responses_per_question=1, num_traces=0)
+# Rounds are larger than by default, because a search of one response has no others to
+# fill the rows with.
+SEARCH = SearchConfig(
+  responses_per_question=1,
+  num_traces=0,
+  comb=CombConfig(screen_draws=8, pairs_per_round=8),
+)
+# Draws of every stage, so that all programs are compiled.
+WARM_UP_SEARCH = dataclasses.replace(
+  SEARCH, comb=CombConfig(screen_rounds=1, promote=0.01, drop=0.0, max_pairs=4)
+)
 PEER_SECONDS = 3 * 3600.0  # the most that the public method may take for a response
 WARM_UP = "warm_up.json"
 
@@ -80,7 +91,11 @@ def on_the_clock(pid: int, work: Callable[[], Any]) -> tuple[Any, dict[str, Any]
 
 
 def search_ours(
-  setting: Setting, question: Question, folder: Path, seed: int
+  setting: Setting,
+  question: Question,
+  folder: Path,
+  seed: int,
+  config: SearchConfig = SEARCH,
 ) -> dict[str, Any]:
   """Searches one question on the clock, in a folder that is emptied before.
 
@@ -94,7 +109,7 @@ def search_ours(
   def search() -> bool:
     options = {"out_dir": folder, "seed": seed}
     try:
-      find_pivotal_tokens(engine, [question], setting.oracle, SEARCH, **options)
+      find_pivotal_tokens(engine, [question], setting.oracle, config, **options)
     except DataError:
       return False  # too easy or too hard
     return True
@@ -196,7 +211,8 @@ def compare(
 
   @functools.cache
   def warm_up() -> None:
-    found = search_ours(setting, questions[-1], parts.folder / "warm_up", seed + 1)
+    folder = parts.folder / "warm_up"
+    found = search_ours(setting, questions[-1], folder, seed + 1, WARM_UP_SEARCH)
     compiling = {"compile_seconds": setting.engine.throughput.compile_seconds}
     io.write_json(parts.folder / WARM_UP, {**found, **compiling})
 

@@ -11,7 +11,7 @@ question by question, and search the same response, which the public method gets
 ours, free of charge. Then every token of it that can be pivotal is measured by brute
 force (benchmarks/pts_reference.py). A token that a method names is true if the interval
 of its change lies beyond gamma0 on the named side. Compilation and loading are reported
-and not counted; a whole search of another question goes before as a warm-up.
+and not counted; a short search of another question goes before as a warm-up.
 
 What has been finished is kept under runs/ until the result is written: a run that was
 killed goes on from there. A search that was cut off is timed anew.
@@ -58,7 +58,7 @@ SIZES, QUICK_SIZES = (3, 100, 500, 32), (1, 10, 60, 16)
 POOL = 8  # questions that may be chosen, for each that is
 SUCCESS = (0.3, 0.7)  # of chosen questions
 PEER_BATCH = 5
-ROWS = 32
+ROWS = 16
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -68,6 +68,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--quick", action="store_true", help="small; written under runs/")
   parser.add_argument("--questions", type=int, help="how many are searched")
   parser.add_argument("--rows", type=int, default=ROWS, help="rollouts at once, ours")
+  parser.add_argument(
+    "--precision",
+    choices=("float32", "bfloat16"),
+    default="float32",
+    help="of both methods and the reference: one law",
+  )
   parser.add_argument("--seed", type=int, default=0, help="of all draws")
   parser.add_argument("--output", type=Path, help="instead of the usual JSON file")
   found = parser.parse_args(argv)
@@ -111,6 +117,7 @@ class RealSetting:
   @functools.cached_property
   def _engine(self) -> RolloutEngine:
     model, params = real_model.load(self._folder)
+    model = dataclasses.replace(model, compute_dtype=self._arguments.precision)
     rows = self._arguments.rows
     return RolloutEngine(
       params,
@@ -138,7 +145,7 @@ class RealSetting:
       "prepare",
       folder=str(exported),
       texts=str(texts),
-      precision="float32",
+      precision=self._arguments.precision,
       stop_ids=list(self._stop_ids),
       new_tokens=NEW_TOKENS,
       batch_size=PEER_BATCH,
@@ -171,7 +178,7 @@ def run(arguments: argparse.Namespace) -> None:
     DataError: if too few questions are worth a search.
   """
   settings = {
-    "precision": "float32",
+    "precision": arguments.precision,
     "questions": arguments.questions,
     "rows": arguments.rows,
     "samples_per_estimate": arguments.samples,
