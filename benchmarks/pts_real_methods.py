@@ -29,11 +29,11 @@ from phi4_jax.pts.search import SearchConfig
 from phi4_jax.sampling.engine import RolloutEngine
 
 # Rounds are larger than by default, because a search of one response has no others to
-# fill the rows with.
+# fill the rows with. True is what lies above gamma0, so what is shown to do so is named.
 SEARCH = SearchConfig(
   responses_per_question=1,
   num_traces=0,
-  comb=CombConfig(screen_draws=8, pairs_per_round=8),
+  comb=CombConfig(screen_draws=8, pairs_per_round=8, export=0.0),
 )
 # Draws of every stage, so that all programs are compiled.
 WARM_UP_SEARCH = dataclasses.replace(
