@@ -29,7 +29,7 @@ from phi4_jax.pts.search import SearchConfig
 from phi4_jax.sampling.engine import RolloutEngine
 
 # Rounds are larger than by default, because a search of one response has no others to
-# fill the rows with. True is what lies above gamma0, so what is shown to do so is named.
+# fill the rows with. True is what lies above gamma0; what is shown to do so is named.
 SEARCH = SearchConfig(
   responses_per_question=1,
   num_traces=0,
