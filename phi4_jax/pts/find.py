@@ -10,6 +10,7 @@ In a run's folder:
   pairs.jsonl           preference pairs of single tokens
   traces.jsonl          responses with p(success) at every token
   hypotheses.jsonl      mode "comb": every token that was tested, and its evidence
+  critic_guesses.jsonl  with a critic: what it said of each token, before the screen
   estimates.jsonl       other modes: every estimate of p(success)
 
 Only the log is written while the search runs; the others are made of it, whole. So a
@@ -45,6 +46,7 @@ from phi4_jax.pts import records
 from phi4_jax.pts.comb_records import CombWriter
 from phi4_jax.pts.comb_search import search_comb
 from phi4_jax.pts.comb_types import Critic, NoCombPair
+from phi4_jax.pts.kept_guesses import KeptGuesses, name_critic
 from phi4_jax.pts.mixture import check_quotas, within_quotas
 from phi4_jax.pts.oracle import Oracle, Question, fingerprint_questions
 from phi4_jax.pts.question_files import UnusableQuestion
@@ -89,7 +91,9 @@ def find_pivotal_tokens(
     progress: called after each rollout; may raise to stop the run.
     unusable: rows of a file of questions that cannot be asked; they are written down
       with the others.
-    critic: of mode "comb": guesses where to look.
+    critic: of mode "comb": guesses where to look. It is asked once, before the screen
+      draws; a run with another one (by its attribute `fingerprint`, if it has that,
+      else by its class) is refused.
     pairs_per_category: at most so many pairs of questions of a category, and none of
       others; None for all. What is claimed of pivotal tokens is claimed of all that
       are exported, not of the part that gives pairs.
@@ -100,12 +104,18 @@ def find_pivotal_tokens(
 
   Raises:
     ConfigError: if `out_dir` holds a run with other settings, `rows_per_call` is not
-      positive, or the mode asks for more than the sampler can do.
+      positive, the mode asks for more than the sampler can do, or has no use for a
+      critic.
     DataError: if no question can be searched, or a file is damaged or cannot be
       written.
   """
   branches = as_branches(sampler, rows_per_call=rows_per_call)
   check_mode(config, branches)
+  if critic is not None and config.mode != "comb":
+    raise ConfigError(
+      f"SearchConfig.mode {config.mode!r} has no screen that a critic could guide. Use "
+      "mode 'comb', or no critic."
+    )
   check_quotas(pairs_per_category or {}, questions)
   out_dir = Path(out_dir)
   law = dataclasses.asdict(sampler.law)
@@ -119,6 +129,7 @@ def find_pivotal_tokens(
       "seed": seed,
       "sampler_id": sampler_id,
       "law": law,
+      "critic": name_critic(critic),
     },
     what="a search",
     log=LOG,
@@ -248,6 +259,9 @@ class _Run:
 
   def _comb(self, responses: Responses) -> dict[str, Any]:
     config = self._config
+    critic = None
+    if self._critic is not None:
+      critic = KeptGuesses(self._critic, self._out_dir)
     result = search_comb(
       responses,
       self.members,
@@ -255,7 +269,7 @@ class _Run:
       self._rollouts,
       gap=config.gap,
       seed=self._origin.seed,
-      critic=self._critic,
+      critic=critic,
     )
     # A question that lost a verdict has nothing that could be said of it.
     findings = [
