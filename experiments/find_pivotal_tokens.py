@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from experiments.process import StopRequest
 from experiments.run_directory import RunDirectory
+from experiments.search_critic import check_critic, make_critic
 from experiments.search_flags import make_flags
 from experiments.search_progress import SearchProgress
 from experiments.search_setup import check_asked, make_asked, make_search_sampler
@@ -58,6 +59,9 @@ class FindPivotalTokensConfig(StageConfig):
     max_minutes: wall time after which the search ends.
     pairs_per_category: at most so many pairs of questions of a category (Table 7 has
       such counts), and none of others; None keeps all.
+    critic: folder of an earlier search of the same model in mode "comb": from what it
+      found, hidden states tell the screen where to look. It costs rollouts if it is
+      wrong, and no truth. None for no critic.
   """
 
   verb: ClassVar[str] = "find_pivotal_tokens"
@@ -78,6 +82,7 @@ class FindPivotalTokensConfig(StageConfig):
   max_tokens: int | None = None
   max_minutes: float | None = None
   pairs_per_category: dict[str, int] | None = None
+  critic: str | None = None
 
   def __post_init__(self):
     name = type(self).__name__
@@ -89,6 +94,7 @@ class FindPivotalTokensConfig(StageConfig):
     if self.parent is not None and self.model is None:
       raise ConfigError(f"{name}.model must be set with {name}.parent: @ModelConfig().")
     check_asked(self.task, self.oracle, self.num_questions)
+    check_critic(self)
     for field in ("max_tokens", "max_minutes"):
       value = getattr(self, field)
       if value is not None and value <= 0:
@@ -96,7 +102,8 @@ class FindPivotalTokensConfig(StageConfig):
 
   def inputs(self) -> dict[str, str]:
     parent = {} if self.parent is None else {"parent": self.parent}
-    return parent | {"vocabulary": self.vocabulary}
+    critic = {} if self.critic is None else {"critic": self.critic}
+    return parent | {"vocabulary": self.vocabulary} | critic
 
 
 def run(config: FindPivotalTokensConfig, directory: RunDirectory) -> dict[str, Any]:
@@ -111,6 +118,7 @@ def run(config: FindPivotalTokensConfig, directory: RunDirectory) -> dict[str, A
   )
   try:
     sampler, weights = make_search_sampler(config, vocabulary, inputs, asked)
+    critic = make_critic(config, directory.path, inputs, sampler, weights)
     with StopRequest() as stop, SearchProgress(sampler.throughput) as show:
 
       def report(part: str, done: int, total: int) -> None:
@@ -130,9 +138,12 @@ def run(config: FindPivotalTokensConfig, directory: RunDirectory) -> dict[str, A
         budget=Budget(tokens=config.max_tokens, minutes=config.max_minutes),
         progress=report,
         pairs_per_category=config.pairs_per_category,
+        critic=critic,
       )
   finally:
     asked.close()
+  if critic is not None:
+    metrics["critic"] = critic.report.to_json()
   print(summarise(directory.path, metrics, config.search), flush=True)
   seconds = metrics.pop("seconds")
   return {

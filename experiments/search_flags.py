@@ -51,6 +51,11 @@ def _add(parser: argparse.ArgumentParser) -> None:
     help="the model that answers: a folder of `phi4 convert` or of a training run",
   )
   add(
+    "--critic",
+    metavar="DIR",
+    help="an earlier search of the same model, which teaches the screen where to look",
+  )
+  add(
     "--export",
     choices=FORMATS,
     action="append",
@@ -67,6 +72,8 @@ def _apply(arguments: argparse.Namespace) -> None:
     ]
   if arguments.checkpoint is not None:
     bindings += checkpoint_bindings(arguments.checkpoint)
+  if arguments.critic is not None:
+    bindings.append(f"{_ROOT}.critic = {arguments.critic!r}")
   arguments.bindings = bindings + arguments.bindings
 
 

@@ -28,6 +28,7 @@ def summarise(folder: Path, metrics: Mapping[str, Any], config: SearchConfig) ->
   parts = [
     _questions(metrics),
     _costs(metrics),
+    critic_line(metrics),
     _tokens(folder, metrics),
     claim(metrics, config),
   ]
@@ -61,6 +62,21 @@ def _costs(metrics: Mapping[str, Any]) -> str:
   if seconds is not None:
     line += f" ({format_duration(seconds)} in all)"
   return f"{table}\n{line}"
+
+
+def critic_line(metrics: Mapping[str, Any]) -> str:
+  """Says how good the critic was on questions it had not seen; "" without one."""
+  found = metrics.get("critic")
+  if found is None:
+    return ""
+  auc = found["auc"]
+  line = (
+    f"critic: held-out AUC {auc['value']:.2f} ({auc['low']:.2f} to {auc['high']:.2f}) "
+    f"on {found['questions']} questions of {found['source']}"
+  )
+  if not found["slope"]:
+    return f"{line}; it tells nothing of new questions, and is not heeded"
+  return f"{line}; a standard deviation of its score is a factor {found['factor']:.2f}"
 
 
 def _tokens(folder: Path, metrics: Mapping[str, Any]) -> str:

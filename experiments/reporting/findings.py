@@ -83,6 +83,7 @@ def search_section(search: Search, survey: Survey, note: str = "") -> layout.Sec
         "pivotal tokens": f"{len(pivots):,}",
         "raise / lower p": f"{raised:,} / {len(pivots) - raised:,}",
         "tokens sampled": f"{metrics['sampled_tokens']:,}",
+        **_critic(metrics),
       }
     ),
     layout.figure(
@@ -99,6 +100,15 @@ def search_section(search: Search, survey: Survey, note: str = "") -> layout.Sec
     tag("div", pivot_tables(search, survey), data_static="pivots"),
   ]
   return layout.Section("pivots", "Pivotal tokens", join(parts))
+
+
+def _critic(metrics: Mapping[str, Any]) -> dict[str, str]:
+  """How good the critic of the screen was, if there was one."""
+  if not (found := metrics.get("critic")):
+    return {}
+  auc = found["auc"]
+  shown = f"{auc['value']:.2f} ({auc['low']:.2f} to {auc['high']:.2f})"
+  return {"critic: held-out AUC": shown}
 
 
 def _story(search: Search) -> str:

@@ -233,7 +233,7 @@ def fit_critic(
     tokens=len(labels),
     pivots=round(float(labels.sum()), 2),
     slope=fit.slope,
-    factor=float(np.exp((features @ weights).std())),
+    factor=float(np.exp(np.clip(features @ weights, -_MOST, _MOST).std())),
     penalty=fit.penalty,
     source=source,
   )
