@@ -74,7 +74,7 @@ def test_it_finds_what_hidden_states_carry_and_says_how_well(critic, late):
 
 def test_the_screen_finds_more_with_fewer_tokens(critic, late):
   board, tokens = late.screen()
-  guided, fewer = late.screen(critic, screen_price=6e-5)
+  guided, fewer = late.screen(critic, screen_price=2 * CombConfig().screen_price)
   assert fewer < 0.85 * tokens
   assert late.recall(guided) >= late.recall(board)
 
