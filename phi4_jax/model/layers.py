@@ -54,7 +54,10 @@ class Projection(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "*lead I"]) -> Float[Array, "*lead O"]:
     if self.has_variable("params", "transposed"):
-      y = matmul_transposed(x, self.get_variable("params", "transposed"))
+      # Flat: of [B, 1, I] XLA would turn the matrix round first, and write that down.
+      rows = x.reshape(-1, x.shape[-1])
+      y = matmul_transposed(rows, self.get_variable("params", "transposed"))
+      y = y.reshape(*x.shape[:-1], -1)
     else:
       y = self._multiply(x)
     if not self.has_variable("params", "lora_a"):

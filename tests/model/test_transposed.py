@@ -9,6 +9,7 @@ import pytest
 
 from phi4_jax.common.mesh import MeshConfig, make_mesh
 from phi4_jax.model.config import ModelConfig
+from phi4_jax.model.layers import Projection
 from phi4_jax.model.lora import LoraConfig, combine, init_lora
 from phi4_jax.model.quantize import quantize_params
 from phi4_jax.model.transformer import (
@@ -71,6 +72,20 @@ def test_int8_matrices_and_what_lies_so_already_stay():
   once = transpose_matrices(params)
   for before, after in ((small, transpose_matrices(small)), (once, once)):
     assert jax.tree.structure(transpose_matrices(before)) == jax.tree.structure(after)
+
+
+def test_a_loop_over_single_tokens_turns_no_matrix_round():
+  projection = Projection(96, 0.02)
+  weight, x = jnp.ones((96, 64), "bfloat16"), jnp.ones((8, 1, 64), "bfloat16")
+
+  def run(weight, x):
+    def step(i, x):
+      return x + projection.apply({"params": {"transposed": weight}}, x)[..., :64]
+
+    return jax.lax.fori_loop(0, x.shape[0], step, x)
+
+  program = jax.jit(run).lower(weight, x).compile().as_text()
+  assert "[96,64]" in program and "[64,96]" not in program
 
 
 def test_samplers_on_one_device_get_them_and_split_ones_do_not():
