@@ -28,12 +28,9 @@ from phi4_jax.pts.responses import Response
 from phi4_jax.pts.search import SearchConfig
 from phi4_jax.sampling.engine import RolloutEngine
 
-# Rounds are larger than by default, because a search of one response has no others to
-# fill the rows with. True is what lies above gamma0; what is shown to do so is named.
+# True is what lies above gamma0; what is shown to do so is named.
 SEARCH = SearchConfig(
-  responses_per_question=1,
-  num_traces=0,
-  comb=CombConfig(screen_draws=8, pairs_per_round=8, export=0.0),
+  responses_per_question=1, num_traces=0, comb=CombConfig(export=0.0)
 )
 # Draws of every stage, so that all programs are compiled.
 WARM_UP_SEARCH = dataclasses.replace(
@@ -92,15 +89,15 @@ def on_the_clock(pid: int, work: Callable[[], Any]) -> tuple[Any, dict[str, Any]
 
 def search_ours(
   setting: Setting,
-  question: Question,
+  questions: Sequence[Question],
   folder: Path,
   seed: int,
   config: SearchConfig = SEARCH,
 ) -> dict[str, Any]:
-  """Searches one question on the clock, in a folder that is emptied before.
+  """Searches all questions at once on the clock, in a folder that is emptied before.
 
   Returns:
-    "cost", whether the question was "kept" by the filter, and "pivots".
+    "cost", which questions the filter "kept" and "pivots", by question.
   """
   shutil.rmtree(folder, ignore_errors=True)
   engine = setting.engine
@@ -109,24 +106,25 @@ def search_ours(
   def search() -> bool:
     options = {"out_dir": folder, "seed": seed}
     try:
-      find_pivotal_tokens(engine, [question], setting.oracle, config, **options)
+      find_pivotal_tokens(engine, questions, setting.oracle, config, **options)
     except DataError:
-      return False  # too easy or too hard
+      return False  # all too easy or too hard
     return True
 
-  kept, cost = on_the_clock(setting.peer.pid, search)
+  found, cost = on_the_clock(setting.peer.pid, search)
   compiling = engine.throughput.compile_seconds - before.compile_seconds
   cost["seconds"] -= compiling
   cost["compile_seconds"] = compiling
-  for name in ("sampled_tokens", "row_steps"):
+  for name in ("sampled_tokens", "prefill_tokens", "row_steps"):
     cost[name] = getattr(engine.throughput, name) - getattr(before, name)
   path = folder / PIVOTS
-  has_pivots = kept and path.stat().st_size
+  has_pivots = found and path.stat().st_size
   pivots = [record for _, record in io.read_jsonl(path)] if has_pivots else []
+  names = ("question", "response", "position", "delta")
   return {
     "cost": cost,
-    "kept": kept,
-    "pivots": [{n: p[n] for n in ("response", "position", "delta")} for p in pivots],
+    "kept": sorted(load_rollouts(folder)) if found else [],
+    "pivots": [{name: pivot[name] for name in names} for pivot in pivots],
   }
 
 
@@ -192,56 +190,63 @@ def compare(
   questions: Sequence[Question],
   parts: Parts,
   *,
-  count: int,
   samples: int,
   rollouts: int,
   seed: int,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-  """Lets both methods search `count` questions in turn, and measures the truth.
+  """Lets both methods search questions in turn, and measures the truth.
+
+  Ours searches all of them at once, and again before each search of the public method:
+  the same search, on the clock once more.
 
   Returns:
-    A record of each question that was searched, and what it cost ours to leave others
-    that its filter found too easy or too hard.
+    A record of each question that was searched, and the costs of ours.
 
   Raises:
-    DataError: if too few questions are worth a search.
+    DataError: if no question is worth a search.
   """
-  records: list[dict[str, Any]] = []
-  left: list[dict[str, Any]] = []
 
   @functools.cache
   def warm_up() -> None:
     folder = parts.folder / "warm_up"
-    found = search_ours(setting, questions[-1], folder, seed + 1, WARM_UP_SEARCH)
+    found = search_ours(setting, questions, folder, seed + 1, WARM_UP_SEARCH)
     compiling = {"compile_seconds": setting.engine.throughput.compile_seconds}
     io.write_json(parts.folder / WARM_UP, {**found, **compiling})
 
-  def ours_of(question: Question, folder: Path) -> dict[str, Any]:
+  def search_again() -> dict[str, Any]:
     warm_up()
-    return search_ours(setting, question, folder, seed)
+    return search_ours(setting, questions, parts.folder / "ours", seed)
 
-  say = setting.oracle.token_text
-  for question in questions:
-    if len(records) == count:
-      break
-    folder = parts.folder / question.id
-    ours = parts.get(f"{question.id}.ours", lambda q=question, f=folder: ours_of(q, f))
-    print(_said(question, "ours", ours), flush=True)
-    if not ours["kept"]:
-      left.append(ours["cost"])
-      continue
-    (members,) = load_rollouts(folder).values()
-    (response,) = choose_responses(members, SEARCH.responses_per_question)
+  ours = parts.get("ours.0", search_again)
+  _say("ours", ours)
+  if not ours["kept"]:
+    raise DataError(
+      f"None of {len(questions)} chosen questions is worth a search. Give another "
+      "--seed."
+    )
+  kept = parts.get("responses", lambda: _choose(parts.folder / "ours"))
+  costs, found = [ours["cost"]], []
+  for turn, number in enumerate(ours["kept"]):
+    question, response = questions[number], _response(kept[str(number)])
+    if turn:
+      again = parts.get(f"ours.{turn}", search_again)
+      _say("ours", again)
+      assert again["pivots"] == ours["pivots"], "the same search finds the same"
+      costs.append(again["cost"])
     part = (question, response)
     public = parts.get(
-      f"{question.id}.public",
-      lambda p=part: search_public(setting.peer, *p, samples),
+      f"public.{turn}", lambda p=part: search_public(setting.peer, *p, samples)
     )
-    print(_said(question, "public", public), flush=True)
+    _say(f"public, {question.id}", public)
+    found.append((question, response, public))
+  records = []
+  for turn, (question, response, public) in enumerate(found):
     truth = parts.get(
-      f"{question.id}.reference",
-      lambda p=part: measure_response(setting, *p, rollouts),
+      f"reference.{turn}",
+      lambda p=(question, response): measure_response(setting, *p, rollouts),
     )
+    named = [p for p in ours["pivots"] if p["question"] == response.question]
+    say = setting.oracle.token_text
     records.append(
       {
         "id": question.id,
@@ -250,22 +255,30 @@ def compare(
         "tokens": {str(response.index): [say(i) for i in response.token_ids]},
         "reference": truth["changes"],
         "reference_cost": truth["cost"],
-        **{
-          method: {**found, "pivots": judge_pivots(found["pivots"], truth["changes"])}
-          for method, found in (("ours", ours), ("public", public))
+        "ours": {"pivots": judge_pivots(named, truth["changes"])},
+        "public": {
+          **public,
+          "pivots": judge_pivots(public["pivots"], truth["changes"]),
         },
       }
     )
-  if len(records) < count:
-    raise DataError(
-      f"Only {len(records)} of {len(questions)} chosen questions are worth a search; "
-      f"{count} are asked for. Give fewer --questions, or another --seed."
-    )
-  return records, left
+  return records, costs
 
 
-def _said(question: Question, method: str, found: dict[str, Any]) -> str:
+def _choose(folder: Path) -> dict[str, Any]:
+  """Returns the base response of each question that was searched, as JSON values."""
+  chosen = {}
+  for number, members in load_rollouts(folder).items():
+    (response,) = choose_responses(members, SEARCH.responses_per_question)
+    chosen[str(number)] = dataclasses.asdict(response)
+  return chosen
+
+
+def _response(fields: dict[str, Any]) -> Response:
+  lists = ("prompt_ids", "token_ids", "logprobs")
+  return Response(**{**fields, **{name: tuple(fields[name]) for name in lists}})
+
+
+def _say(method: str, found: dict[str, Any]) -> None:
   seconds, named = found["cost"]["seconds"], len(found["pivots"])
-  kept = found.get("kept", True)
-  end = f"{named} named" if kept else "too easy or too hard"
-  return f"{question.id}: {method} {seconds:.1f} s, {end}"
+  print(f"{method}: {seconds:.1f} s, {named} named", flush=True)

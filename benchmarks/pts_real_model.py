@@ -6,12 +6,13 @@
 
 SmolLM2-135M answers easy questions, chosen by rollouts of their own: right in .3 to .7
 of them, the shortest right answers first. Our search (mode `comb`, the filter included)
-and the public method (benchmarks/peers/public_pts.py) take turns on this machine,
-question by question, and search the same response, which the public method gets from
-ours, free of charge. Then every token of it that can be pivotal is measured by brute
-force (benchmarks/pts_reference.py). A token that a method names is true if the interval
-of its change lies beyond gamma0 on the named side. Compilation and loading are reported
-and not counted; a short search of another question goes before as a warm-up.
+takes all of them at once, as a user's would. The public method
+(benchmarks/peers/public_pts.py) searches the same responses one by one, which it gets
+from ours, free of charge; before each of its searches ours is done again, on the clock.
+Then every token that can be pivotal is measured by brute force
+(benchmarks/pts_reference.py). A token that a method names is true if the interval of
+its change lies beyond gamma0 on the named side. Compilation and loading are reported
+and not counted; a short search with another seed goes before as a warm-up.
 
 What has been finished is kept under runs/ until the result is written: a run that was
 killed goes on from there. A search that was cut off is timed anew.
@@ -46,6 +47,7 @@ from experiments.cli import run_verb
 from experiments.model_folder import load_model_folder
 from experiments.run_directory import load_result
 from phi4_jax.common import io
+from phi4_jax.common.errors import DataError
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.sampling.engine import RolloutEngine
 
@@ -58,7 +60,7 @@ SIZES, QUICK_SIZES = (3, 100, 500, 32), (1, 10, 60, 16)
 POOL = 8  # questions that may be chosen, for each that is
 SUCCESS = (0.3, 0.7)  # of chosen questions
 PEER_BATCH = 5
-ROWS = 16
+ROWS, ROWS_PER_TEXT = 64, 16
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -125,9 +127,9 @@ class RealSetting:
       self.law,
       stop_ids=self._stop_ids,
       batch_size=rows,
-      rows_per_group=rows,
+      rows_per_group=min(rows, ROWS_PER_TEXT),
       suffix_capacity=NEW_TOKENS + 1,
-      block_steps=NEW_TOKENS,
+      block_steps=8,
       seed=self._arguments.seed,
     )
 
@@ -195,11 +197,16 @@ def run(arguments: argparse.Namespace) -> None:
     setting = RealSetting(arguments, stack)
     ranked = parts.get("questions", lambda: rank(setting, arguments.choice))
     by_id = {question.id: question for question in setting.questions}
-    records, left = compare(
+    if len(ranked) < arguments.questions:
+      raise DataError(
+        f"Only {len(ranked)} questions are right in {SUCCESS} of their rollouts; "
+        f"{arguments.questions} are asked for. Give fewer --questions, or another "
+        "--seed."
+      )
+    records, costs = compare(
       setting,
-      [by_id[entry["id"]] for entry in ranked],
+      [by_id[entry["id"]] for entry in ranked[: arguments.questions]],
       parts,
-      count=arguments.questions,
       samples=arguments.samples,
       rollouts=arguments.reference,
       seed=arguments.seed,
@@ -219,7 +226,7 @@ def run(arguments: argparse.Namespace) -> None:
     "peer_settings": peer["settings"],
     "warm_up": io.read_json(parts.folder / WARM_UP),
     "chosen": ranked,
-    **compare_costs(records, left),
+    **compare_costs(records, costs),
     "records": records,
   }
   parent = "runs/benchmarks" if arguments.quick else "benchmarks/results"

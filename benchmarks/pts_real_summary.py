@@ -1,5 +1,6 @@
 """What two searches of a real model named, held against what was measured."""
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,20 +29,17 @@ def judge_pivots(
 
 
 def summarize(
-  records: Sequence[dict[str, Any]],
-  method: str,
-  further_costs: Sequence[dict[str, Any]] = (),
+  records: Sequence[dict[str, Any]], method: str, costs: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
   """Returns the cost of a true pivot of one method over all questions.
 
   Args:
     records: of the questions that were searched.
     method: "ours" or "public".
-    further_costs: of questions that were looked at and left.
+    costs: what it took, in parts.
   """
   pivots = [p for record in records for p in record[method]["pivots"]]
   true = sum(pivot["true"] for pivot in pivots)
-  costs = [*(record[method]["cost"] for record in records), *further_costs]
   total = {
     name: sum(cost[name] for cost in costs)
     for name in ("seconds", "cpu_seconds", "sampled_tokens")
@@ -57,18 +55,25 @@ def summarize(
 
 
 def compare_costs(
-  records: Sequence[dict[str, Any]], left: Sequence[dict[str, Any]]
+  records: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
   """Returns both methods' costs, their ratio, and the machine's load meanwhile.
 
+  Args:
+    records: of the questions, with the cost of the public method.
+    ours: costs of one search, timed again and again; the median counts.
+
   The ratio is None where a method named nothing true.
   """
+  public_costs = [record["public"]["cost"] for record in records]
+  names = ("seconds", "cpu_seconds", "sampled_tokens")
+  middle = {name: statistics.median(cost[name] for cost in ours) for name in names}
   methods = {
-    "ours": summarize(records, "ours", left),
-    "public": summarize(records, "public"),
+    "ours": summarize(records, "ours", [middle]),
+    "public": summarize(records, "public", public_costs),
   }
-  ours, public = (methods[m]["seconds_per_true_pivot"] for m in ("ours", "public"))
-  loads = [r[method]["cost"]["load"] for r in records for method in methods]
+  mine, public = (methods[m]["seconds_per_true_pivot"] for m in ("ours", "public"))
+  loads = [cost["load"] for cost in (*ours, *public_costs)]
   others = [load["cores_used_by_others"] for load in loads]
   return {
     "load": {
@@ -77,9 +82,9 @@ def compare_costs(
       "cores": loads[0]["cores"],
       "idle": all(load["idle"] for load in loads),
     },
-    "questions_left": len(left),
+    "ours_costs": list(ours),
     "methods": methods,
-    "seconds_ratio": public / ours if public and ours else None,
+    "seconds_ratio": public / mine if public and mine else None,
   }
 
 

@@ -72,23 +72,26 @@ class SimulatedDraw:
   """A draw over questions of many processes.
 
   Attributes:
-    text_tokens: what one reading of every text once a round would have taken.
+    sampled: tokens, by question.
+    read: tokens of texts, by question, each read in every round that draws from it.
   """
 
   def __init__(self, places: Sequence[Place], seed: int):
     self._places = places
     self._rng = np.random.default_rng([seed, 1])
     self._states: dict[int, tuple[tuple[int, ...], list[int]]] = {}
-    self.text_tokens = 0
+    self.sampled = np.zeros(len(places), int)
+    self.read = np.zeros(len(places), int)
 
   def __call__(self, branches: Sequence[Branch], *, label: str = "") -> list[Outcome]:
     del label
     uniforms = self._rng.random((len(branches), 2))
     outcomes = []
-    texts: dict[int, int] = {}
+    texts: dict[int, tuple[int, int]] = {}
     for branch, (first, verdict) in zip(branches, uniforms, strict=True):
-      texts[id(branch.text)] = len(branch.text)
-      process = self._places[branch.key_path[1]].process
+      question = branch.key_path[1]
+      texts[id(branch.text)] = question, len(branch.text)
+      process = self._places[question].process
       state = self._state(process, branch.text, branch.position)
       step = branch.position - 1
       if branch.first_id >= 0:
@@ -103,6 +106,7 @@ class SimulatedDraw:
         law = law.copy()
         law[branch.excluded_id] = 0
       token = int(_invert(law[None], np.array([first]))[0])
+      self.sampled[question] += process.num_steps - step
       value = process.values[step + 1, process.next_states[step, state, token]]
       outcomes.append(
         Outcome(
@@ -111,7 +115,8 @@ class SimulatedDraw:
           correct=bool(verdict < value),
         )
       )
-    self.text_tokens += sum(texts.values())
+    for question, length in texts.values():
+      self.read[question] += length
     return outcomes
 
   def _state(self, process: AnalyticProcess, text: tuple[int, ...], position: int):

@@ -9,22 +9,24 @@ from phi4_jax.common.errors import ConfigError
 class CombConfig:
   """How pivotal tokens are screened, confirmed and selected.
 
-  Two prices decide how much is spent. The defaults were chosen in the tuning world of
-  pts/worlds.py, and nowhere else.
+  Two prices decide how much is spent. They are per rollout of mean length, and a longer
+  one counts for more. The defaults were chosen in the tuning world of pts/worlds.py,
+  and nowhere else.
 
   Attributes:
     gamma0: what is claimed: exported tokens have effects above this. Less than the gap.
     alpha: bound of the expected share of exported tokens for which that is wrong.
-    screen_price: how much a token that is sampled for the screen must lessen the
-      variance of "this token is pivotal", summed over signs. Less finds more.
-    screen_first: rollouts that leave at every candidate before any choice is made.
-    screen_draws: rollouts of one response and round, after that.
+    screen_price: how much a rollout of the screen must lessen the variance of "this
+      token is pivotal", summed over tokens and signs. Less finds more.
+    screen_first: rollouts that leave at every candidate before any choice is made. The
+      choice is better than that.
+    screen_draws: rollouts of one response and round.
     screen_rounds: at most so many.
     promote: least probability to be pivotal, after the screen, of a token that is
       tested.
     drop: a token is given up when this is its probability, or less.
-    confirm_price: sampled tokens that a certain success may still cost; a token that
-      is half as likely to succeed may cost half as many.
+    confirm_price: rollouts that a certain success may still cost; a token that is half
+      as likely to succeed may cost half as many.
     pairs_per_round: rollouts of either arm in one round of confirmation.
     max_pairs: of one token.
     export: least probability to reach the gap, given everything, of a token that is
@@ -36,16 +38,16 @@ class CombConfig:
 
   gamma0: float = 0.1
   alpha: float = 0.05
-  screen_price: float = 3e-5
-  screen_first: int = 1
-  screen_draws: int = 2
-  screen_rounds: int = 40
-  promote: float = 0.15
-  drop: float = 0.05
-  confirm_price: float = 12_000.0
-  pairs_per_round: int = 4
+  screen_price: float = 0.004
+  screen_first: int = 0
+  screen_draws: int = 4
+  screen_rounds: int = 120
+  promote: float = 0.08
+  drop: float = 0.03
+  confirm_price: float = 400.0
+  pairs_per_round: int = 8
   max_pairs: int = 240
-  export: float = 0.8
+  export: float = 0.65
   pair_rollouts: int = 16
   min_alternative_rollouts: int = 2
 

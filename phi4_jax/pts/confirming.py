@@ -79,7 +79,7 @@ class Trial:
     self._place([place[1:] for place in places])
     self._growth = _Growth(hypotheses, config.gamma0)
     cost = self._cost(hypotheses, np.zeros(len(places)), float(len(places)))
-    kept = self._price(cost) <= config.confirm_price
+    kept = self._price(cost) <= config.confirm_price * board.unit
     self.hypotheses = [h for h, keep in zip(hypotheses, kept, strict=True) if keep]
     self._place([place[1:] for place, keep in zip(places, kept, strict=True) if keep])
     self._growth = self._growth.take(kept)
@@ -163,7 +163,7 @@ class Trial:
         self._close(number, "rejected", "it does not seem to reach the gap")
       elif pairs[number] >= config.max_pairs:
         self._close(number, "undecided", f"CombConfig.max_pairs ({config.max_pairs})")
-      elif price[number] > config.confirm_price:
+      elif price[number] > config.confirm_price * self._board.unit:
         self._close(number, "undecided", "not worth CombConfig.confirm_price")
       elif cost[number] <= 0 and beliefs[number] < config.export:
         if self._enough_at[number] < 0:

@@ -1,10 +1,10 @@
 """Stage C: rollouts that leave base responses, placed where they tell most.
 
-Rounds over all responses of all questions at once. The first looks at every candidate;
-each later one asks, for every candidate, what one more rollout that leaves there would
-tell (screen_gains.py), per token that it takes. Where that is worth the price, it is
-drawn. Knows beliefs and a draw; refuses to
-know how a search goes on.
+Rounds over all responses of all questions at once. Each asks, for every candidate, what
+one more rollout that leaves there would tell (screen_gains.py), per token that it
+takes, and draws from the responses where that is worth its price. Rollouts of the
+filter have told something before the first. Knows beliefs and a draw; refuses to know
+how a search goes on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,8 +23,8 @@ from phi4_jax.pts.responses import Point, Response, Responses
 from phi4_jax.pts.screen import Screen
 from phi4_jax.pts.screen_gains import Stakes, expected_gains
 
-# Rounds after each of which the screen learns, and then every so many.
-_LEARN_FIRST, _LEARN_EVERY = 4, 6
+# Rounds after which the screen learns, and at the end.
+_LEARN_AFTER = (0, 1, 2, 3, 6, 12, 24, 48)
 
 
 class Board:
@@ -37,6 +37,7 @@ class Board:
     stay: by row and candidate, the probability to stay on the response behind it.
     off_cost: by row and candidate, tokens of a rollout that leaves there.
     after_cost: likewise, of one that leaves behind it, on average.
+    unit: tokens of a mean rollout: that of a price.
     dropped: questions that were given up, with the reason.
     first_tokens: of rollouts of the screen, successes and rollouts by first token.
   """
@@ -67,6 +68,8 @@ class Board:
       self.after_cost[row, : len(places)] = np.maximum(lengths[places], 1.0)
     ends = np.array([len(row) for row in self.rows])[:, None]
     self.off_cost = np.maximum(ends - self.screen.positions, 1).astype(float)
+    costs = self.off_cost[self.screen.is_candidate]
+    self.unit = float(costs.mean()) if costs.size else 1.0
     self._by_question: dict[int, list[int]] = {}
     for row, response in enumerate(self.rows):
       self._by_question.setdefault(response.question, []).append(row)
@@ -74,6 +77,8 @@ class Board:
     self._texts = [row.prompt_ids + row.token_ids for row in self.rows]
     self._names: dict[tuple[int, int], tuple[Point, list[int]]] = {}
     self._changed: set[int] = set(range(len(self.rows)))
+    self._gains = np.zeros(shape)
+    self._without_gains: set[int] = set(range(len(self.rows)))
     for row, response in enumerate(self.rows):
       self._add_rollouts(row, response, rollouts.get(response.question, ()))
 
@@ -142,12 +147,33 @@ class Board:
   def update(self) -> None:
     """Makes the beliefs follow what was added since the last time."""
     self.screen.update(np.array(sorted(self._changed), int))
+    self._without_gains |= self._changed
     self._changed.clear()
 
   def learn(self, times: int = 1) -> None:
     for _ in range(times):
       self.screen.learn()
       self.screen.update()
+    self._without_gains = set(range(len(self.rows)))
+
+  def gains(self, config: CombConfig) -> Float[np.ndarray, "N C"]:
+    """Returns what a rollout that leaves at each candidate tells, for its tokens.
+
+    Of rows about which nothing was learned since the last time it is known already.
+    """
+    rows = sorted(row for row in self._without_gains if not self.is_dropped(row))
+    self._without_gains.clear()
+    stakes = Stakes(
+      tokens=self.off_cost + np.where(self.stay < 1, self.after_cost, 0),
+      stay=self.stay,
+      ends=self.ends,
+      gamma=config.gamma0,
+      price=config.confirm_price * self.unit,
+    )
+    if rows:
+      found = expected_gains(self.screen, np.array(rows), stakes)
+      self._gains[rows] = found / self.off_cost[rows] * self.unit
+    return self._gains
 
 
 def screen_responses(board: Board, config: CombConfig, draw: Draw) -> int:
@@ -180,7 +206,7 @@ def screen_responses(board: Board, config: CombConfig, draw: Draw) -> int:
         count[0] += outcome.correct
         count[1] += 1
     board.update()
-    if rounds < _LEARN_FIRST or rounds % _LEARN_EVERY == 0:
+    if rounds in _LEARN_AFTER:
       board.learn()
     rounds += 1
   board.learn()
@@ -198,24 +224,18 @@ def _every_candidate(board: Board, times: int) -> list[Point]:
 
 
 def _choose(board: Board, config: CombConfig) -> list[Point]:
-  """Returns where the rollouts of a round leave: so many of each response at most."""
-  rows = np.array(
-    [row for row in range(len(board.rows)) if not board.is_dropped(row)], int
-  )
-  stakes = Stakes(
-    tokens=board.off_cost + np.where(board.stay < 1, board.after_cost, 0),
-    stay=board.stay,
-    ends=board.ends,
-    gamma=config.gamma0,
-    price=config.confirm_price,
-  )
-  gains = expected_gains(board.screen, rows, stakes) / board.off_cost[rows]
+  """Returns where the rollouts of a round leave.
+
+  Of a response where one is worth its price come the best few: it is read anyway.
+  """
   names = []
-  for row, gain in zip(rows.tolist(), gains, strict=True):
+  for row, gain in enumerate(board.gains(config)):
+    if gain.max(initial=0) < config.screen_price or board.is_dropped(row):
+      continue
     best = np.argsort(-gain, kind="stable")[: config.screen_draws]
     names += [
       board.name(row, int(board.screen.positions[row, number]))
-      for number in best[gain[best] >= config.screen_price]
+      for number in best[gain[best] > 0]
     ]
   return names
 

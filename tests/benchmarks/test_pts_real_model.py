@@ -47,10 +47,7 @@ def _cost(seconds, tokens, others=0.0):
 def _record():
   return {
     "id": "boxes-0",
-    "ours": {
-      "cost": _cost(2.0, 100),
-      "pivots": [{**_pivot(1, 0.3), "true": True}],
-    },
+    "ours": {"pivots": [{**_pivot(1, 0.3), "true": True}]},
     "public": {
       "cost": _cost(90.0, 900, others=0.5),
       "pivots": [{**_pivot(1, 0.3), "true": True}, {**_pivot(2, 0.2), "true": False}],
@@ -60,20 +57,20 @@ def _record():
   }
 
 
-def test_questions_that_were_left_count_too():
-  left = [{"seconds": 1.0, "cpu_seconds": 1.0, "sampled_tokens": 50}]
-  ours = summarize([_record()], "ours", left)
+def test_costs_are_summed():
+  ours = summarize([_record()], "ours", [_cost(2.0, 100), _cost(1.0, 50)])
   assert ours["seconds_per_true_pivot"] == 3.0
   assert ours["sampled_per_true_pivot"] == 150
-  public = summarize([_record()], "public")
+  public = summarize([_record()], "public", [_cost(90.0, 900)])
   assert (public["named"], public["true"]) == (2, 1)
   assert public["cpu_seconds_per_true_pivot"] == 91.0
 
 
 def test_both_lists_stand_side_by_side():
   record = _record()
-  costs = compare_costs([record], [])
-  assert costs["seconds_ratio"] == 45.0
+  mine = [_cost(seconds, 100) for seconds in (9.0, 2.0, 1.0)]
+  costs = compare_costs([record], mine)
+  assert costs["seconds_ratio"] == 45.0 and len(costs["ours_costs"]) == 3
   assert costs["load"]["cores_used_by_others"] == 0.5 and not costs["load"]["idle"]
   text = format_result({"records": [record], **costs})
   assert "boxes-0/0/1" in text and "+0.300 [+0.261, +0.339]" in text
@@ -84,7 +81,7 @@ def test_both_lists_stand_side_by_side():
 def test_without_a_true_pivot_there_is_no_ratio():
   record = _record()
   record["ours"]["pivots"] = []
-  costs = compare_costs([record], [])
+  costs = compare_costs([record], [_cost(2.0, 100)])
   assert costs["seconds_ratio"] is None
   assert costs["methods"]["ours"]["seconds_per_true_pivot"] is None
   text = format_result({"records": [record], **costs})
