@@ -7,9 +7,10 @@
 In worlds of analytic processes (pts/worlds.py) p(success) is known exactly before and
 behind every token, so that each claim of a search is right or wrong. Every method gets
 the same base responses of the same questions. Counted are sampled tokens (filter,
-screen, confirmation) and tokens that are read: for our modes each text once in every
-round that draws from it, as if none were held from one round to the next; for the
-public method its prefix once for every completion, as its calls do. Its filter is free.
+screen, confirmation; not pairs) and tokens that are read: for our modes each text once
+in every round that draws from it, as if none were held from one round to the next; for
+the public method its prefix once for every completion, as its calls do. Its filter is
+free.
 
 Settings of "comb" are chosen in the world "tuning", and nowhere else; results of it are
 written under runs/.
@@ -44,8 +45,6 @@ RESPONSES, QUICK_RESPONSES = 1000, 60
 SEARCH = SearchConfig(rollouts_per_question=8, responses_per_question=4)
 # A critic of the worth that one on hidden states is expected to have.
 AUC = 0.77
-# A cheaper search: as many as the reference finds, about.
-CHEAP: dict[str, Any] = {"confirm_price": 200.0}
 REFERENCE = "public, n = 100"
 _RESAMPLES = 2000
 
@@ -67,17 +66,13 @@ def _paper(sample: Sample, config: CombConfig, seed: int) -> Claims:
   return pts_cost_methods.search_paper(sample, 100, gap=SEARCH.gap, seed=seed)
 
 
-def _comb(*, has_critic: bool = False, **changes: Any) -> Search:
+def _comb(*, has_critic: bool = False) -> Search:
   def search(sample: Sample, config: CombConfig, seed: int) -> Claims:
     critic = None
     if has_critic:
       critic = pts_cost_methods.SimulatedCritic(sample, AUC, gap=SEARCH.gap, seed=seed)
     return pts_cost_methods.search_by_comb(
-      sample,
-      dataclasses.replace(config, **changes),
-      gap=SEARCH.gap,
-      seed=seed,
-      critic=critic,
+      sample, config, gap=SEARCH.gap, seed=seed, critic=critic
     )
 
   return search
@@ -91,8 +86,6 @@ METHODS: dict[str, Search] = {
   "paper, n = 100": _paper,
   "comb": _comb(),
   "comb, critic": _comb(has_critic=True),
-  "comb, cheap": _comb(**CHEAP),
-  "comb, cheap, critic": _comb(has_critic=True, **CHEAP),
 }
 
 
@@ -282,7 +275,9 @@ def run(arguments: argparse.Namespace) -> None:
       results[world][name] = future.result()
       print(f"{number} of {len(tasks)}: {world}, {name}", file=sys.stderr, flush=True)
   summary = summarize(results, arguments.seed)
-  is_record = not (arguments.quick or arguments.comb or TUNING.name in results)
+  wanted = parse_arguments([])
+  wanted.processes = arguments.processes
+  is_record = vars(arguments) == vars(wanted)
   result = {
     "name": "pts_cost",
     "question": "what does a true pivotal token cost, and how many claims are false?",
@@ -294,8 +289,7 @@ def run(arguments: argparse.Namespace) -> None:
     "rollouts_per_question": SEARCH.rollouts_per_question,
     "responses_per_question": SEARCH.responses_per_question,
     "critic_auc": AUC,
-    "comb": dataclasses.asdict(CombConfig(**settings)),
-    "cheap": CHEAP,
+    "comb": dataclasses.asdict(CombConfig(**settings, pair_rollouts=0)),
     **summary,
   }
   parent = "benchmarks/results" if is_record else "runs/benchmarks"

@@ -6,7 +6,8 @@
 
 SmolLM2-135M answers easy questions, chosen by rollouts of their own: right in .3 to .7
 of them, the shortest right answers first. Our search (mode `comb`, the filter included)
-takes all of them at once, as a user's would. The public method
+takes all of them at once, and names all that is shown to lie above gamma0
+(`CombConfig.export` 0). The public method
 (benchmarks/peers/public_pts.py) searches the same responses one by one, which it gets
 from ours, free of charge; before each of its searches ours is done again, on the clock.
 Then every token that can be pivotal is measured by brute force

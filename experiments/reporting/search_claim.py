@@ -28,7 +28,7 @@ def _tested_claim(search: Search) -> list[Markup]:
     f"effect on p(success) is at most {gamma0:g} is at most {alpha:.0%}: about "
     f"{alpha * count:,.0f} of them or fewer. This holds though rollouts were placed "
     "where they looked useful, each test was stopped when it had seen enough, and "
-    "tokens of one response share rollouts (e-values, selected by e-BH over all "
+    "tokens of one response share rollouts (e-values, selected by closed e-BH over all "
     f"{len(search.hypotheses):,} hypotheses that were tested)."
   )
   return [

@@ -9,9 +9,9 @@ from phi4_jax.common.errors import ConfigError
 class CombConfig:
   """How pivotal tokens are screened, confirmed and selected.
 
-  Two prices decide how much is spent. They are per rollout of mean length, and a longer
-  one counts for more. The defaults were chosen in the tuning world of pts/worlds.py,
-  and nowhere else.
+  Two prices decide how much is spent, within the limits of rounds and pairs. They are
+  per rollout of mean length, and a longer one counts for more. The defaults were chosen
+  in the tuning world of pts/worlds.py, and nowhere else.
 
   Attributes:
     gamma0: what is claimed: exported tokens have effects above this. Less than the gap.
@@ -26,7 +26,7 @@ class CombConfig:
       tested.
     drop: a token is given up when this is its probability, or less.
     confirm_price: rollouts that a certain success may still cost; a token that is half
-      as likely to succeed may cost half as many.
+      as likely to succeed may cost about half as many.
     pairs_per_round: rollouts of either arm in one round of confirmation.
     max_pairs: of one token.
     export: least probability to reach the gap, given everything, of a token that is
@@ -73,6 +73,8 @@ class CombConfig:
         raise ConfigError(
           f"CombConfig.{name} ({getattr(self, name)}) must be 0 or more."
         )
+    if self.max_pairs > 10_000:
+      raise ConfigError(f"CombConfig.max_pairs ({self.max_pairs}) is at most 10000.")
     for name in (
       "screen_draws",
       "pairs_per_round",

@@ -80,6 +80,15 @@ def search_comb(
       out_of_budget = True
       paired = [_without_pair(finding) for finding in findings]
     findings = paired
+  late = counted.failed - board.dropped.keys()
+  if late:
+    # A question that lost a verdict with its pairs is dropped like any other, and what
+    # remains is selected anew: a selection less some of its tokens has no bound.
+    for question in late:
+      board.drop(question, "a rollout had no verdict")
+    pairs = {(f.point, f.sign): f for f in findings}
+    remade = _make_findings(board, trial, config, screened, out_of_budget)
+    findings = [_with_pair_of(f, pairs[f.point, f.sign]) for f in remade]
   names = {
     board.name(row, int(position))
     for row in range(len(board.rows))
@@ -114,6 +123,12 @@ def _add_pairs(
     return None
 
 
+def _with_pair_of(finding: Finding, other: Finding) -> Finding:
+  if finding.state != "exported":
+    return finding
+  return dataclasses.replace(finding, pair=other.pair, no_pair=other.no_pair)
+
+
 def _without_pair(finding: Finding) -> Finding:
   if finding.state != "exported":
     return finding
@@ -121,11 +136,12 @@ def _without_pair(finding: Finding) -> Finding:
 
 
 class _Counted:
-  """A draw that counts rounds, rollouts and tokens by label."""
+  """A draw that counts rounds, rollouts and tokens by label, and sees failures."""
 
   def __init__(self, draw: Draw):
     self._draw = draw
     self.rounds = 0
+    self.failed: set[int] = set()
     self.rollouts: dict[str, int] = dict.fromkeys(_LABELS, 0)
     self.tokens: dict[str, int] = dict.fromkeys(_LABELS, 0)
 
@@ -133,6 +149,9 @@ class _Counted:
     outcomes = self._draw(branches, label=label) if branches else []
     self.rounds += bool(branches)
     self.rollouts[label] += len(branches)
+    for branch, outcome in zip(branches, outcomes, strict=True):
+      if outcome.failed:
+        self.failed.add(branch.key_path[1])
     self.tokens[label] += sum(outcome.num_tokens for outcome in outcomes)
     return outcomes
 

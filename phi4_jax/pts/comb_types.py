@@ -17,7 +17,7 @@ from phi4_jax.pts.pairs import Pair
 from phi4_jax.pts.responses import Point, Response
 
 # What became of a hypothesis.
-#   exported: e-BH selected it, and all data say that it reaches the gap.
+#   exported: closed e-BH selected it, and all data say that it reaches the gap.
 #   rejected: given up: it seemed not to reach the gap any more.
 #   undecided: the budget, the price or the question ended before the evidence sufficed.
 State = Literal["exported", "rejected", "undecided"]

@@ -1,10 +1,11 @@
 """Confirmation of pivotal tokens and pairs with fresh rollouts, stopped at any time.
 
-What may be claimed of the set that e-BH selects: the expected share of its tokens (or
-pairs) whose true effect is at most gamma is at most alpha. The effect is that on
-p(success) under this frozen model, this sampling law with its cap on the length, and
-this oracle; the claim stands though rollouts were placed adaptively, each hypothesis
-was stopped when it looked good, and tokens of one response or question share rollouts.
+What may be claimed of the set that closed e-BH selects: the expected share of its
+tokens (or pairs) whose true effect is at most gamma is at most alpha. The effect is
+that on p(success) under this frozen model, this sampling law with its cap on the
+length, and this oracle; the claim stands though rollouts were placed adaptively, each
+hypothesis was stopped when it looked good, and tokens of one response or question share
+rollouts.
 
 What may not be claimed. Not "this token is pivotal": the bound is on a share of the
 set, and an expectation. Not "its effect is at least the gap": tokens are searched for

@@ -111,12 +111,16 @@ class Trial:
 
   def log_e(self) -> Float[np.ndarray, "H"]:
     """Returns log E, with the weight of each."""
-    return self.confirmation.log_e() + self.log_weights
+    return self._bare_log_e() + self.log_weights
+
+  def _bare_log_e(self) -> Float[np.ndarray, "H"]:
+    """Without weights; pairs that are tested later stand behind, and do not count."""
+    return self.confirmation.log_e()[: len(self)]
 
   def selected(self) -> Bool[np.ndarray, "H"]:
     """Returns what closed e-BH selects of those that seem to reach the gap."""
     likely = self.beliefs() >= self._config.export
-    usable = np.where(likely & ~self._dropped(), self.confirmation.log_e(), -np.inf)
+    usable = np.where(likely & ~self._dropped(), self._bare_log_e(), -np.inf)
     return evidence.closed_e_bh(usable, self._config.alpha, self.log_weights)
 
   def run(self, draw: Draw) -> int:
@@ -143,7 +147,7 @@ class Trial:
   def _dropped(self) -> Bool[np.ndarray, "H"]:
     questions = [hypothesis.point.question for hypothesis in self.hypotheses]
     lost = [question in self._board.dropped for question in questions]
-    return np.array(lost, bool) | self.confirmation.failed
+    return np.array(lost, bool) | self.confirmation.failed[: len(self)]
 
   def _running(self) -> Int[np.ndarray, "R"]:
     open_ = np.array([state == "" for state in self.states], bool)

@@ -1,7 +1,7 @@
 """A critic: where pivotal tokens may be, by what a model makes of each token.
 
 It is a regularised logistic regression on hidden states, fitted to what an earlier
-search believed of its tokens (`critic_labels.py`). What it says scales the prior odds
+search drew of its tokens (`critic_labels.py`). What it says scales the prior odds
 of the screen, so it says only what it adds to what the screen knows without a rollout:
 the screen's own prior is the offset of the regression. A critic that is wrong costs
 rollouts and no truth; one that tells nothing ends up with factors near 1.

@@ -271,11 +271,14 @@ class _Run:
       seed=self._origin.seed,
       critic=critic,
     )
-    # A question that lost a verdict has nothing that could be said of it.
+    # A question may lose a verdict in a round that a budget ended.
+    lost = {q: reason for q, reason in self._rollouts.failures.items() if q >= 0}
+    result = dataclasses.replace(result, dropped={**lost, **result.dropped})
     findings = [
-      finding
-      for finding in result.findings
-      if not self._rollouts.is_given_up(finding.point.question)
+      dataclasses.replace(f, state="undecided", reason=lost[f.point.question])
+      if f.state == "exported" and f.point.question in lost
+      else f
+      for f in result.findings
     ]
     paired = [i for i, finding in enumerate(findings) if finding.pair is not None]
     kept = self._within_quotas([findings[i].point.question for i in paired])
@@ -301,7 +304,7 @@ class _Run:
       "pivots_without_pair": {
         reason: without[reason] for reason in get_args(NoCombPair)
       },
-      "traces": len(result.screened),
+      "traces": sum(question not in result.dropped for question, _ in result.screened),
       "rounds": result.rounds,
       "out_of_budget": result.out_of_budget,
     }

@@ -260,7 +260,8 @@ class MathRule:
     if not answer.strip() or _is_excessive(answer):
       return False, ""
     name = (answer, reference)
-    if name not in self._known:
+    verdict = self._known.get(name)
+    if verdict is None:
       request = {"verb": "judge", "response": answer, "reference": reference}
       try:
         verdict, _ = self._pool.ask({**request, "boxed": box is not None})
@@ -271,7 +272,7 @@ class MathRule:
       if len(self._known) >= _MOST_REMEMBERED:
         self._known.clear()
       self._known[name] = verdict
-    return self._known[name], ""
+    return verdict, ""
 
   def close(self) -> None:
     self._pool.close()

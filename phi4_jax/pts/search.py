@@ -7,8 +7,8 @@ value comes about, so that exact values can stand in for estimates.
 Source: arXiv:2412.08905 section 4.3, figure 4 (subdivision at the midpoint of the
 cumulative token log-probability, memoised p).
 Differs: the paper gives no number of rollouts and no check of what was found. Here a
-token found is only a candidate (`pairs.py` confirms it with fresh rollouts), and a
-segment is not cut if none of its tokens can be pivotal: with pi the sampling
+token found is only a candidate (`subdivision.py` confirms it with fresh rollouts), and
+a segment is not cut if none of its tokens can be pivotal: with pi the sampling
 probability of a token (for a segment: of all its tokens), p(success) before it is
 pi * after + (1 - pi) * (value given another token), so it moves by at most 1 - pi.
 

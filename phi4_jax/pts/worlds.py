@@ -46,8 +46,8 @@ class World:
     )
 
 
-# 18 of 96 tokens can be pivotal; one response has 1.05 pivotal tokens of 0.2, and 1.4
-# in questions that the filter keeps. Most tokens that can be pivotal change nothing.
+# 18 of 96 tokens can be pivotal; a response has 1.3 pivotal tokens of 0.2 in questions
+# that the filter keeps. Most tokens that can be pivotal change nothing.
 BASE = World(
   name="base", num_steps=96, certain=0.82, forks=0.055, reach=6, first_seed=10_000
 )

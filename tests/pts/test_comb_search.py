@@ -145,6 +145,27 @@ def test_a_question_without_verdicts_is_dropped_alone(world, found):
   assert lost not in {f.point.question for f in result.findings}
 
 
+def test_a_verdict_lost_with_a_pair_drops_its_question_and_no_test(world, found):
+  places, kept, responses = world
+  lost = found.exported[0].point.question
+  inner = SimulatedDraw(places, seed=1)
+
+  def draw(branches, *, label):
+    return [
+      outcome._replace(failed=True)
+      if label == "pair" and b.key_path[1] == lost
+      else outcome
+      for b, outcome in zip(branches, inner(branches, label=label), strict=True)
+    ]
+
+  result = search_comb(responses, kept, CombConfig(), draw, gap=GAP, seed=3)
+  assert list(result.dropped) == [lost] and len(result.findings) == len(found.findings)
+  states = {f.state for f in result.findings if f.point.question == lost}
+  assert "exported" not in states and "undecided" in states
+  assert any(f.pair is not None for f in result.exported)
+  assert np.mean([f.weight for f in result.findings]) == pytest.approx(1)
+
+
 def test_settings_that_cannot_be_meant_are_refused():
   with pytest.raises(ValueError, match=r"CombConfig\.drop \(0.5\) must be below"):
     CombConfig(drop=0.5)
