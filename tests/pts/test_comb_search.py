@@ -67,6 +67,8 @@ def test_findings_carry_their_evidence(world, found):
   assert np.mean(weights) == pytest.approx(1)
   for f in found.exported:
     # Closed e-BH selects some that e-BH, which bounds rest on, would not.
+    risk = 0.05 * f.weight * len(found.exported) / len(found.findings)
+    assert (f.lower_bound >= 0.1 - 1e-9) == (f.log_e >= -np.log(risk))
     assert f.lower_bound >= 0.05 and f.posterior >= CombConfig().export
     assert f.off.rollouts == sum(v.rollouts for v in f.first_tokens.values())
     assert f.token_id not in f.first_tokens
@@ -123,7 +125,7 @@ def test_a_budget_that_ends_takes_findings_and_nothing_else(world, found, part):
   short = search_comb(responses, kept, CombConfig(), draw, gap=GAP, seed=3)
   assert short.out_of_budget and not found.out_of_budget
   assert len(short.exported) <= len(found.exported)
-  assert part == 0.6 or (len(short.exported) > 0) == (part > 0.9)
+  assert (len(short.exported) > 0) == (part > 0.9)
   undecided = [f for f in short.findings if f.state == "undecided"]
   assert part > 0.9 or "the budget ended" in {f.reason for f in undecided}
 

@@ -3,6 +3,7 @@
 import json
 import random
 
+import numpy as np
 import pytest
 
 from phi4_jax.common.errors import ConfigError
@@ -103,6 +104,9 @@ class TestTruth:
       assert pivot["delta"] * sign > 0 and sign * change > 0
       error = (pivot["prob"] - 1) ** 2 / (2 * pivot["off"][1])
       assert abs(pivot["delta"] - change) < 4.5 * error**0.5
+      risk = 0.05 * pivot["weight"] * len(pivots) / metrics["candidates"]
+      reached = pivot["log_e"] >= -np.log(risk)
+      assert (pivot["lower"] >= 0.1 - 1e-9) == reached
       assert 0.05 <= pivot["lower"] <= sign * pivot["delta"] + 1e-9
       assert pivot["log_e"] > 0 and pivot["gamma0"] == 0.1 and pivot["alpha"] == 0.05
 
