@@ -15,7 +15,7 @@ here draws or decides.
 Differs: the paper estimates each V_i by rollouts of its own (section 4.3).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -92,19 +92,6 @@ def changes_on_path(
   return (1 - probs) * (values[1:] - off_values)
 
 
-def change_bounds(
-  probs: float | Float[np.ndarray, "*N"], values: float | Float[np.ndarray, "*N"]
-) -> tuple[Float[np.ndarray, "*N"], Float[np.ndarray, "*N"]]:
-  """Returns the least and greatest change of V by tokens of given pi and V before them.
-
-  Without V the bound is 1 - pi on either side. For a segment pass the product of its
-  probabilities.
-  """
-  odds = 1 / probs - 1
-  low = np.maximum(-values, -(1 - values) * odds)
-  return np.asarray(low), np.asarray(np.minimum(1 - values, values * odds))
-
-
 class Rollout(NamedTuple):
   """A finished rollout of a question.
 
@@ -153,24 +140,6 @@ def leave_position(base_ids: Sequence[int], rollout: Rollout) -> int | None:
   return len(base_ids)
 
 
-def tally_leaves(
-  base_ids: Sequence[int], rollouts: Iterable[Rollout]
-) -> tuple[Int[np.ndarray, "T"], Int[np.ndarray, "T"]]:
-  """Counts successes and rollouts by the position at which they leave.
-
-  Choose the rollouts without looking at their verdicts. A base response that is the
-  first right one of several shows what the ones before it were: leave those out.
-  """
-  successes = np.zeros(len(base_ids), int)
-  counts = np.zeros(len(base_ids), int)
-  for rollout in rollouts:
-    j = leave_position(base_ids, rollout)
-    if j is not None and j < len(base_ids):
-      successes[j] += rollout.correct
-      counts[j] += 1
-  return successes, counts
-
-
 def couple_leaves(
   probs: Float[np.ndarray, "T"], uniforms: Float[np.ndarray, "R T"]
 ) -> Int[np.ndarray, "R T+1"]:
@@ -196,47 +165,3 @@ def couple_leaves(
   positions = np.where(uniforms < shares, np.arange(num_tokens), num_tokens)
   nearest = np.minimum.accumulate(positions[:, ::-1], axis=1)[:, ::-1]
   return np.concatenate([nearest, np.full((len(uniforms), 1), num_tokens)], axis=1)
-
-
-def variance_of_arms(
-  prob: float, after: float, off: float, num_after: int, num_off: int
-) -> float:
-  """Variance of the change when both arms (the token, not the token) are sampled.
-
-  (1 - pi)^2 (V_(i+1) (1 - V_(i+1)) / n_A + b (1 - b) / n_B).
-  """
-  parts = after * (1 - after) / num_after + off * (1 - off) / num_off
-  return (1 - prob) ** 2 * parts
-
-
-def variance_of_prefixes(
-  prob: float, after: float, off: float, num_before: int, num_after: int
-) -> float:
-  """Variance of the change when the prefixes before and after are sampled instead."""
-  before = prob * after + (1 - prob) * off
-  return before * (1 - before) / num_before + after * (1 - after) / num_after
-
-
-def variance_of_contrast(
-  scale: float, stay: float, left: float, off: float, num_left: int, num_off: int
-) -> float:
-  """Variance of scale (w V_T + (1 - w) A - B) from counts of A and B.
-
-  Args:
-    scale: 1 - pi for a token, 1 for a pair of tokens.
-    stay: w, the known probability to stay on the base response behind the token.
-    left: mean of A, V behind the token given that the base response is left.
-    off: mean of B.
-    num_left: draws of A.
-    num_off: draws of B.
-  """
-  parts = (1 - stay) ** 2 * left * (1 - left) / num_left + off * (1 - off) / num_off
-  return scale**2 * parts
-
-
-def least_alternative_gap(change: float, prob: float) -> float:
-  """Returns g such that some other token r has |V(y_i) - V(r)| >= g, sign and all.
-
-  b is a mean of V(r) over the other tokens, so one of them is on b's side of it.
-  """
-  return abs(change) / (1 - prob)

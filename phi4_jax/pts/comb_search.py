@@ -89,16 +89,10 @@ def search_comb(
     pairs = {(f.point, f.sign): f for f in findings}
     remade = _make_findings(board, trial, config, screened, out_of_budget)
     findings = [_with_pair_of(f, pairs[f.point, f.sign]) for f in remade]
-  names = {
-    board.name(row, int(position))
-    for row in range(len(board.rows))
-    for position in board.screen.positions[row, : board.screen.lengths[row]]
-  }
   return CombResult(
     findings=findings,
     screened=_summarize(board, findings),
     dropped=dict(sorted(board.dropped.items())),
-    num_candidates=len(names),
     rounds=counted.rounds,
     out_of_budget=out_of_budget,
     rollouts=counted.rollouts,

@@ -139,7 +139,6 @@ class CombResult:
     findings: every hypothesis that entered confirmation, by point and sign.
     screened: by (question, response).
     dropped: questions that were given up, with the reason.
-    num_candidates: tokens of the base responses that can reach the gap, each once.
     rounds: calls of the draw.
     out_of_budget: whether the budget ended the search.
     rollouts: drawn, by "screen", "confirm" and "pair".
@@ -149,7 +148,6 @@ class CombResult:
   findings: list[Finding]
   screened: dict[tuple[int, int], Screened]
   dropped: dict[int, str]
-  num_candidates: int
   rounds: int
   out_of_budget: bool
   rollouts: dict[str, int]

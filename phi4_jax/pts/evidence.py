@@ -188,39 +188,6 @@ def _normalise(logs: Float[np.ndarray, "H K"]) -> Float[np.ndarray, "H K"]:
   return logs - np.where(np.isneginf(total), 0.0, total)
 
 
-def linear_log_e(
-  payoffs: Float[np.ndarray, "H N"],
-  counts: Int[np.ndarray, "H N"],
-  fractions: Float[np.ndarray, "H K"],
-  log_weights: Float[np.ndarray, "H K"],
-) -> Float[np.ndarray, "H"]:
-  """Returns log sum_k q_k prod_n (1 + lambda_k payoff_n)^count_n.
-
-  Args:
-    payoffs: the values that Z - gamma can take, one of them negative.
-    counts: how often each was seen.
-    fractions: the bets, as parts of the greatest one that can never be ruined,
-      lambda = fraction / -min(payoff); 0 <= fraction < 1, fixed beforehand.
-    log_weights: of the bets; made to sum to 1.
-  """
-  worst = -payoffs.min(axis=1)
-  lambdas = fractions / worst[:, None]
-  steps = np.log1p(lambdas[:, :, None] * payoffs[:, None, :])
-  logs = log_weights - special.logsumexp(log_weights, axis=1, keepdims=True)
-  return special.logsumexp(logs + (steps * counts[:, None, :]).sum(-1), axis=1)
-
-
-def best_fraction(payoffs: Float[np.ndarray, "N"], probs: Float[np.ndarray, "N"]):
-  """Returns the bet with the greatest expected logarithm, at most .95, at least 0."""
-  scaled = payoffs / -payoffs.min()
-  low, high = 0.0, 0.95
-  for _ in range(40):
-    middle = (low + high) / 2
-    slope = float((probs * scaled / (1 + middle * scaled)).sum())
-    low, high = (middle, high) if slope > 0 else (low, middle)
-  return low
-
-
 def lower_bound(
   gammas: Float[np.ndarray, "G"], log_e: Float[np.ndarray, "G"], alpha: float
 ) -> float:
@@ -243,37 +210,6 @@ def lower_bound(
   return float(gammas[last]) if last >= 0 else -math.inf
 
 
-def e_bh(
-  log_e: Float[np.ndarray, "H"], alpha: float, total: int
-) -> Bool[np.ndarray, "H"]:
-  """Selects hypotheses so that the expected false share is at most alpha.
-
-  The largest set of k hypotheses with E >= total / (alpha k) each.
-
-  Args:
-    log_e: of the hypotheses that may be selected; leave out, or set to -inf, those
-      that some filter dropped.
-    alpha: bound of the false discovery rate.
-    total: of all hypotheses that were begun, those dropped included.
-  """
-  assert total >= len(log_e), "a hypothesis was not counted"
-  levels = _levels(len(log_e), alpha, total)
-  num_selected = _num_selected(np.sort(log_e)[::-1], levels)
-  if not num_selected:
-    return np.zeros(len(log_e), bool)
-  return log_e >= levels[num_selected - 1]
-
-
-def _levels(num: int, alpha: float, total: int) -> Float[np.ndarray, "H"]:
-  """What the k-th of the selected must reach."""
-  return math.log(max(total, 1) / alpha) - np.log(np.arange(1, num + 1))
-
-
-def _num_selected(falling: Float[np.ndarray, "H"], levels: np.ndarray) -> int:
-  enough = np.flatnonzero(falling >= levels)
-  return int(enough[-1]) + 1 if enough.size else 0
-
-
 def closed_e_bh(
   log_e: Float[np.ndarray, "H"],
   alpha: float,
@@ -281,7 +217,8 @@ def closed_e_bh(
 ) -> Bool[np.ndarray, "H"]:
   """Selects as e-BH does, and a little more, with the same bound on the false share.
 
-  For the set N of true null hypotheses, the mean of their E is an e-value, E_N. If a
+  e-BH selects the largest set of k hypotheses with E >= total / (alpha k) each. For the
+  set N of true null hypotheses, the mean of their E is an e-value, E_N. If a
   selection R fulfils
 
     mean of E over S >= |S and R| / (alpha |R|)       for every set S of hypotheses,
@@ -322,53 +259,6 @@ def closed_e_bh(
       selected[order[:k]] = True
       break
   return selected
-
-
-def target_log_e(
-  log_e: Float[np.ndarray, "H"], alpha: float, total: int
-) -> Float[np.ndarray, "H"]:
-  """Returns for each hypothesis the log E with which e-BH would select it now.
-
-  The others stay where they are. It falls with each one that gets there: log(total /
-  (alpha k)) for the k-th.
-  """
-  order = np.argsort(-log_e, kind="stable")
-  falling = log_e[order]
-  levels = _levels(len(log_e), alpha, total)
-  num_selected = _num_selected(falling, levels)
-  # With k - 1 others above the k-th level there is room for one more.
-  room = np.append(True, falling[:-1] >= levels[1:])[: len(log_e)]
-  ranks = np.maximum.accumulate(np.where(room, np.arange(len(log_e)), 0))
-  ranks[:num_selected] = num_selected - 1
-  targets = np.empty(len(log_e))
-  targets[order] = levels[ranks]
-  return targets
-
-
-def share_bounds(successes: int, trials: int, alpha: float) -> tuple[float, float]:
-  """Returns bounds of a Bernoulli share that hold at all times together.
-
-  P(the share is ever outside) <= alpha. The mixture of likelihood ratios over Jeffreys'
-  prior, inverted.
-  """
-  mixture = special.betaln(successes + 0.5, trials - successes + 0.5)
-  floor = float(mixture - special.betaln(0.5, 0.5) + math.log(alpha))
-
-  def fits(share: float) -> bool:
-    log_likelihood = special.xlogy(successes, share)
-    log_likelihood += special.xlog1py(trials - successes, -share)
-    return bool(log_likelihood > floor)
-
-  def edge(inside: float, outside: float) -> float:
-    if fits(outside):
-      return outside
-    for _ in range(60):
-      middle = (inside + outside) / 2
-      inside, outside = (middle, outside) if fits(middle) else (inside, middle)
-    return outside
-
-  share = successes / trials if trials else 0.5
-  return edge(share, 0.0), edge(share, 1.0)
 
 
 def excludes_range(

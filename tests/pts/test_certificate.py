@@ -7,9 +7,9 @@ tests/pts/test_confirm.py shows that draws have these shares.
 import numpy as np
 import pytest
 
-from phi4_jax.pts import evidence
 from phi4_jax.pts.confirm import Confirmation, Hypothesis
 from phi4_jax.pts.responses import Point, Responses
+from tests.pts.formulas import e_bh
 
 GAMMA = 0.1
 # pi, w, V_T, sign, p_B, and whether it is a pair.
@@ -153,9 +153,9 @@ def test_the_bound_of_what_is_selected_is_above_gamma():
   confirmation, alpha = runs.confirmation, 0.05
   total = len(runs.off)
   for _ in range(30):
-    selected = evidence.e_bh(confirmation.log_e(), alpha, total)
+    selected = e_bh(confirmation.log_e(), alpha, total)
     runs.step(np.flatnonzero(~selected), 8)
-  selected = evidence.e_bh(confirmation.log_e(), alpha, total)
+  selected = e_bh(confirmation.log_e(), alpha, total)
   level = alpha * selected.sum() / total
   assert selected.sum() > total / 2
   for row in np.flatnonzero(selected):

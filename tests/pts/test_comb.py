@@ -8,6 +8,7 @@ import pytest
 
 from phi4_jax.pts import comb
 from phi4_jax.pts.analytic import make_process
+from tests.pts import formulas
 from tests.pts.processes import draw_rollouts, make_response, tiny_process, true_values
 
 EXACT = 1e-9
@@ -97,12 +98,12 @@ def test_changes_lie_within_their_bounds():
   """T1; also tests/pts/test_analytic.py, by the values alone."""
   for process, response in cases():
     truth, probs = true_values(process, response), np.array(response.probs)
-    low, high = comb.change_bounds(probs, truth[:-1])
+    low, high = formulas.change_bounds(probs, truth[:-1])
     change = np.diff(truth)
     assert (low - EXACT <= change).all() and (change <= high + EXACT).all()
     assert (np.abs(change) <= 1 - probs + EXACT).all()
     for begin, end in itertools.combinations(range(len(response) + 1), 2):
-      low, high = comb.change_bounds(math.prod(probs[begin:end]), truth[begin])
+      low, high = formulas.change_bounds(math.prod(probs[begin:end]), truth[begin])
       assert low - EXACT <= truth[end] - truth[begin] <= high + EXACT
 
 
@@ -183,7 +184,7 @@ def pooled_means(process, choose):
     if base is None:
       continue
     rollouts = [comb.Rollout(r.token_ids, 0, r.correct) for r in pool]
-    successes, counts = comb.tally_leaves(base.token_ids, rollouts)
+    successes, counts = formulas.tally_leaves(base.token_ids, rollouts)
     if counts[0]:
       total = sums.setdefault(base.token_ids[0], np.zeros(2))
       total += prob, prob * successes[0] / counts[0]
@@ -221,7 +222,7 @@ def test_variances_are_those_of_the_draws():
     truth = true_values(process, response)
     for i in np.flatnonzero(probs < 0.9)[:6]:
       after, prob, other = float(truth[i + 1]), float(probs[i]), float(off[i])
-      arms = comb.variance_of_arms(prob, after, other, 1, 1)
+      arms = formulas.variance_of_arms(prob, after, other, 1, 1)
       values, chances = zip(
         *[
           (
@@ -238,12 +239,12 @@ def test_variances_are_those_of_the_draws():
       assert mean == pytest.approx(truth[i + 1] - truth[i], abs=EXACT)
       assert arms == pytest.approx(spread, abs=EXACT)
       prefixes = truth[i] * (1 - truth[i]) + after * (1 - after)
-      assert comb.variance_of_prefixes(prob, after, other, 1, 1) == pytest.approx(
+      assert formulas.variance_of_prefixes(prob, after, other, 1, 1) == pytest.approx(
         prefixes, abs=EXACT
       )
   for prob, times in [(0.5, 4), (0.7, 11)]:
-    arms = comb.variance_of_arms(prob, 0.5, 0.5, 1, 1)
-    assert comb.variance_of_prefixes(prob, 0.5, 0.5, 1, 1) / arms == pytest.approx(
+    arms = formulas.variance_of_arms(prob, 0.5, 0.5, 1, 1)
+    assert formulas.variance_of_prefixes(prob, 0.5, 0.5, 1, 1) / arms == pytest.approx(
       times, rel=0.02
     )
 
@@ -264,7 +265,7 @@ def test_an_alternative_exists():
         for token in np.flatnonzero(law).tolist()
         if token != response.token_ids[i]
       ]
-      need = comb.least_alternative_gap(change, prob)
+      need = formulas.least_alternative_gap(change, prob)
       signs.add(np.sign(round(change, 9)))
       assert max(gaps) >= need - EXACT if change >= 0 else min(gaps) <= EXACT - need
   assert signs == {-1, 0, 1}

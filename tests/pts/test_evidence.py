@@ -10,6 +10,7 @@ from scipy import special, stats
 
 from phi4_jax.pts import evidence
 from phi4_jax.pts.evidence import TwoArmNull
+from tests.pts import formulas
 
 # (rise, fall, level): 1 - w and what gamma = .1 leaves, of either sign; a pair; a token
 # behind which all is certain.
@@ -149,17 +150,17 @@ class TestLinear:
         for m in range(10 - n):
           counts = np.array([[n, m, 9 - n - m]])
           law = stats.multinomial.pmf(counts[0], 9, probs)
-          e = evidence.linear_log_e(self.PAYOFFS[None], counts, fractions, weights)
+          e = formulas.linear_log_e(self.PAYOFFS[None], counts, fractions, weights)
           total += law * math.exp(e[0])
       assert total <= 1 + 1e-9
 
   def test_the_best_bet(self):
     probs = np.array([0.2, 0.2, 0.6])
-    found = evidence.best_fraction(self.PAYOFFS, probs)
+    found = formulas.best_fraction(self.PAYOFFS, probs)
     tried = np.linspace(0, 0.95, 2001)[:, None]
     growth = np.log1p(tried / 0.6 * self.PAYOFFS) @ probs
     assert found == pytest.approx(tried[growth.argmax(), 0], abs=1e-3)
-    assert evidence.best_fraction(self.PAYOFFS, np.array([0.9, 0.1, 0.0])) < 1e-9
+    assert formulas.best_fraction(self.PAYOFFS, np.array([0.9, 0.1, 0.0])) < 1e-9
 
 
 def pairs_until_certain(effect, num_runs=300, num_pairs=240, informed=30):
@@ -191,7 +192,7 @@ def pairs_until_certain(effect, num_runs=300, num_pairs=240, informed=30):
     for run, (k, m) in enumerate(zip(*known, strict=True)):
       p, q = (k + 1) / (informed + 2), (m + 1) / (informed + 2)
       law = np.array([(1 - p) * (1 - q), (1 - p) * q, p * (1 - q), p * q])
-      fractions[run, -1] = evidence.best_fraction(payoffs, law)
+      fractions[run, -1] = formulas.best_fraction(payoffs, law)
     weights = np.tile(np.log([1 / 12] * 6 + [1 / 2]), (num_runs, 1))
     for which in (0, 1):
       needed = np.full(num_runs, num_pairs)
@@ -200,7 +201,7 @@ def pairs_until_certain(effect, num_runs=300, num_pairs=240, informed=30):
         if which == 0:
           logs = bets.log_e(s, r, np.full(num_runs, t))
         else:
-          logs = evidence.linear_log_e(
+          logs = formulas.linear_log_e(
             np.tile(payoffs, (num_runs, 1)),
             np.stack([t - s - r + x, r - x, s - x, x], 1),
             fractions,
@@ -247,11 +248,11 @@ def test_selection_by_e_bh_against_brute_force():
   for trial in range(200):
     log_e = rng.normal(3, 2, size=7)
     total = 7 + trial % 5
-    found = set(np.flatnonzero(evidence.e_bh(log_e, 0.2, total)).tolist())
+    found = set(np.flatnonzero(formulas.e_bh(log_e, 0.2, total)).tolist())
     assert found == select_by_force(log_e, 0.2, total)
     sizes.add(len(found))
   assert sizes == set(range(8))
-  assert not evidence.e_bh(np.zeros(0), 0.05, 0).size
+  assert not formulas.e_bh(np.zeros(0), 0.05, 0).size
 
 
 def is_closed(chosen, log_e, alpha, weights):
@@ -276,7 +277,7 @@ def test_closed_selection_is_closed_and_no_smaller(weighted):
     log_weights -= np.log(np.exp(log_weights).mean())
     found = evidence.closed_e_bh(log_e, 0.2, log_weights if weighted else None)
     chosen = set(np.flatnonzero(found).tolist())
-    plain = evidence.e_bh(log_e + log_weights, 0.2, 7)
+    plain = formulas.e_bh(log_e + log_weights, 0.2, 7)
     assert found[plain].all()
     more += len(chosen) > plain.sum()
     if chosen:
@@ -315,28 +316,6 @@ def test_the_false_share_of_closed_selection():
   assert 0.02 < np.mean(shares) <= alpha
 
 
-def test_the_target_is_where_a_hypothesis_would_be_selected():
-  rng = np.random.default_rng(2)
-  for trial in range(100):
-    log_e = rng.normal(3, 2, size=8)
-    total = 8 + trial % 3
-    targets = evidence.target_log_e(log_e, 0.2, total)
-    for i, target in enumerate(targets):
-      for shift, selected in ((1e-9, True), (-1e-9, False)):
-        moved = log_e.copy()
-        moved[i] = target + shift
-        assert evidence.e_bh(moved, 0.2, total)[i] == selected
-  assert not evidence.target_log_e(np.zeros(0), 0.2, 0).size
-
-
-def test_a_fixed_target_would_select_hardly_any():
-  """Stopped at total / alpha all are selected; stopped a little below, none is."""
-  log_e = np.full(10, math.log(20 / 0.05) - 0.01)
-  targets = evidence.target_log_e(log_e, 0.05, 20)
-  np.testing.assert_allclose(targets, math.log(20 / (0.05 * 10)))
-  assert evidence.e_bh(log_e, 0.05, 20).all()
-
-
 def ever(num_trials, share, stops):
   """P(`stops(successes, trials)` at any time), exactly."""
   law, total = np.ones(1), 0.0
@@ -346,23 +325,6 @@ def ever(num_trials, share, stops):
     total += law[over].sum()
     law = np.where(over, 0, law)
   return total
-
-
-def test_bounds_of_a_share_hold_at_all_times():
-  @functools.cache
-  def bounds(k, n):
-    return evidence.share_bounds(k, n, 0.1)
-
-  def misses(share, k, n):
-    low, high = bounds(k, n)
-    return not low <= share <= high
-
-  for share in (0.02, 0.2, 0.5, 0.9):
-    assert ever(30, share, functools.partial(misses, share)) <= 0.1
-  assert evidence.share_bounds(0, 0, 0.1) == (0.0, 1.0)
-  low, high = evidence.share_bounds(30, 40, 0.1)
-  assert 0.5 < low < 0.75 < high < 0.95
-  assert evidence.share_bounds(0, 5, 0.1)[0] == 0.0
 
 
 def test_a_question_is_rarely_excluded_that_should_not_be():
