@@ -86,7 +86,8 @@ def draw_pairs(
       found[number] = dataclasses.replace(finding, no_pair="same_pair_again")
     else:
       seen.add(name)
-      found[number] = dataclasses.replace(finding, pair=pair)
+      times = tuple(confirmation.times[row])
+      found[number] = dataclasses.replace(finding, pair=pair, pair_times=times)
   return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from phi4_jax.data import pivotal_files
-from phi4_jax.pts import records
+from phi4_jax.pts import draw_names, records
 from phi4_jax.pts.comb_config import CombConfig
 from phi4_jax.pts.comb_types import CombResult, Finding, Screened
 from phi4_jax.pts.counts import Value
@@ -107,12 +107,12 @@ class CombWriter:
   def _evidence(self, finding: Finding) -> dict[str, Any]:
     """What a line is true of, and the names of its draws.
 
-    Draw t of arm B has the path "off" with t behind it. That of arm A leaves at a
-    position that is drawn from the seed (leaves.py): it has the path "after" with
-    position and t behind it.
+    Both arms were drawn at "times", [begin, end) and so on. Draw t of arm B has the
+    path "off" with t behind it. That of arm A leaves at a position that is drawn from
+    the seed (leaves.py): it has the path "after" with position and t behind it.
     """
     point = finding.point
-    leave = [PHASES["leave"], point.question, point.response]
+    leaving = draw_names.leaving(point).path
     return {
       "gamma0": self._config.gamma0,
       "alpha": self._config.alpha,
@@ -121,10 +121,39 @@ class CombWriter:
       "seed": self._origin.seed,
       "key_paths": {
         "response": [PHASES["filter"], point.question, 0, 0, point.response],
-        "off": [*leave, point.position],
-        "after": leave,
-        "from": finding.time,
+        "off": list(leaving),
+        "after": list(leaving[:-1]),
+        "times": [list(span) for span in finding.times],
       },
+    }
+
+  def _pair_key_paths(self, finding: Finding, pair: Pair) -> dict[str, Any]:
+    """Names of the draws that a pair's counts are of; None for a side that is known.
+
+    Draw k of a side, of as many as it counts, has its "path" with "first" + k * "step"
+    behind it.
+    """
+    point = finding.point
+    ((begin, _),) = finding.pair_times
+    behind = self._responses.canonical(point._replace(position=point.position + 1))
+
+    def side(token_id: int, value: Value) -> dict[str, Any] | None:
+      if value.exact:
+        return None
+      draws = (
+        draw_names.behind(behind)
+        if token_id == finding.token_id
+        else draw_names.trying(point, token_id)
+      )
+      return {
+        "path": list(draws.path),
+        "first": draws.at(begin)[-1],
+        "step": draws.step,
+      }
+
+    return {
+      "accepted": side(pair.accepted_id, pair.accepted),
+      "rejected": side(pair.rejected_id, pair.rejected),
     }
 
   def _pivot(self, finding: Finding) -> dict[str, Any]:
@@ -144,7 +173,9 @@ class CombWriter:
       )
       tested = self._hypothesis(finding)
       names = ("token_id", "prob", "delta", "lower", "log_e", "after", "off")
-      return plain | {n: tested[n] for n in names} | self._evidence(finding)
+      found = plain | {n: tested[n] for n in names} | self._evidence(finding)
+      found["key_paths"] |= self._pair_key_paths(finding, pair)
+      return found
 
     records.write_jsonl(
       self._out_dir / pivotal_files.PAIRS,

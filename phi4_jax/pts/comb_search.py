@@ -120,7 +120,9 @@ def _add_pairs(
 def _with_pair_of(finding: Finding, other: Finding) -> Finding:
   if finding.state != "exported":
     return finding
-  return dataclasses.replace(finding, pair=other.pair, no_pair=other.no_pair)
+  return dataclasses.replace(
+    finding, pair=other.pair, pair_times=other.pair_times, no_pair=other.no_pair
+  )
 
 
 def _without_pair(finding: Finding) -> Finding:
@@ -185,7 +187,7 @@ def _make_findings(
         screened=Value(k, n),
         first_tokens=_tally(confirmation.first_tokens[number]),
         screened_tokens=_tally(board.first_tokens.get(h.point, {})),
-        time=0,
+        times=tuple(confirmation.times[number]),
         weight=weight,
         log_e=float(logs[number]),
         effect=float(effects[number]),

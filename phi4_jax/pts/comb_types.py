@@ -63,7 +63,7 @@ class Finding:
     screened: rollouts of arm B that the screen drew: not fresh.
     first_tokens: fresh rollouts of arm B by the token drawn first.
     screened_tokens: those of the screen by the token drawn first.
-    time: on the clock of confirm.py when the hypothesis was added.
+    times: of the clock of confirm.py, at which it was drawn: [begin, end) and so on.
     weight: its part of the error, 1 on average; fixed before the first fresh rollout.
     log_e: natural log of its e-value against an effect of at most gamma0.
     effect: the estimate of sign * (V behind y - V before it), from fresh rollouts; not
@@ -73,6 +73,7 @@ class Finding:
       lie a little below gamma0 where closed e-BH selects what e-BH would not.
     posterior: probability that sign * Delta reaches the gap, given everything.
     pair: of an exported one.
+    pair_times: as `times`, of the pair.
     no_pair: why an exported one has none.
   """
 
@@ -89,13 +90,14 @@ class Finding:
   screened: Value
   first_tokens: Tally
   screened_tokens: Tally
-  time: int
+  times: tuple[tuple[int, int], ...]
   weight: float
   log_e: float
   effect: float
   lower_bound: float
   posterior: float
   pair: Pair | None = None
+  pair_times: tuple[tuple[int, int], ...] = ()
   no_pair: NoCombPair | None = None
 
   @property

@@ -43,15 +43,10 @@ import numpy as np
 
 from phi4_jax.common.axes import Float, Int
 from phi4_jax.common.sampler import Branch
-from phi4_jax.pts import comb, evidence
+from phi4_jax.pts import comb, draw_names, evidence
 from phi4_jax.pts.draws import Outcome
-from phi4_jax.pts.estimates import PHASES
 from phi4_jax.pts.leaves import Leaves
-from phi4_jax.pts.responses import Point, Responses
-
-# The number of a pair draw holds the time and the token that is tried.
-_TOKENS = 1 << 18
-_TIMES = 1 << 14
+from phi4_jax.pts.responses import Point, Responses, canonical_token
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,12 +126,6 @@ def make_hypothesis(
   )
 
 
-def canonical_token(responses: Responses, point: Point) -> Point:
-  """Returns the point before a token on the first response that has it there."""
-  after = point._replace(position=point.position + 1)
-  return responses.canonical(after)._replace(position=point.position)
-
-
 def make_null(
   hypotheses: Sequence[Hypothesis], gamma: float | Float[np.ndarray, "H"]
 ) -> evidence.TwoArmNull:
@@ -177,6 +166,7 @@ class Confirmation:
     counts: by hypothesis, verdict of A and verdict of B.
     first_tokens: by hypothesis, successes and draws of B by the token drawn first.
     failed: whether a draw had no verdict; such a hypothesis has no evidence.
+    times: by hypothesis, of which times it has draws: [begin, end), one after another.
     time: that has passed; `plan` and `take` move it.
   """
 
@@ -194,6 +184,7 @@ class Confirmation:
     self.counts = np.zeros((0, 2, 2), int)
     self.first_tokens: list[dict[int, list[int]]] = []
     self.failed = np.zeros(0, bool)
+    self.times: list[list[tuple[int, int]]] = []
     self.time = 0
     self._responses = responses
     self._gamma = gamma
@@ -223,6 +214,7 @@ class Confirmation:
     self.counts = np.concatenate([self.counts, np.zeros((1, 2, 2), int)])
     self.failed = np.append(self.failed, False)
     self.first_tokens.append({})
+    self.times.append([])
     self._after_counts.append(after_counts)
     self._off_counts.append(off_counts)
     return len(self.hypotheses) - 1
@@ -252,11 +244,14 @@ class Confirmation:
     return np.where(self.failed, -np.inf, logs)
 
   def effects(self) -> Float[np.ndarray, "H"]:
-    """Returns s Delta from fresh draws alone; not a number before the first."""
+    """Returns s Delta from fresh draws alone; not a number before the first.
+
+    Nor is it one where a draw had no verdict.
+    """
     pairs = np.maximum(self.num_pairs, 1)
     shares = zip(self.after_successes / pairs, self.off_successes / pairs, strict=True)
     found = [h.payoff(*both) for h, both in zip(self.hypotheses, shares, strict=True)]
-    return np.where(self.num_pairs > 0, found, np.nan)
+    return np.where((self.num_pairs > 0) & ~self.failed, found, np.nan)
 
   def lower_bound(self, number: int, alpha: float, *, step: float = 0.01) -> float:
     """Returns a bound that s Delta exceeds with confidence 1 - alpha at any time.
@@ -265,10 +260,14 @@ class Confirmation:
       number: of the hypothesis.
       alpha: see `evidence.lower_bound` for that of selected ones.
       step: between bounds that may be returned, from 0 on.
+
+    Where a draw had no verdict nothing is known: the least effect that there can be.
     """
     hypothesis = self.hypotheses[number]
     extremes = [hypothesis.payoff(a, b) for a in (0.0, 1.0) for b in (0.0, 1.0)]
     least, most = min(extremes), max(extremes)
+    if self.failed[number]:
+      return least
     # Ten times coarser where no bound of interest lies.
     steps = np.arange(
       np.ceil((least - self._gamma) / step), np.floor((most - self._gamma) / step) + 1
@@ -292,15 +291,18 @@ class Confirmation:
     Raises:
       ValueError: if the clock has run out.
     """
-    if self.time + num_pairs >= _TIMES:
-      raise ValueError(f"A confirmation has at most {_TIMES} pairs for a hypothesis.")
+    most = draw_names.MOST_TIMES
+    if self.time + num_pairs >= most:
+      raise ValueError(f"A confirmation has at most {most} pairs for a hypothesis.")
     rows = np.array(
       [row for row in running if not self.failed[row]], dtype=int
     ).reshape(-1)
     numbers: dict[tuple[int, ...], int] = {}
     branches: list[Branch] = []
 
-    def number_of(name: Point, first_id: int, excluded_id: int, *path: int) -> int:
+    def number_of(
+      name: Point, path: tuple[int, ...], *, first_id: int = -1, excluded_id: int = -1
+    ) -> int:
       found = numbers.setdefault(path, len(branches))
       if found == len(branches):
         text, prompt = self._text(name)
@@ -317,7 +319,7 @@ class Confirmation:
 
     def leave(name: Point, time: int) -> int:
       token_id = self._responses.of(name).token_ids[name.position]
-      return number_of(name, -1, token_id, PHASES["leave"], *name, time)
+      return number_of(name, draw_names.leaving(name).at(time), excluded_id=token_id)
 
     after = np.full((len(rows), num_pairs), -1)
     off = np.full((len(rows), num_pairs), -1)
@@ -329,11 +331,10 @@ class Confirmation:
         if other < 0:
           off[row, k] = leave(point, time)
         else:
-          path = (PHASES["pair"], *point, time * _TOKENS + other)
-          off[row, k] = number_of(point, other, -1, *path)
+          path = draw_names.trying(point, other).at(time)
+          off[row, k] = number_of(point, path, first_id=other)
         if not hypothesis.conditioned:
-          path = (PHASES["confirm"], *behind, time)
-          after[row, k] = number_of(behind, -1, -1, *path)
+          after[row, k] = number_of(behind, draw_names.behind(behind).at(time))
         elif hypothesis.needs_after:
           position = self._leaves.at(point, time)[behind.position]
           name = canonical_token(
@@ -357,7 +358,11 @@ class Confirmation:
         count = tally.setdefault(outcomes[draw].first_id, [0, 0])
         count[0] += outcomes[draw].correct
         count[1] += 1
-    self.time += plan.off.shape[1]
+    begin, self.time = self.time, self.time + plan.off.shape[1]
+    for row in plan.rows:
+      times = self.times[row]
+      goes_on = times and times[-1][1] == begin
+      times.append((times.pop()[0] if goes_on else begin, self.time))
     self._leaves.forget_before(self.time)
 
   def _make_bets(self, rows: np.ndarray, gammas: np.ndarray) -> evidence.ArmBets:

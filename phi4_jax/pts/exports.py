@@ -33,7 +33,7 @@ FOLDER = "exports"
 # Fields of a pair or a pivot that are of use anywhere.
 _EVIDENCE = (
   *("accepted_counts", "rejected_counts", "sign", "delta", "lower", "log_e"),
-  *("prob", "law", "seed"),
+  *("prob", "law", "seed", "key_paths"),
 )
 
 

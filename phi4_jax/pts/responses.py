@@ -119,6 +119,12 @@ class Responses:
     return point.position == len(self.of(point))
 
 
+def canonical_token(responses: Responses, point: Point) -> Point:
+  """Returns the point before a token on the first response that has it there."""
+  after = point._replace(position=point.position + 1)
+  return responses.canonical(after)._replace(position=point.position)
+
+
 def _common_length(first: tuple[int, ...], second: tuple[int, ...]) -> int:
   length = 0
   for a, b in zip(first, second, strict=False):

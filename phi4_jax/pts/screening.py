@@ -16,10 +16,9 @@ from phi4_jax.common.sampler import Branch
 from phi4_jax.pts import comb
 from phi4_jax.pts.comb_config import CombConfig
 from phi4_jax.pts.comb_types import Critic
-from phi4_jax.pts.confirm import canonical_token
 from phi4_jax.pts.draws import Draw, Outcome
 from phi4_jax.pts.estimates import PHASES
-from phi4_jax.pts.responses import Point, Response, Responses
+from phi4_jax.pts.responses import Point, Response, Responses, canonical_token
 from phi4_jax.pts.screen import Screen
 from phi4_jax.pts.screen_gains import Stakes, expected_gains
 

@@ -8,10 +8,9 @@ import pytest
 from benchmarks.simulated_rollouts import SimulatedDraw, draw_questions
 from phi4_jax.pts.comb_config import CombConfig
 from phi4_jax.pts.comb_search import search_comb
-from phi4_jax.pts.confirm import canonical_token
 from phi4_jax.pts.draws import Outcome, OutOfBudget
 from phi4_jax.pts.questions import choose_responses
-from phi4_jax.pts.responses import Responses
+from phi4_jax.pts.responses import Responses, canonical_token
 from phi4_jax.pts.worlds import BASE, true_changes
 from tests.pts.processes import draw_rollouts
 from tests.pts.test_confirm import make_draw

@@ -10,13 +10,12 @@ from phi4_jax.common.sampler import BatchedBranches
 from phi4_jax.pts.analytic import AnalyticSampler, make_process
 from phi4_jax.pts.confirm import (
   Confirmation,
-  canonical_token,
   make_hypothesis,
   make_null,
 )
 from phi4_jax.pts.draws import Outcome
 from phi4_jax.pts.estimates import PHASES
-from phi4_jax.pts.responses import Responses
+from phi4_jax.pts.responses import Responses, canonical_token
 from tests.pts.processes import (
   draw_responses,
   draw_rollouts,
@@ -230,6 +229,7 @@ def test_who_pauses_misses_the_draws_of_that_time():
     plan = confirmation.plan(running, 4)
     confirmation.take(plan, draw(plan.branches))
   assert confirmation.num_pairs.tolist() == [12, 8]
+  assert confirmation.times == [[(0, 12)], [(0, 4), (8, 12)]]
   times = {plan.branches[k].key_path[-1] for k in plan.off[1]}
   assert times == {8, 9, 10, 11}
 
@@ -243,6 +243,10 @@ def test_a_draw_without_a_verdict_ends_its_hypotheses():
   confirmation.take(plan, outcomes)
   assert confirmation.failed.tolist() == [True, broken in plan.after[1]]
   assert confirmation.log_e()[0] == -math.inf
+  assert np.isnan(confirmation.effects()).tolist() == confirmation.failed.tolist()
+  hypothesis = confirmation.hypotheses[0]
+  least = min(hypothesis.payoff(a, b) for a in (0.0, 1.0) for b in (0.0, 1.0))
+  assert confirmation.lower_bound(0, 0.05) == least
   assert 0 not in confirmation.plan([0, 1], 4).rows
 
 

@@ -167,8 +167,9 @@ class TestFiles:
     for pivot in read(folder, "pivotal_tokens.jsonl"):
       question = PROCESS.questions[pivot["question"]]
       successes, rollouts = pivot["off"]
-      first, path = pivot["key_paths"]["from"], pivot["key_paths"]["off"]
-      paths = [(*path, t) for t in range(first, first + rollouts)]
+      path, spans = pivot["key_paths"]["off"], pivot["key_paths"]["times"]
+      paths = [(*path, t) for span in spans for t in range(*span)]
+      assert len(paths) == rollouts
       prefix = pivot["prefix_ids"]
       completions = sampler.sample(
         [prefix] * rollouts, paths, [pivot["token_id"]] * rollouts
@@ -179,6 +180,32 @@ class TestFiles:
       )
       fresh = {a["token_id"]: a["fresh"][1] for a in pivot["alternatives"]}
       assert sum(fresh.values()) == rollouts and pivot["token_id"] not in fresh
+
+  def test_a_pair_can_be_audited(self, whole):
+    """Its key paths draw the very rollouts that both of its counts are of."""
+    folder, _, run = whole
+    sampler = AnalyticSampler(PROCESS, SEED)
+    known = 0
+    for pair in read(folder, "pairs.jsonl"):
+      question = PROCESS.questions[pair["question"]]
+      given = [*pair["prompt_ids"], *pair["response_ids"][: pair["position"]]]
+      for side in ("accepted", "rejected"):
+        names = pair["key_paths"][side]
+        successes, rollouts = pair[f"{side}_counts"]
+        prefix = [*given, pair[f"{side}_id"]]
+        if names is None:
+          known += 1
+          assert PROCESS.value(prefix) == successes and rollouts == 1
+          continue
+        numbers = [names["first"] + k * names["step"] for k in range(rollouts)]
+        paths = [(*names["path"], number) for number in numbers]
+        assert set(paths) <= set(run.drawn)
+        completions = sampler.sample([prefix] * rollouts, paths)
+        assert successes == sum(
+          PROCESS.judge(question, (*prefix[1:], *c.token_ids), c.finish)
+          for c in completions
+        )
+    assert known < 4
 
   def test_no_rollout_is_drawn_twice_and_all_are_counted(self, whole):
     folder, metrics, sampler = whole
