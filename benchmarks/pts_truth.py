@@ -103,7 +103,10 @@ def make_parts(
   )
   config = dataclasses.replace(config, seed=seed)
   sampler, digest = make_search_sampler(config, vocabulary, inputs, asked)
-  if io.read_json(folder / "settings.json")["sampler_id"].split()[0] != digest:
+  if (
+    io.read_json(folder / "settings.json")["sampler_id"].rpartition(" seed ")[0]
+    != digest
+  ):
     raise ConfigError(f"The parent of --run ({folder}) has changed since it was made.")
   return sampler, asked.questions, asked.oracle
 

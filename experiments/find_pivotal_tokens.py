@@ -1,5 +1,6 @@
 """phi4 find_pivotal_tokens: which tokens decide whether a model's answers are right."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -116,8 +117,10 @@ def run(config: FindPivotalTokensConfig, directory: RunDirectory) -> dict[str, A
     num_questions=config.num_questions,
     max_length=config.law.max_length,
   )
-  try:
+  with contextlib.ExitStack() as stack:
+    stack.callback(asked.close)
     sampler, weights = make_search_sampler(config, vocabulary, inputs, asked)
+    stack.callback(getattr(sampler, "close", lambda: None))
     critic = make_critic(config, directory.path, inputs, sampler, weights)
     with StopRequest() as stop, SearchProgress(sampler.throughput) as show:
 
@@ -140,8 +143,6 @@ def run(config: FindPivotalTokensConfig, directory: RunDirectory) -> dict[str, A
         pairs_per_category=config.pairs_per_category,
         critic=critic,
       )
-  finally:
-    asked.close()
   if critic is not None:
     metrics["critic"] = critic.report.to_json()
   print(summarise(directory.path, metrics, config.search), flush=True)

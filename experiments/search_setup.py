@@ -4,8 +4,6 @@ Knows configurations and the folders that they name; refuses to know how a searc
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -155,8 +153,7 @@ def make_search_sampler(
       probe_ids=asked.questions[0].prompt_ids,
       decode=vocabulary.decode,
     )
-    described = json.dumps([config.endpoint.url, config.endpoint.model])
-    return sampler, hashlib.sha256(described.encode()).hexdigest()[:16]
+    return sampler, sampler.model_id
   start_jax(config.mesh, rows=config.batch_size)
   params, digest = load_parent_params(
     config.model, config.mesh, inputs["parent"], vocabulary, config.weights

@@ -67,7 +67,7 @@ def find_pivotal_tokens(
   *,
   out_dir: str | os.PathLike,
   seed: int = 0,
-  sampler_id: str = "",
+  sampler_id: str | None = None,
   rows_per_call: int = 512,
   budget: Budget | None = None,
   progress: ReportProgress | None = None,
@@ -85,7 +85,8 @@ def find_pivotal_tokens(
     out_dir: the run's folder; a started run in it goes on where it ended.
     seed: the sampler's, to be written beside the key paths; root of what mode "comb"
       draws itself.
-    sampler_id: names the weights; a run started with others is refused.
+    sampler_id: names the weights; a run started with others is refused. None takes
+      the sampler's own `sampler_id`, "" if it has none.
     rows_per_call: rollouts asked of a plain Sampler at a time.
     budget: may be another one when a run goes on.
     progress: called after each rollout; may raise to stop the run.
@@ -109,6 +110,8 @@ def find_pivotal_tokens(
     DataError: if no question can be searched, or a file is damaged or cannot be
       written.
   """
+  if sampler_id is None:
+    sampler_id = str(getattr(sampler, "sampler_id", ""))
   branches = as_branches(sampler, rows_per_call=rows_per_call)
   check_mode(config, branches)
   if critic is not None and config.mode != "comb":

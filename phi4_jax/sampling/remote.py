@@ -14,8 +14,7 @@ again. But the same request need not give the same tokens twice: servers compute
 batches whose shape depends on what else they do, and rounding decides near ties;
 another version, device or number of devices changes more. So an interrupted search goes
 on exactly from its log, and one that is repeated from nothing may come out otherwise.
-Whether two requests agreed when the sampler was made is in `repeats`. A server that
-changes its weights under one name is not noticed.
+A server that changes its weights under one name is not noticed.
 
 Differs: the paper does not say how its rollouts were drawn.
 """
@@ -199,16 +198,19 @@ class RemoteSampler:
 
   @property
   def why_not_exclude(self) -> str:
-    """What is missing for `can_exclude`, and how the server or law may be changed.
-
-    "" if nothing is. Modes "paper" and "naive" of a search work all the same.
-    """
+    """What is missing for `can_exclude`, and what may be changed; "" if nothing is."""
     return self._abilities.why_not_exclude
 
   @property
+  def model_id(self) -> str:
+    """Names the model as well as an endpoint lets one: where it is, and what it is."""
+    root = self._abilities.root
+    return f"remote {self._config.model} {root} at {self._endpoint.url}"
+
+  @property
   def sampler_id(self) -> str:
-    """Names the model as well as an endpoint lets one; with the root seed."""
-    return f"remote {self._config.model} {self._abilities.root} seed {self._seed}"
+    """The same with the root seed: a run is refused that was begun with another one."""
+    return f"{self.model_id} seed {self._seed}"
 
   def run(
     self, branches: Iterable[Branch]
@@ -302,7 +304,7 @@ class RemoteSampler:
     return [completions[row] for row in range(len(branches))]
 
   def close(self) -> None:
-    """Ends the threads."""
+    """Ends the threads and breaks off what is under way."""
     self._pool.shutdown(wait=False, cancel_futures=True)
     self._endpoint.abort()
 

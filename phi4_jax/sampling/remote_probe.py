@@ -27,6 +27,7 @@ from phi4_jax.sampling.remote_requests import (
   make_body,
   make_seed,
   read_answer,
+  show_ids,
 )
 
 # The phase of these requests in the place of a key path; no search has it.
@@ -190,7 +191,7 @@ class _Probe:
     read, length = first.prompt_ids, first.num_prompt_tokens
     if read is not None and read != self._prompt:
       raise AnswerError(
-        f"it read the prompt {_some(self._prompt)} as {_some(read)}: other tokens"
+        f"it read the prompt {show_ids(self._prompt)} as {show_ids(read)}: other tokens"
       )
     if read is None and length != len(self._prompt):
       raise AnswerError(
@@ -218,8 +219,8 @@ class _Probe:
       alike = difflib.SequenceMatcher(None, *parts).ratio()
     if alike < 0.5:
       raise ConfigError(
-        f"{self._endpoint.url} writes the tokens {_some(ids)} as {answer.text!r}, the "
-        f"vocabulary as {ours!r}: the model there has another vocabulary. Give the "
+        f"{self._endpoint.url} writes the tokens {show_ids(ids)} as {answer.text!r}, "
+        f"the vocabulary as {ours!r}: the model there has another vocabulary. Give the "
         "vocabulary of the model that RemoteSamplerConfig.model names."
       )
 
@@ -336,8 +337,3 @@ class _Probe:
 
 def _letters(text: str) -> str:
   return "".join(character for character in text if character.isalnum())
-
-
-def _some(value: Sequence[int]) -> str:
-  text = str(list(value))
-  return text if len(text) <= 60 else text[:57] + "..."

@@ -139,7 +139,7 @@ def read_answer(
     if not ids or ids[-1] not in stop_ids:
       last = f"its last token is {ids[-1]}" if ids else "it has no token"
       raise AnswerError(
-        f"the server ended it at none of the stop tokens {_some(sorted(stop_ids))} "
+        f"the server ended it at none of the stop tokens {show_ids(sorted(stop_ids))} "
         f"({last}; stop_reason {choice.get('stop_reason')!r}). The server must stop at "
         "these only, and give the stop token back"
       )
@@ -174,7 +174,7 @@ def _read_ids(choice: dict[str, Any], logprobs: dict[str, Any]) -> tuple[int, ..
         "(return_tokens_as_token_ids)"
       )
   if not isinstance(ids, list) or not all(type(one) is int and one >= 0 for one in ids):
-    raise AnswerError(f"its token ids are no list of numbers: {_some(ids)}")
+    raise AnswerError(f"its token ids are no list of numbers: {show_ids(ids)}")
   return tuple(ids)
 
 
@@ -203,6 +203,7 @@ def _read_top(logprobs: dict[str, Any]) -> dict[int, float]:
   return found
 
 
-def _some(value: Any) -> str:
-  text = str(value)
+def show_ids(value: Any) -> str:
+  """Returns ids, or what came in their place, for a message: at most 60 characters."""
+  text = str(list(value) if isinstance(value, tuple) else value)
   return text if len(text) <= 60 else text[:57] + "..."

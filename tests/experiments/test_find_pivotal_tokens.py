@@ -11,12 +11,15 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
-from experiments import run_directory
+from experiments import find_pivotal_tokens, run_directory
 from phi4_jax.common import io
+from phi4_jax.common.errors import ConfigError
+from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.eval.types import Example, Verdict
 from tests.experiments.untrained_runs import MODEL, make_model_run, make_tokenizer_run
 
@@ -229,3 +232,36 @@ def _wait_for_lines(path, count, process, seconds=200):
       raise _Finished
     assert time.monotonic() < end
     time.sleep(0.01)
+
+
+def test_what_draws_and_what_judges_are_closed_whatever_happens(monkeypatch):
+  closed = []
+
+  def closing(name):
+    return types.SimpleNamespace(close=lambda: closed.append(name), throughput=None)
+
+  asked = {"questions": (), "oracle": None, "unusable": ()}
+  module = find_pivotal_tokens
+  monkeypatch.setattr(module, "load_vocabulary", lambda folder: None)
+  monkeypatch.setattr(
+    module,
+    "make_asked",
+    lambda *args, **kwargs: types.SimpleNamespace(**asked, **vars(closing("judge"))),
+  )
+  monkeypatch.setattr(
+    module, "make_search_sampler", lambda *args: (closing("sampler"), "x")
+  )
+
+  def fail(*args):
+    raise ConfigError("no critic")
+
+  monkeypatch.setattr(module, "make_critic", fail)
+  config = types.SimpleNamespace(
+    inputs=dict, task=None, oracle=None, num_questions=1, law=SamplingLaw(max_length=8)
+  )
+  directory = types.SimpleNamespace(
+    link_inputs=lambda inputs: {"vocabulary": Path("v")}, path=Path("run")
+  )
+  with pytest.raises(ConfigError, match="no critic"):
+    module.run(config, directory)
+  assert closed == ["sampler", "judge"]

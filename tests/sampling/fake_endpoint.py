@@ -45,6 +45,7 @@ class Settings:
   answer of its own, or sleep.
   """
 
+  root: str = "tables/one"
   logprobs_mode: str = "raw_logprobs"
   gives_ids: str = "token_ids"
   max_model_len: int = 1_000
@@ -132,7 +133,7 @@ class FakeEndpoint:
       return error
     if path != "/v1/models" or not self.settings.has_models:
       return 404, {"detail": "Not Found"}
-    row = {"id": MODEL, "root": "tables/one"}
+    row = {"id": MODEL, "root": self.settings.root}
     return 200, {"data": [row | {"max_model_len": self.settings.max_model_len}]}
 
   def _refusal(self, path, headers):

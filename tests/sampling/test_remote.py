@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.sampler import (
   Branch,
   BranchSampler,
@@ -116,7 +117,8 @@ class TestDraws:
     assert isinstance(sampler, BranchSampler) and isinstance(sampler, Sampler)
     assert sampler.can_exclude and sampler.why_not_exclude == ""
     assert sampler.repeats and sampler.law == LAW
-    assert sampler.sampler_id == f"remote {MODEL} tables/one seed {SEED}"
+    model = f"remote {MODEL} tables/one at {endpoint.url}"
+    assert sampler.model_id == model and sampler.sampler_id == f"{model} seed {SEED}"
 
   def test_it_draws_what_the_process_draws(self, endpoint):
     sampler = make_sampler(endpoint)
@@ -248,6 +250,18 @@ class TestSearch:
       if path.name == "draws.jsonl":  # in the order in which draws ended
         continue
       assert [_rounded(line) for line in theirs] == ours, path.name
+
+  def test_another_model_is_refused_in_a_started_run(self, tmp_path):
+    config = SearchConfig(mode="naive", rollouts_per_question=4, num_traces=0)
+    search = (PROCESS.questions[:4], PROCESS, config)
+    with FakeEndpoint(next_logits) as endpoint:
+      found = find_pivotal_tokens(make_sampler(endpoint), *search, out_dir=tmp_path)
+      # The same model again is no other one.
+      again = find_pivotal_tokens(make_sampler(endpoint), *search, out_dir=tmp_path)
+      assert again["rollouts"] == found["rollouts"] > 0
+      endpoint.settings.root = "tables/two"
+      with pytest.raises(ConfigError, match="sampler_id: .*tables/one.*tables/two"):
+        find_pivotal_tokens(make_sampler(endpoint), *search, out_dir=tmp_path)
 
 
 def _rounded(line):
