@@ -18,9 +18,10 @@ from benchmarks.pts_reference import measure_changes
 from phi4_jax.common import io
 from phi4_jax.common.errors import DataError
 from phi4_jax.common.sampler import Completion
+from phi4_jax.data import pivotal_files
 from phi4_jax.eval.exchange import check_settings
 from phi4_jax.pts.comb_config import CombConfig
-from phi4_jax.pts.find import find_pivotal_tokens
+from phi4_jax.pts.find import NothingToSearch, find_pivotal_tokens
 from phi4_jax.pts.oracle import Oracle, Question
 from phi4_jax.pts.questions import choose_responses
 from phi4_jax.pts.records import PIVOTS, load_rollouts
@@ -97,7 +98,11 @@ def search_ours(
   """Searches all questions at once on the clock, in a folder that is emptied before.
 
   Returns:
-    "cost", which questions the filter "kept" and "pivots", by question.
+    "cost" (seconds hold those of compiling), which questions the filter "kept" and
+    "pivots", by question.
+
+  Raises:
+    NothingToSearch: if a question was not asked to its end, and none is left.
   """
   shutil.rmtree(folder, ignore_errors=True)
   engine = setting.engine
@@ -107,13 +112,15 @@ def search_ours(
     options = {"out_dir": folder, "seed": seed}
     try:
       find_pivotal_tokens(engine, questions, setting.oracle, config, **options)
-    except DataError:
-      return False  # all too easy or too hard
+    except NothingToSearch:
+      states = {q["state"] for _, q in io.read_jsonl(folder / pivotal_files.QUESTIONS)}
+      if not states <= {"too_easy", "too_hard"}:
+        raise
+      return False
     return True
 
   found, cost = on_the_clock(setting.peer.pid, search)
   compiling = engine.throughput.compile_seconds - before.compile_seconds
-  cost["seconds"] -= compiling
   cost["compile_seconds"] = compiling
   for name in ("sampled_tokens", "prefill_tokens", "row_steps"):
     cost[name] = getattr(engine.throughput, name) - getattr(before, name)
@@ -215,7 +222,13 @@ def compare(
 
   def search_again() -> dict[str, Any]:
     warm_up()
-    return search_ours(setting, questions, parts.folder / "ours", seed)
+    search = (setting, questions, parts.folder / "ours", seed)
+    found = search_ours(*search)
+    if found["cost"]["compile_seconds"]:
+      # What compiling takes of the processors' time is not known.
+      found = search_ours(*search)
+      assert not found["cost"]["compile_seconds"], "the same search has the same shapes"
+    return found
 
   ours = parts.get("ours.0", search_again)
   _say("ours", ours)

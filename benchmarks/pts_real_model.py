@@ -13,7 +13,8 @@ from ours, free of charge; before each of its searches ours is done again, on th
 Then every token that can be pivotal is measured by brute force
 (benchmarks/pts_reference.py). A token that a method names is true if the interval of
 its change lies beyond gamma0 on the named side. Compilation and loading are reported
-and not counted; a short search with another seed goes before as a warm-up.
+and not counted: a short search with another seed goes before as a warm-up, and a search
+that still had something to compile is timed anew.
 
 What has been finished is kept under runs/ until the result is written: a run that was
 killed goes on from there. A search that was cut off is timed anew.
@@ -41,6 +42,7 @@ from benchmarks.pts_real_questions import (
   LastNumber,
   line_ends,
   make_questions,
+  prompt_length,
   rank_questions,
 )
 from benchmarks.pts_real_summary import compare_costs, format_result
@@ -101,8 +103,7 @@ class RealSetting:
     self.questions = make_questions(
       vocabulary, POOL * arguments.questions, seed=arguments.seed
     )
-    longest = max(len(question.prompt_ids) for question in self.questions)
-    self.law = SamplingLaw(max_length=longest + NEW_TOKENS)
+    self.law = SamplingLaw(max_length=prompt_length(self.questions) + NEW_TOKENS)
 
   @property
   def engine(self) -> RolloutEngine:

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from phi4_jax.common.errors import DataError
 from phi4_jax.common.sampler import Sampler
 from phi4_jax.data.vocabularies import Vocabulary
 from phi4_jax.eval.answers import find_last_number
@@ -57,6 +58,24 @@ def make_questions(
     )
     for number, (text, answer) in enumerate(found.items())
   )
+
+
+def prompt_length(questions: Sequence[Question]) -> int:
+  """Returns the number of tokens of every prompt.
+
+  The law caps prompt and response together, the public method counts new tokens: only
+  prompts of one length leave both methods the same room.
+
+  Raises:
+    DataError: if the prompts have several lengths.
+  """
+  lengths = sorted({len(question.prompt_ids) for question in questions})
+  if len(lengths) != 1:
+    raise DataError(
+      f"Prompts must be of one length, and have {', '.join(map(str, lengths))} tokens. "
+      "Ask for things whose names have as many tokens (_THINGS)."
+    )
+  return lengths[0]
 
 
 def line_ends(vocabulary: Vocabulary) -> tuple[int, ...]:

@@ -15,21 +15,7 @@ In a run's folder:
 
 Only the log is written while the search runs; the others are made of it, whole. So a
 run that was killed goes on from the log and ends with the same files. Knows oracles and
-samplers by their protocols::
-
-  from experiments.search_setup import load_engine
-  from phi4_jax.common.sampler import SamplingLaw
-  from phi4_jax.pts import find, oracle_rules, oracles, question_files, search
-
-  law = SamplingLaw(max_length=512)
-  engine, vocabulary = load_engine("ckpt/model", law, batch_size=64)
-  file = question_files.QuestionFileConfig(path="my.jsonl")
-  asked = question_files.load_questions(file, vocabulary, max_length=law.max_length)
-  oracle = oracles.RuleOracle(oracle_rules.NumberRule(), vocabulary)
-  config = search.SearchConfig(mode="comb")
-  run = (engine, asked.questions, oracle, config)
-  found = find.find_pivotal_tokens(*run, out_dir="runs/pts")
-  print(found["pivotal_tokens"], "pivotal tokens,", found["pairs"], "pairs")
+samplers by their protocols; the README has an example with a model from a folder.
 """
 
 import collections
@@ -57,6 +43,10 @@ from phi4_jax.pts.search import SearchConfig, can_be_pivotal
 from phi4_jax.pts.subdivision import search_by_subdivision
 
 LOG = "draws.jsonl"
+
+
+class NothingToSearch(DataError):
+  """No question can be searched; the message says why, questions.jsonl of each."""
 
 
 def find_pivotal_tokens(
@@ -107,8 +97,8 @@ def find_pivotal_tokens(
     ConfigError: if `out_dir` holds a run with other settings, `rows_per_call` is not
       positive, the mode asks for more than the sampler can do, or has no use for a
       critic.
-    DataError: if no question can be searched, or a file is damaged or cannot be
-      written.
+    NothingToSearch: if no question can be searched.
+    DataError: if a file is damaged or cannot be written.
   """
   if sampler_id is None:
     sampler_id = str(getattr(sampler, "sampler_id", ""))
@@ -348,7 +338,9 @@ class _Run:
     }
 
 
-def _no_questions(filtered: Sequence[Filtered], config: SearchConfig) -> DataError:
+def _no_questions(
+  filtered: Sequence[Filtered], config: SearchConfig
+) -> NothingToSearch:
   """Says why there is nothing to search, with what to do."""
   given_up = [question for question in filtered if question.state == "given_up"]
   not_reached = sum(question.state == "not_reached" for question in filtered)
@@ -373,4 +365,4 @@ def _no_questions(filtered: Sequence[Filtered], config: SearchConfig) -> DataErr
       "needs a model that has learned the task and still fails at times: train the "
       "parent longer, or ask easier or harder questions."
     )
-  return DataError(" ".join(parts) or "There is no question.")
+  return NothingToSearch(" ".join(parts) or "There is no question.")

@@ -12,6 +12,7 @@ from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.transformer import init_params
+from phi4_jax.pts.find import NothingToSearch
 from phi4_jax.pts.oracle import Question
 from phi4_jax.sampling.engine import RolloutEngine
 
@@ -133,3 +134,39 @@ def test_questions_in_the_range_are_ranked_by_length(setting, questions):
   assert not rank_questions(
     setting.engine, questions, setting.oracle, rollouts=8, low=1.0, high=1.0
   )
+
+
+def test_a_question_that_was_given_up_or_a_damaged_file_is_no_easy_question(
+  setting, questions, tmp_path, monkeypatch
+):
+  def fail(*_):
+    raise OSError("no such rule")
+
+  search = (setting, questions, tmp_path / "ours", 3)
+  with monkeypatch.context() as patched:
+    patched.setattr(setting.oracle, "judge", fail, raising=False)
+    with pytest.raises(NothingToSearch, match="no such rule"):
+      methods.search_ours(*search)
+
+  def damaged(*_, **__):
+    raise DataError("draws.jsonl is damaged")
+
+  monkeypatch.setattr(methods, "find_pivotal_tokens", damaged)
+  with pytest.raises(DataError, match="is damaged"):
+    methods.search_ours(*search)
+
+
+def test_a_search_that_compiled_is_timed_anew(
+  setting, questions, tmp_path, monkeypatch
+):
+  search, compiled = methods.search_ours, iter([0.0, 0.5, 0.0])
+
+  def spy(*args, **kwargs):
+    found = search(*args, **kwargs)
+    found["cost"]["compile_seconds"] = next(compiled, 0.0)
+    return found
+
+  monkeypatch.setattr(methods, "search_ours", spy)
+  _, costs = methods.compare(setting, questions, methods.Parts(tmp_path, {}), **SIZES)
+  assert not any(cost["compile_seconds"] for cost in costs)
+  assert next(compiled, None) is None

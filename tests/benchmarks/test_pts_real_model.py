@@ -2,7 +2,12 @@
 
 import pytest
 
-from benchmarks.pts_real_questions import LastNumber, line_ends, make_questions
+from benchmarks.pts_real_questions import (
+  LastNumber,
+  line_ends,
+  make_questions,
+  prompt_length,
+)
 from benchmarks.pts_real_summary import (
   compare_costs,
   format_result,
@@ -10,6 +15,7 @@ from benchmarks.pts_real_summary import (
   summarize,
 )
 from benchmarks.pts_reference import Change
+from phi4_jax.common.errors import DataError
 from phi4_jax.data.vocabularies import ByteVocabulary
 from phi4_jax.eval.answers import find_last_number
 
@@ -98,6 +104,15 @@ def test_questions_are_asked_after_examples_and_have_their_answers():
     assert question.reference == str(first * second)
     asked = vocabulary.decode(question.prompt_ids)
     assert asked.endswith(f"Q: {question.prompt}\nA:") and asked.count("Q:") == 5
+
+
+def test_prompts_of_several_lengths_are_refused():
+  questions = make_questions(ByteVocabulary(), 8, seed=1)
+  lengths = sorted({len(question.prompt_ids) for question in questions})
+  assert len(lengths) > 1
+  with pytest.raises(DataError, match=f"have {lengths[0]}, .*{lengths[-1]} tokens"):
+    prompt_length(questions)
+  assert prompt_length(questions[:1]) == len(questions[0].prompt_ids)
 
 
 def test_the_last_number_decides():
