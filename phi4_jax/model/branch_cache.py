@@ -58,23 +58,36 @@ def init_branch_cache(
   Raises:
     ConfigError: if the dtype is not one that a cache may have.
   """
-  dtype = resolve_cache_dtype(dtype, config)
-
-  def slots(rows: int, capacity: int) -> tuple[LayerSlots, ...]:
-    shape = (rows, config.num_key_value_heads, capacity, config.head_width)
-
-    def scales() -> Array | None:
-      return jnp.zeros(shape[:3], jnp.float32) if needs_scales(dtype) else None
-
-    return tuple(
-      LayerSlots(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), scales(), scales())
-      for _ in range(config.num_hidden_layers)
-    )
-
   return BranchCache(
-    bases=slots(groups, base_capacity),
-    suffixes=slots(groups * rows_per_group, suffix_capacity),
+    bases=init_bases(config, groups, base_capacity, dtype),
+    suffixes=init_bases(config, groups * rows_per_group, suffix_capacity, dtype),
   )
+
+
+def init_bases(
+  config: ModelConfig, count: int, capacity: int, dtype: Any = None
+) -> tuple[LayerSlots, ...]:
+  """Returns empty keys and values [count, K, capacity, H] for each layer.
+
+  Raises:
+    ConfigError: as `init_branch_cache`.
+  """
+  dtype = resolve_cache_dtype(dtype, config)
+  shape = (count, config.num_key_value_heads, capacity, config.head_width)
+
+  def scales() -> Array | None:
+    return jnp.zeros(shape[:3], jnp.float32) if needs_scales(dtype) else None
+
+  return tuple(
+    LayerSlots(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), scales(), scales())
+    for _ in range(config.num_hidden_layers)
+  )
+
+
+def count_base_bytes(config: ModelConfig, capacity: int, dtype: Any = None) -> int:
+  """Returns the bytes of one base of so many slots, all layers together."""
+  bases = jax.eval_shape(lambda: init_bases(config, 1, capacity, dtype))
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(bases))
 
 
 def write_suffixes(
@@ -138,6 +151,33 @@ def copy_bases(
     return jax.tree.map(move, slots)
 
   return jax.lax.fori_loop(0, sources.shape[0], copy, slots)
+
+
+def move_bases(
+  sources: LayerSlots,
+  targets: LayerSlots,
+  taken: Int[Array, "C"],
+  put: Int[Array, "C"],
+  count: Int[Array, ""],
+) -> LayerSlots:
+  """Copies whole bases from one layer's arrays to other ones, in order.
+
+  Args:
+    sources: of [P, K, S, H].
+    targets: of [Q, K, S, H].
+    taken: which of `sources`.
+    put: where in `targets`.
+    count: how many of the C pairs are meant.
+  """
+
+  def copy(index: Any, targets: LayerSlots) -> LayerSlots:
+    def move(source: Array, target: Array) -> Array:
+      whole = jax.lax.dynamic_slice_in_dim(source, taken[index], 1)
+      return jax.lax.dynamic_update_slice_in_dim(target, whole, put[index], 0)
+
+    return jax.tree.map(move, sources, targets)
+
+  return jax.lax.fori_loop(0, count, copy, targets)
 
 
 def clear_rows(cache: BranchCache, rows: Bool[Array, "A"]) -> BranchCache:

@@ -1,16 +1,15 @@
 """RolloutEngine: continuations of known texts, drawn as rows become free.
 
-A text is read once for all branches that leave it, a row that has finished takes the
-next branch by overwriting a few numbers, and a handful of programs of fixed shapes do
-all the work. Knows token ids, parameters and a law; refuses to know text, tasks and
-rewards.
+A text is read once for all branches that leave it, and may be held for later runs
+(`held_texts`), a row that has finished takes the next branch by overwriting a few
+numbers, and a handful of programs of fixed shapes do all the work. Knows token ids,
+parameters and a law; refuses to know text, tasks and rewards.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,15 +17,16 @@ from phi4_jax.common.axes import Float, Params
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.keys import make_row_keys
 from phi4_jax.common.sampler import Branch, Completion, SamplingLaw
-from phi4_jax.model.cache_dtype import CacheDtype, resolve_cache_dtype
+from phi4_jax.model.cache_dtype import CacheDtype
 from phi4_jax.model.config import ModelConfig
-from phi4_jax.sampling.engine_bases import Bases, Chunk
+from phi4_jax.sampling.engine_bases import Bases
 from phi4_jax.sampling.engine_block import Block, idle_rows
 from phi4_jax.sampling.engine_checks import check_prefix, fail, refuse
 from phi4_jax.sampling.engine_hidden import read_hidden_states
 from phi4_jax.sampling.engine_programs import EnginePrograms
 from phi4_jax.sampling.engine_schedule import Job, Schedule, make_job
-from phi4_jax.sampling.engine_shapes import derive_shapes
+from phi4_jax.sampling.engine_shapes import choose_cache_dtype, derive_shapes
+from phi4_jax.sampling.engine_texts import TextReader
 from phi4_jax.sampling.engine_throughput import EngineThroughput
 from phi4_jax.sampling.placement import place_params
 
@@ -94,18 +94,17 @@ class RolloutEngine:
     self._seed = seed
     self._mesh = mesh
     self._progress = progress
-    if cache_dtype is None and _runs_on_cpu(mesh):
-      cache_dtype = "float32"
     self._programs = EnginePrograms(
       model_config,
       law,
       self.shapes,
       stop_ids=tuple(stop_ids),
-      cache_dtype=resolve_cache_dtype(cache_dtype, model_config),
+      cache_dtype=choose_cache_dtype(cache_dtype, model_config, mesh),
       mesh=mesh,
     )
     self._bases = Bases(self.shapes)
     self._schedule = Schedule(self.shapes, self._bases)
+    self._texts = TextReader(self._programs, self._bases)
     self._state: Any = None
     self._broken = np.zeros(self.shapes.num_rows, bool)  # rows whose suffix holds NaN
     self._stale: list[int] = []  # rows that run on the device and for nobody
@@ -122,7 +121,7 @@ class RolloutEngine:
   def num_compilations(self) -> int:
     """Programs compiled so far: at most five for weights of one layout.
 
-    And two more once `hidden_states` was called.
+    And three more with a store of texts, and two once `hidden_states` was called.
     """
     return self._programs.num_compilations
 
@@ -267,6 +266,7 @@ class RolloutEngine:
     except BaseException:
       # Donated arrays are gone, whatever has happened.
       self._state = None
+      self._texts.drop_store()
       self._schedule.forget_texts()
       raise
     self._note_time(start, compiled)
@@ -278,61 +278,16 @@ class RolloutEngine:
       self._state = self._programs.init_state()
       self._broken[:] = False
       self._stale = []
+    cache, rows = self._state
     wanted = self._schedule.wanted(placed)
-    while wanted:
-      copies, chunks = self._bases.plan(wanted)
-      if copies:
-        self._copy([(copy.source, copy.target) for copy in copies])
-      if not chunks:
-        break
-      self._read(chunks)
+    cache = self._texts.read(self._params, cache, wanted, self.throughput)
+    self._state = cache, rows
     failed = []
     for row, job in placed:
       bad_from = self._bases.bad_from(row // self.shapes.rows_per_group)
       if bad_from is not None and bad_from < job.cut:
         failed.append(self._schedule.release(row))
     return failed
-
-  def _copy(self, pairs: list[tuple[int, int]]) -> None:
-    per_shard = self.shapes.groups // self.shapes.shards
-    by_shard: list[list[tuple[int, int]]] = [[] for _ in range(self.shapes.shards)]
-    for source, target in pairs:
-      by_shard[self.shapes.shard_of(source)].append(
-        (source % per_shard, target % per_shard)
-      )
-    count = max(map(len, by_shard))
-    sources, targets = np.zeros((2, self.shapes.shards, count), np.int32)
-    for shard, found in enumerate(by_shard):
-      for i, pair in enumerate(found):
-        sources[shard, i], targets[shard, i] = pair
-    cache, rows = self._state
-    self._state = self._programs.copy(cache, sources, targets), rows
-
-  def _read(self, chunks: list[Chunk]) -> None:
-    """Reads chunks, each in a lane of its group's part of the mesh."""
-    shapes = self.shapes
-    per_shard = shapes.prefill_lanes // shapes.shards
-    ids = np.zeros((shapes.prefill_lanes, shapes.prompt_chunk), np.int32)
-    groups, starts, counts = np.zeros((3, shapes.prefill_lanes), np.int32)
-    used = [0] * shapes.shards
-    lanes = []
-    for chunk in chunks:
-      shard = shapes.shard_of(chunk.group)
-      lane = shard * per_shard + used[shard]
-      used[shard] += 1
-      lanes.append(lane)
-      ids[lane, : len(chunk.ids)] = chunk.ids
-      groups[lane] = chunk.group % (shapes.groups // shapes.shards)
-      starts[lane], counts[lane] = chunk.start, len(chunk.ids)
-    cache, rows = self._state
-    cache, finite = self._programs.prefill(
-      self._params, cache, ids, groups, starts, counts
-    )
-    self._state = cache, rows
-    for lane, chunk in zip(lanes, chunks, strict=True):
-      bad = np.flatnonzero(~finite[lane, : len(chunk.ids)])
-      self._bases.note(chunk, int(bad[0]) if bad.size else None)
-      self.throughput.prefill_tokens += len(chunk.ids)
 
   def _run_block(
     self, placed: list[tuple[int, Job]]
@@ -393,8 +348,3 @@ class RolloutEngine:
       )
       ended.append((job.branch, completion))
     return ended
-
-
-def _runs_on_cpu(mesh: Mesh | None) -> bool:
-  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-  return device.platform == "cpu"

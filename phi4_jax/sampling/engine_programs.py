@@ -4,6 +4,7 @@ decode block   takes new branches in by overwriting their rows' numbers, then st
                rows until too many stand idle (`engine_block.py`)
 prefill        reads one chunk of some groups' texts
 copy, clear    move whole bases; empty rows that held NaN
+save, fetch    move whole bases to the store of texts and back
 lanes          reads chunks of texts into bases of their own, for their hidden states
 
 Knows arrays; refuses to know texts and queues (`engine_schedule.py`).
@@ -12,7 +13,7 @@ Knows arrays; refuses to know texts and queues (`engine_schedule.py`).
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -27,7 +28,9 @@ from phi4_jax.model.branch_cache import (
   BranchCache,
   clear_rows,
   copy_bases,
+  init_bases,
   init_branch_cache,
+  move_bases,
 )
 from phi4_jax.model.branch_forward import read_bases
 from phi4_jax.model.config import ModelConfig
@@ -136,14 +139,70 @@ class EnginePrograms:
       run = jax.shard_map(
         run, in_specs=(specs, by_part, by_part), out_specs=specs, check_vma=False
       )
-    for start in range(0, sources.shape[1], COPIES_PER_CALL):
-      pairs = np.zeros((2, self.shapes.shards, COPIES_PER_CALL), np.int32)
-      for whole, part in zip((sources, targets), pairs, strict=True):
-        block = whole[:, start : start + COPIES_PER_CALL]
-        part[:, : block.shape[1]] = block
-      arguments = (layers, *self._by_row(tuple(pairs.reshape(2, -1))))
+    for pairs in _split_pairs(sources, targets):
+      arguments = (layers, *self._by_row(pairs))
       layers = self._run("copy", run, arguments, (0,), self._shardings(layers))
     return dataclasses.replace(cache, bases=layers)
+
+  def init_store(self) -> Any:
+    """Returns an empty store of `EngineShapes.held_texts` bases."""
+    placed = self._shardings(jax.eval_shape(self._make_store))
+    return self._run("init store", self._make_store, (), out=placed)
+
+  def save(
+    self,
+    cache: BranchCache,
+    store: Any,
+    sources: np.ndarray,
+    targets: np.ndarray,
+    counts: np.ndarray,
+  ) -> Any:
+    """Copies whole bases from groups to the store, in order; returns the store.
+
+    Args:
+      cache: what holds the groups.
+      store: of `init_store`; donated.
+      sources: [shards, C] int32, groups of each part of the mesh, counted there.
+      targets: likewise, places of the store.
+      counts: [shards] int32, how many of the C are meant.
+    """
+    return self._move("save", cache.bases, store, sources, targets, counts)
+
+  def fetch(
+    self,
+    store: Any,
+    cache: BranchCache,
+    sources: np.ndarray,
+    targets: np.ndarray,
+    counts: np.ndarray,
+  ) -> BranchCache:
+    """Copies whole bases from the store to groups, likewise; donates the cache."""
+    bases = self._move("fetch", store, cache.bases, sources, targets, counts)
+    return dataclasses.replace(cache, bases=bases)
+
+  def _move(
+    self, name: str, held: Any, layers: Any, sources: Any, targets: Any, counts: Any
+  ) -> Any:
+    def run(held: Any, layers: Any, sources: Any, targets: Any, counts: Any) -> Any:
+      return tuple(
+        move_bases(source, target, sources, targets, counts[0])
+        for source, target in zip(held, layers, strict=True)
+      )
+
+    if self._mesh is not None:
+      specs = jax.tree.map(lambda place: place.spec, self._shardings(layers))
+      by_part = PartitionSpec(row_axes(self._mesh, self.config))
+      run = jax.shard_map(
+        run,
+        in_specs=(specs, specs, by_part, by_part, by_part),
+        out_specs=specs,
+        check_vma=False,
+      )
+    for number, pairs in enumerate(_split_pairs(sources, targets)):
+      left = np.clip(counts - number * COPIES_PER_CALL, 0, COPIES_PER_CALL)
+      arguments = (held, layers, *self._by_row((*pairs, left.astype(np.int32))))
+      layers = self._run(name, run, arguments, (1,), self._shardings(layers))
+    return layers
 
   def clear(self, cache: BranchCache, rows: np.ndarray) -> BranchCache:
     """Empties the suffixes of rows that held NaN."""
@@ -232,6 +291,12 @@ class EnginePrograms:
       dtype=self.cache_dtype,
     ).bases
 
+  def _make_store(self) -> Any:
+    shapes = self.shapes
+    return init_bases(
+      self.config, shapes.held_texts, shapes.base_capacity, self.cache_dtype
+    )
+
   def abstract_state(self) -> tuple[BranchCache, Rows]:
     """Returns shapes, and shardings where there is a mesh, of `init_state`'s result."""
     state = jax.eval_shape(self._make_state)
@@ -313,3 +378,15 @@ class EnginePrograms:
       return tree
     rows = PartitionSpec(row_axes(self._mesh, self.config))
     return jax.device_put(tree, NamedSharding(self._mesh, rows))
+
+
+def _split_pairs(
+  sources: np.ndarray, targets: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields [shards, C] arrays in flat pieces of one size, filled up with zeros."""
+  for start in range(0, sources.shape[1], COPIES_PER_CALL):
+    pairs = np.zeros((2, len(sources), COPIES_PER_CALL), np.int32)
+    for whole, part in zip((sources, targets), pairs, strict=True):
+      block = whole[:, start : start + COPIES_PER_CALL]
+      part[:, : block.shape[1]] = block
+    yield pairs[0].ravel(), pairs[1].ravel()

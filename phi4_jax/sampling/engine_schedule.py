@@ -17,7 +17,8 @@ from phi4_jax.sampling.engine_shapes import EngineShapes
 
 # Branches that wait at most for each row.
 _MOST_WAITING = 32
-# Texts that are compared by how much of them is held already.
+# Texts that are compared by how much of them is held already; with a store so many for
+# each part of the mesh.
 _MOST_COMPARED = 4
 
 
@@ -111,6 +112,7 @@ class Schedule:
     `make_jobs` may return fewer than it was given.
     """
     self.clear()
+    self._bases.start_run()
     left = iter(branches)
     self._queue = (
       make_jobs(part)
@@ -211,21 +213,24 @@ class Schedule:
     """Returns a text for a group without work.
 
     The one that fills most rows; of equal ones one that no other group works on, so
-    that rows do not run out of it in several groups; of these what is held already.
+    that rows do not run out of it in several groups; of these what is held already, and
+    rather here than on another part of the mesh.
     """
     best, candidates = (0, False), []
-    most = (self._shapes.rows_per_group, True)
+    shapes = self._shapes
+    compared = _MOST_COMPARED * (shapes.shards if shapes.held_texts else 1)
+    most = (shapes.rows_per_group, True)
     for text in self._waiting:
       merit = (min(len(text.waiting), most[0]), not text.num_groups)
       if merit > best:
         best, candidates = merit, []
       if merit == best:
         candidates.append(text)
-      if best == most and len(candidates) == _MOST_COMPARED:
+      if best == most and len(candidates) == compared:
         break
     return max(
-      candidates[:_MOST_COMPARED],
-      key=lambda text: self._bases.count_shared(group, text.ids),
+      candidates[:compared],
+      key=lambda text: self._bases.count_gained(group, text.ids),
     )
 
   def _give(self, group: int, text: _Text | None) -> None:

@@ -1,11 +1,15 @@
 """How large the arrays of a rollout engine are; what is not given is derived."""
 
 import dataclasses
+from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.sampler import SamplingLaw
+from phi4_jax.model.branch_cache import count_base_bytes
+from phi4_jax.model.cache_dtype import CacheDtype, resolve_cache_dtype
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.inference_sharding import (
   attention_split,
@@ -34,6 +38,7 @@ class EngineShapes:
     prompt_chunk: T, tokens of a text that are read at a time.
     prefill_lanes: Q, texts that are read at a time.
     shards: parts that the groups are split into over a mesh.
+    held_texts: texts that are kept beside those of the groups, in a store; 0 for none.
   """
 
   groups: int
@@ -45,15 +50,24 @@ class EngineShapes:
   prompt_chunk: int
   prefill_lanes: int
   shards: int = 1
+  held_texts: int = 0
 
   @property
   def num_rows(self) -> int:
     """A = P * R."""
     return self.groups * self.rows_per_group
 
-  def shard_of(self, group: int) -> int:
-    """The part of the mesh that a group lies on."""
-    return group // (self.groups // self.shards)
+  def shard_of(self, base: int) -> int:
+    """The part of the mesh that a group lies on, or from P on a place of the store."""
+    if base >= self.groups:
+      return (base - self.groups) // (self.held_texts // self.shards)
+    return base // (self.groups // self.shards)
+
+  def local(self, base: int) -> int:
+    """A group, or a place of the store, as its own part of the mesh counts it."""
+    if base >= self.groups:
+      return (base - self.groups) % (self.held_texts // self.shards)
+    return base % (self.groups // self.shards)
 
 
 def derive_shapes(
@@ -69,6 +83,7 @@ def derive_shapes(
   allowed_idle: int | None = None,
   prompt_chunk: int = 64,
   prefill_lanes: int | None = None,
+  held_texts: int = 0,
 ) -> EngineShapes:
   """Checks sizes, and derives those that are None.
 
@@ -86,6 +101,9 @@ def derive_shapes(
     allowed_idle: None means a sixteenth of the rows.
     prompt_chunk: see `EngineShapes`.
     prefill_lanes: None means an eighth of the groups.
+    held_texts: a text that a group gives up for another one goes there, and is not
+      read again when it is asked for once more. Each takes the memory of one group's
+      base, see `fit_held_texts`.
 
   Raises:
     ConfigError: if sizes do not fit each other, or the model cannot run so.
@@ -110,8 +128,7 @@ def derive_shapes(
       f"({batch_size} / {shards}). Change it or the sampler's batch_size."
     )
   groups = batch_size // rows_per_group
-  longest = law.max_length - 1
-  rounded = -(-longest // _SLOT_MULTIPLE) * _SLOT_MULTIPLE
+  rounded = _derive_capacity(law)
   base_capacity = rounded if base_capacity is None else base_capacity
   lanes = prefill_lanes or max(1, groups // shards // 8) * shards
   shapes = EngineShapes(
@@ -124,9 +141,68 @@ def derive_shapes(
     prompt_chunk=min(prompt_chunk, base_capacity),
     prefill_lanes=lanes,
     shards=shards,
+    held_texts=held_texts,
   )
   _check_sizes(shapes)
   return shapes
+
+
+def fit_held_texts(
+  config: ModelConfig,
+  law: SamplingLaw,
+  *,
+  gib: float,
+  most: int,
+  mesh: Mesh | None = None,
+  cache_dtype: CacheDtype | None = None,
+) -> int:
+  """Returns `held_texts` for a budget of memory, with the capacity that is derived.
+
+  A text takes 2 * L * K * S * H numbers of the cache's dtype, however much of it has
+  been read: of phi-4 in bfloat16, 200 KiB a token of SamplingLaw.max_length.
+
+  Args:
+    config: the model.
+    law: its max_length tells S.
+    gib: GiB of each device that may be spent.
+    most: texts that there are; no more places are made than one for each.
+    mesh: where to run.
+    cache_dtype: as `RolloutEngine` takes it.
+
+  Raises:
+    ConfigError: if the budget is negative, or the dtype is not known.
+  """
+  if gib < 0:
+    raise ConfigError(f"The memory for held texts ({gib} GiB) must be 0 or more.")
+  dtype = choose_cache_dtype(cache_dtype, config, mesh)
+  size = count_base_bytes(config, _derive_capacity(law), dtype)
+  devices = 1 if mesh is None else mesh.size
+  shards = 1 if mesh is None else num_row_shards(mesh, config)
+  # A base lies on a part of the mesh, which has devices / shards devices.
+  each = int(gib * 2**30 * devices / shards // size)
+  return min(each, -(-most // shards)) * shards
+
+
+def choose_cache_dtype(
+  cache_dtype: CacheDtype | None, config: ModelConfig, mesh: Mesh | None
+) -> Any:
+  """Returns the dtype of keys and values.
+
+  None means the model's compute_dtype, on a CPU float32: XLA widens a narrower cache
+  at every step there.
+
+  Raises:
+    ConfigError: if the dtype is not known.
+  """
+  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+  if cache_dtype is None and device.platform == "cpu":
+    cache_dtype = "float32"
+  return resolve_cache_dtype(cache_dtype, config)
+
+
+def _derive_capacity(law: SamplingLaw) -> int:
+  """The longest text that is read has one token less than max_length."""
+  return -(-(law.max_length - 1) // _SLOT_MULTIPLE) * _SLOT_MULTIPLE
 
 
 def _check_sizes(shapes: EngineShapes) -> None:
@@ -145,6 +221,11 @@ def _check_sizes(shapes: EngineShapes) -> None:
     raise ConfigError(
       f"prefill_lanes ({shapes.prefill_lanes}) must be a multiple of the mesh's parts "
       f"({shapes.shards}) and at most the groups ({shapes.groups})."
+    )
+  if shapes.held_texts < 0 or shapes.held_texts % shapes.shards:
+    raise ConfigError(
+      f"held_texts ({shapes.held_texts}) must be 0 or a positive multiple of the "
+      f"mesh's parts ({shapes.shards})."
     )
 
 

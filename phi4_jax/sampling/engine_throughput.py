@@ -9,6 +9,8 @@ class EngineThroughput:
 
   Attributes:
     prefill_tokens: tokens of texts read; what was copied or held already is not.
+    held_tokens: tokens of texts that came from the store (`EngineShapes.held_texts`)
+      and would have been read without it.
     sampled_tokens: new tokens drawn.
     row_steps: decode steps times rows; what is above sampled_tokens was spent on rows
       that stood idle.
@@ -18,6 +20,7 @@ class EngineThroughput:
   """
 
   prefill_tokens: int = 0
+  held_tokens: int = 0
   sampled_tokens: int = 0
   row_steps: int = 0
   blocks: int = 0

@@ -225,6 +225,53 @@ def test_one_of_many_groups_reads_and_the_others_copy():
   assert all(bases.num_read(group) == 8 for group in range(4))
 
 
+def run_round(bases: Bases, shapes: EngineShapes, texts) -> int:
+  """Gives groups these texts in turn; returns how many of them are read."""
+  bases.start_run()
+  reads = 0
+  for number, text in enumerate(texts):
+    group = number % shapes.groups
+    bases.give(group, text)
+    reads += bool(plan_all(bases, {group: len(text)})[1])
+  return reads
+
+
+@pytest.mark.parametrize("places", [0, 8, 32, 60, 96])
+def test_a_store_serves_its_share_of_texts_that_come_in_turn(places):
+  """Of N texts C are found in every round, and all of them when they fit."""
+  shapes = make_shapes(batch_size=8, held_texts=places)
+  bases = Bases(shapes)
+  texts = [(number % 8, number // 8, 1, 2, 3) for number in range(96)]
+  assert run_round(bases, shapes, texts) == len(texts)
+  for _ in range(5):
+    # No text is found in one of the two groups here.
+    assert run_round(bases, shapes, texts) == len(texts) - places
+
+
+def test_rounds_of_two_kinds_keep_each_others_texts():
+  shapes = make_shapes(batch_size=8, held_texts=20)
+  bases = Bases(shapes)
+  kinds = [[(kind, number % 8, number // 8) for number in range(10)] for kind in (0, 1)]
+  for texts in kinds:
+    assert run_round(bases, shapes, texts) == 10
+  for number in range(6):
+    assert run_round(bases, shapes, kinds[number % 2]) == 0
+  # And lose them when they are not asked for any more.
+  other = [(2, number % 8, number // 8) for number in range(20)]
+  reads = [run_round(bases, shapes, other) for _ in range(4)]
+  assert reads[0] == 20 and reads[-1] == 0 and reads == sorted(reads, reverse=True)
+
+
+def test_a_longer_text_takes_the_place_of_its_beginning():
+  shapes = make_shapes(batch_size=8, held_texts=1)
+  bases = Bases(shapes)
+  prompt, response = (1, 2, 3, 4, 5, 6), (1, 2, 3, 4, 5, 6, 7, 7, 7, 7)
+  others = [(5, 5), (6, 6), (7, 7)]
+  run_round(bases, shapes, [prompt, *others, response, *others])
+  assert run_round(bases, shapes, [response]) == 0
+  assert bases.count_shared(0, prompt) == 4
+
+
 def test_a_broken_token_is_remembered_by_whoever_holds_it():
   bases = Bases(make_shapes())
   text = tuple(range(8))
