@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from phi4_jax.common.sampler import Branch, BranchSampler, Completion
 from phi4_jax.pts import comb
@@ -26,7 +27,7 @@ from phi4_jax.pts.responses import Response
 # whether the whole is right.
 Judge = Callable[[Response, int, Completion], bool]
 # Of the normal law: a 95% interval.
-Z = 1.959963984540054
+Z = float(special.ndtri(0.975))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

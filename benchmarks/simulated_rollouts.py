@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from phi4_jax.common.sampler import Branch
-from phi4_jax.pts.analytic import AnalyticProcess
+from phi4_jax.pts.analytic import AnalyticProcess, invert
 from phi4_jax.pts.draws import Outcome
 from phi4_jax.pts.responses import Response
 from phi4_jax.pts.worlds import World
@@ -42,7 +42,7 @@ def draw_questions(
     drawn, shares = [], []
     for step in range(process.num_steps):
       law = process.probs[step, states]
-      tokens = _invert(law, rng.random(len(states)))
+      tokens = invert(law, rng.random(len(states)))
       drawn.append(tokens)
       shares.append(np.take_along_axis(law, tokens[:, None], axis=1)[:, 0])
       states = process.next_states[step, states, tokens]
@@ -105,7 +105,7 @@ class SimulatedDraw:
       if branch.excluded_id >= 0:
         law = law.copy()
         law[branch.excluded_id] = 0
-      token = int(_invert(law[None], np.array([first]))[0])
+      token = int(invert(law[None], np.array([first]))[0])
       self.sampled[question] += process.num_steps - step
       value = process.values[step + 1, process.next_states[step, state, token]]
       outcomes.append(
@@ -129,10 +129,3 @@ class SimulatedDraw:
         states.append(state)
       known = self._states[id(text)] = (text, states)
     return known[1][position]
-
-
-def _invert(law: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-  """Returns a token for each row; never one of probability 0."""
-  cumulative = np.cumsum(law, axis=-1)
-  target = uniforms[:, None] * cumulative[:, -1:]
-  return np.argmax((cumulative > target) & (law > 0), axis=-1)

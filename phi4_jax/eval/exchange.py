@@ -42,14 +42,19 @@ def encode_prompts(
 def decode_response(
   token_ids: Sequence[int], finish: str, vocabulary: Vocabulary
 ) -> str:
-  """Returns the text of a response, without the stop token that ended it.
+  """Returns the text of a response, without the stop token that ended it."""
+  return decode_ids(token_ids[:-1] if finish == "stop" else token_ids, vocabulary)
+
+
+def decode_ids(token_ids: Sequence[int], vocabulary: Vocabulary) -> str:
+  """Returns the text of ids, special tokens left out as the vocabulary does.
 
   An id that the vocabulary lacks becomes U+FFFD: a model's embedding may be padded
   beyond its vocabulary, and nothing keeps a badly trained one from drawing such an
   id.
   """
   parts: list[list[int]] = [[]]
-  for token_id in token_ids[:-1] if finish == "stop" else token_ids:
+  for token_id in token_ids:
     if token_id < vocabulary.size:
       parts[-1].append(token_id)
     else:

@@ -219,7 +219,7 @@ class AnalyticSampler:
         if not law.any(axis=-1).all():
           raise ValueError("An excluded token is the only one possible.")
         law /= law.sum(axis=-1, keepdims=True)
-        drawn[first] = _invert(law, uniforms[first, step])
+        drawn[first] = invert(law, uniforms[first, step])
         probs[first] = law[np.arange(first.size), drawn[first]]
       running = begins <= step
       # What rows that begin later would draw is thrown away, and may be impossible.
@@ -245,17 +245,23 @@ class AnalyticSampler:
     self, step: int, states: Int[np.ndarray, "B"], uniforms: Float[np.ndarray, "B"]
   ) -> Int[np.ndarray, "B"]:
     """Inverts the cumulative distribution."""
-    return _invert(
+    return invert(
       self._process.probs[step, states], uniforms, self._cumulative[step, states]
     )
 
 
-def _invert(
+def invert(
   probs: Float[np.ndarray, "B K"],
   uniforms: Float[np.ndarray, "B"],
   cumulative: Float[np.ndarray, "B K"] | None = None,
 ) -> Int[np.ndarray, "B"]:
-  """Returns a token for each row; never one of probability 0."""
+  """Returns a token for each row; never one of probability 0.
+
+  Args:
+    probs: the law of each row, of any sum.
+    uniforms: in [0, 1).
+    cumulative: sums of `probs`, if they are known.
+  """
   if cumulative is None:
     cumulative = np.cumsum(probs, axis=-1)
   target = uniforms[:, None] * cumulative[:, -1:]

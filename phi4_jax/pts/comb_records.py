@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy import special
+
 from phi4_jax.data import pivotal_files
 from phi4_jax.pts import draw_names, records
 from phi4_jax.pts.comb_config import CombConfig
@@ -22,7 +24,7 @@ from phi4_jax.pts.responses import Response, Responses
 
 HYPOTHESES = "hypotheses.jsonl"
 # Half of a central 95% interval, in standard deviations.
-_WIDTH = 1.96
+_WIDTH = float(special.ndtri(0.975))
 
 
 class CombWriter:

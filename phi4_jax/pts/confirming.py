@@ -82,7 +82,7 @@ class Trial:
     kept = self._price(cost) <= config.confirm_price * board.unit
     self.hypotheses = [h for h, keep in zip(hypotheses, kept, strict=True) if keep]
     self._place([place[1:] for place, keep in zip(places, kept, strict=True) if keep])
-    self._growth = self._growth.take(kept)
+    self._growth.keep(kept)
     guess = self._guess()
     for number, hypothesis in enumerate(self.hypotheses):
       self.confirmation.add(
@@ -238,9 +238,9 @@ class _Growth:
       1e-3,
     )
 
-  def take(self, kept: np.ndarray) -> "_Growth":
+  def keep(self, kept: np.ndarray) -> None:
+    """Forgets the other hypotheses."""
     self._rates, self._raises = self._rates[kept], self._raises[kept]
-    return self
 
   def of(self, after: np.ndarray, off: np.ndarray) -> Float[np.ndarray, "H"]:
     """Returns nats a pair for the nearest guess on the grid."""

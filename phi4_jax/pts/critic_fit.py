@@ -23,7 +23,8 @@ from phi4_jax.common.axes import Float, Int
 PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
 FOLDS = 5
 _REPEATS = 200
-_NORMAL = 1.959964  # half of a central 95% interval, in standard deviations
+# Half of a central 95% interval, in standard deviations.
+_NORMAL = float(special.ndtri(0.975))
 _MOST_SLOPE = 2.0
 
 

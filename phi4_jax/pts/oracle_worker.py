@@ -5,8 +5,8 @@ needs (Math-Verify, or a user's own function). A request is a line of JSON, and 
 its answer. What a rule prints is kept and sent along; its standard streams lead
 nowhere, so that nothing it does can be taken for an answer.
 
-Source: none; Math-Verify (Apache-2.0) compares expressions. It is called without its
-own time limits, which would turn "too slow" into "wrong" without a word.
+Math-Verify (Apache-2.0) compares expressions. It is called without its own time limits,
+which would turn "too slow" into "wrong" without a word.
 """
 
 import contextlib

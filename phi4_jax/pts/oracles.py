@@ -12,6 +12,7 @@ import threading
 from collections.abc import Sequence
 
 from phi4_jax.data.tokenizer import Vocabulary
+from phi4_jax.eval.exchange import decode_ids
 from phi4_jax.pts.oracle import Finish, Question
 from phi4_jax.pts.oracle_rules import Rule
 
@@ -72,15 +73,9 @@ class RuleOracle:
   def response_text(self, token_ids: Sequence[int], finish: Finish) -> str:
     """The response as judged: without special tokens, and without what follows an end.
 
-    An id that the vocabulary lacks becomes U+FFFD.
+    A stop token is decoded, too: it may hold an end and text before it.
     """
-    parts: list[list[int]] = [[]]
-    for token_id in token_ids:
-      if token_id < self._vocabulary.size:
-        parts[-1].append(token_id)
-      else:
-        parts.append([])
-    text = "\ufffd".join(self._vocabulary.decode(part) for part in parts)
+    text = decode_ids(token_ids, self._vocabulary)
     cuts = [text.find(end) for end in self._ends if end in text]
     return text[: min(cuts)] if cuts else text
 

@@ -19,11 +19,9 @@ from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.model.cache_dtype import CacheDtype, resolve_cache_dtype
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.kv_cache import KVCache, init_cache
-from phi4_jax.model.quantize import cast_for_inference
-from phi4_jax.model.transformer import compute_logits, forward, unstack_layers
-from phi4_jax.model.transposed import transpose_matrices
+from phi4_jax.model.transformer import compute_logits, forward
 from phi4_jax.sampling.logits import draw_tokens, filter_logits
-from phi4_jax.sampling.placement import runs_on_cpu
+from phi4_jax.sampling.placement import place_params
 
 # Tokens that are read at a time. Each size that is used compiles once a capacity.
 CHUNKS = (32, 256)
@@ -74,7 +72,8 @@ class StreamPrograms:
     self.chunks = tuple(sorted({min(size, law.max_length) for size in chunks}))
     self._first_capacity = first_capacity
     self._cache_dtype = resolve_cache_dtype(cache_dtype, config)
-    self._prepare = jax.jit(functools.partial(_prepare_params, config=config))
+    prepare = functools.partial(place_params, config=config, mesh=None)
+    self._prepare = jax.jit(prepare)
     self._abstract = abstract_params
     self._ready = jax.eval_shape(self._prepare, abstract_params)
     self._compiled: dict[tuple[str, int, int], Any] = {}
@@ -142,12 +141,6 @@ class StreamPrograms:
       if name not in self._compiled:
         self._compiled[name] = lower().compile()
       return self._compiled[name]
-
-
-def _prepare_params(params: Params, *, config: ModelConfig) -> dict[str, Any]:
-  """Separate layers in the compute dtype, laid as a sampler's; int8 stays int8."""
-  ready = cast_for_inference(unstack_layers(params, config), config.dtype)
-  return transpose_matrices(ready) if runs_on_cpu(None) else ready
 
 
 def _read_and_draw(
