@@ -52,6 +52,11 @@ class FindPivotalTokensConfig(StageConfig):
     num_questions: from the beginning of the task's list or of the file; 0 asks all of
       a file.
     batch_size: rows that are sampled at once.
+    held_gib: GiB of each device for texts (prompts and responses) that have been read
+      and are held from round to round, so that the next one does not read them again;
+      0 holds none. A text of phi-4 takes 200 KiB for each token of
+      SamplingLaw.max_length; no more is taken than all texts of the search need. What
+      is found does not depend on it.
     seed: root of all draws.
     weights: "int8" turns every matrix into int8 (phi4_jax/model/quantize.py): a
       quarter of the memory, and slightly other probabilities.
@@ -78,6 +83,7 @@ class FindPivotalTokensConfig(StageConfig):
   search: SearchConfig
   num_questions: int = 0
   batch_size: int
+  held_gib: float = 1.0
   seed: int = 0
   weights: Weights = "full"
   max_tokens: int | None = None
@@ -96,6 +102,8 @@ class FindPivotalTokensConfig(StageConfig):
       raise ConfigError(f"{name}.model must be set with {name}.parent: @ModelConfig().")
     check_asked(self.task, self.oracle, self.num_questions)
     check_critic(self)
+    if self.held_gib < 0:
+      raise ConfigError(f"{name}.held_gib ({self.held_gib}) must be 0 or more.")
     for field in ("max_tokens", "max_minutes"):
       value = getattr(self, field)
       if value is not None and value <= 0:
@@ -159,7 +167,7 @@ def describe_work(throughput: Any) -> dict[str, float]:
   """Returns what a sampler says of its work, as far as it says it."""
   names = (
     *("tokens_per_second", "sampled_tokens", "prompt_tokens", "prefill_tokens"),
-    *("row_steps", "occupancy", "compile_seconds"),
+    *("held_tokens", "row_steps", "occupancy", "compile_seconds"),
   )
   found = {name: getattr(throughput, name, None) for name in names}
   return {name: value for name, value in found.items() if value is not None}

@@ -25,8 +25,11 @@ from phi4_jax.pts.question_files import (
   load_questions,
 )
 from phi4_jax.sampling.engine import RolloutEngine
+from phi4_jax.sampling.engine_shapes import fit_held_texts
 from phi4_jax.sampling.remote import RemoteSampler
 
+# Texts that an engine holds where nobody says how many there will be.
+_MOST_HELD = 1024
 _RULES = (
   "NumberRuleConfig (numbers), ChoiceRuleConfig (letters), MathRuleConfig "
   "(expressions) and PythonRuleConfig (a function of yours)"
@@ -158,6 +161,9 @@ def make_search_sampler(
   params, digest = load_parent_params(
     config.model, config.mesh, inputs["parent"], vocabulary, config.weights
   )
+  mesh = make_mesh(config.mesh)
+  # Of each question its prompt and the responses that are searched.
+  num_texts = len(asked.questions) * (1 + config.search.responses_per_question)
   engine = RolloutEngine(
     params,
     config.model,
@@ -165,7 +171,10 @@ def make_search_sampler(
     stop_ids=asked.stop_ids,
     batch_size=config.batch_size,
     seed=config.seed,
-    mesh=make_mesh(config.mesh),
+    mesh=mesh,
+    held_texts=fit_held_texts(
+      config.model, config.law, gib=config.held_gib, most=num_texts, mesh=mesh
+    ),
   )
   return engine, digest
 
@@ -177,6 +186,7 @@ def load_engine(
   batch_size: int,
   seed: int = 0,
   mesh: MeshConfig | None = None,
+  held_gib: float = 1.0,
 ) -> tuple[RolloutEngine, Vocabulary]:
   """Returns an engine with the model of a folder, and its vocabulary, for scripts.
 
@@ -188,6 +198,7 @@ def load_engine(
     batch_size: rows that are drawn at once.
     seed: root of all draws.
     mesh: where to run; None takes all devices.
+    held_gib: as FindPivotalTokensConfig has it.
 
   Raises:
     ConfigError: if the folder holds no model, or sizes do not fit each other.
@@ -197,6 +208,7 @@ def load_engine(
   mesh = mesh or MeshConfig()
   start_jax(mesh, rows=batch_size)
   folder = load_model_folder(path)
+  devices = make_mesh(mesh)
   engine = RolloutEngine(
     folder.load_params(mesh),
     folder.model,
@@ -204,6 +216,9 @@ def load_engine(
     stop_ids=folder.vocabulary.stop_ids,
     batch_size=batch_size,
     seed=seed,
-    mesh=make_mesh(mesh),
+    mesh=devices,
+    held_texts=fit_held_texts(
+      folder.model, law, gib=held_gib, most=_MOST_HELD, mesh=devices
+    ),
   )
   return engine, folder.vocabulary

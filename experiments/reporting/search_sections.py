@@ -205,12 +205,14 @@ def cost_section(search: Search) -> layout.Section:
       numbers=range(1, len(header)),
     )
   ]
-  read = search.run.result["perf"].get("prefill_tokens")
+  perf = search.run.result["perf"]
+  read, held = perf.get("prefill_tokens"), perf.get("held_tokens")
   if read:
+    again = f"; {held:,} more were held from earlier rounds" if held else ""
     parts.append(
       layout.note(
-        f"Beside them {read:,} tokens of prompts and responses were read (by the last "
-        "process, if the search was continued)."
+        f"Beside them {read:,} tokens of prompts and responses were read{again} (by "
+        "the last process, if the search was continued)."
       )
     )
   categories = _categories(search)

@@ -130,6 +130,7 @@ def test_it_finds_the_first_token_and_writes_a_complete_run(whole):
   assert metrics["positive"] + metrics["negative"] == len(pivots)
   assert f"{len(pivots)} exported" in output and "| token" in output
   assert result["perf"]["sampled_tokens"] == metrics["sampled_tokens"]
+  assert result["perf"]["held_tokens"] > 0
   vocabulary = io.read_json(workdir / "lineage.json")["vocabulary"]["fingerprint"]
   assert result["vocabulary"] == vocabulary
   assert len(result["fingerprint"]) == 64
@@ -217,6 +218,19 @@ def test_slots_and_devices_change_nothing_that_is_found(
       for at in (tmp_path / "pts", whole[0])
     )
     assert one == two, name
+
+
+@pytest.mark.slow
+def test_holding_texts_spares_reading_and_changes_no_byte(parents, whole, tmp_path):
+  settings = {"FindPivotalTokensConfig.held_gib": 0.0}
+  code, output = run(parents, tmp_path / "pts", **settings)
+  assert code == 0, output
+  assert_same_results(tmp_path / "pts", whole[0])
+  without, with_store = (
+    run_directory.load_result(folder)["perf"] for folder in (tmp_path / "pts", whole[0])
+  )
+  assert without["held_tokens"] == 0
+  assert with_store["prefill_tokens"] < without["prefill_tokens"]
 
 
 class _Finished(Exception):
