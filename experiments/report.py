@@ -1,9 +1,10 @@
 """phi4 report: turns a finished run into one page, one table and one file of numbers.
 
 Reads the folder of a pipeline that compares arms, of a sweep of such pipelines over
-seeds, or of a search for pivotal tokens. Writes results.json, report.html and, where
-a solution was traced, trace.svg into it; nothing is computed anew but intervals. The
-page of a search has a script that shows every question and pivot; the others have none.
+seeds, or of a search for pivotal tokens, by its command or from Python. Writes
+results.json, report.html and, where a solution was traced, trace.svg into it; nothing
+is computed anew but intervals. The page of a search has a script that shows every
+question and pivot; the others have none.
 """
 
 import argparse
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     "folders",
     metavar="DIR",
     nargs="+",
-    help="--workdir of a finished pipeline, sweep of pipelines, or find_pivotal_tokens",
+    help="--workdir of a finished pipeline, sweep of pipelines, or "
+    "find_pivotal_tokens, or the out_dir of a call of the latter",
   )
   parser.add_argument(
     "--out_json", metavar="FILE", help="write the numbers to this file as well"

@@ -91,7 +91,7 @@ def run_details(run: Run) -> Markup:
   """A run's command, and its settings behind a click."""
   return layout.details(
     join(tag("strong", run.name), " ", layout.code(run.command)),
-    layout.listing(run.gin),
+    layout.listing(run.settings),
     id=anchor(run),
   )
 
@@ -103,7 +103,10 @@ def anchor(run: Run) -> str:
 def machine_section(run: Run, stages: Sequence[Run]) -> layout.Section:
   """How to make it all again; code, libraries, machine."""
   commands = [run.command, f"phi4 report {run.folder}"]
-  rows = [["code", run.commit or "not a git checkout"], ["machine", run.machine]]
+  rows = [
+    ["code", run.commit or "not a git checkout"],
+    ["machine", run.machine or "unknown"],
+  ]
   peaks = [peak for stage in stages if (peak := stage.peak)]
   if peaks:
     rows.append(["devices", peaks[0]])
@@ -119,13 +122,13 @@ def machine_section(run: Run, stages: Sequence[Run]) -> layout.Section:
     "Making it again",
     join(
       layout.paragraph(
-        "These find what is there and make what is missing; with another --workdir "
-        "they run anew, from the same settings:"
+        "These find what is there and make what is missing; with another folder they "
+        "run anew, from the same settings:"
       ),
       layout.listing("\n".join(commands)),
       layout.table(["what", "which"], rows, caption="Code and machine"),
       layout.details("Versions of the libraries", layout.listing(run.versions)),
-      layout.details("All settings of the run, as gin", layout.listing(run.gin)),
+      layout.details("All settings of the run", layout.listing(run.settings)),
     ),
   )
 

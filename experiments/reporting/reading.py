@@ -14,9 +14,10 @@ from typing import Any
 from experiments.compare import load_arms
 from experiments.run_directory import load_result, resolve_input
 from phi4_jax.common import io
-from phi4_jax.common.errors import DataError
+from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.data.tokenizer import Vocabulary, load_vocabulary
 from phi4_jax.eval import comparison
+from phi4_jax.pts import records
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,8 @@ class Run:
     return f"phi4 {self.verb} --gin_file={gin_file} --workdir={self.folder}"
 
   @property
-  def gin(self) -> str:
-    """All settings as gin."""
+  def settings(self) -> str:
+    """All settings, as gin."""
     return (self.folder / "config.gin").read_text("utf-8")
 
   @property
@@ -83,17 +84,44 @@ class Run:
     return f"{noted['flops'] / 1e9:,.0f} GFLOP/s ({noted['source']})"
 
 
+class SearchCall(Run):
+  """The folder of a search that was called from Python: it knows no more of itself."""
+
+  @property
+  def command(self) -> str:
+    return (
+      "find_pivotal_tokens(sampler, questions, oracle, config, "
+      f"out_dir={str(self.folder)!r})"
+    )
+
+  @property
+  def settings(self) -> str:
+    return (self.folder / records.SETTINGS).read_text("utf-8")
+
+  @property
+  def versions(self) -> str:
+    return "not noted: the search was called from Python"
+
+  @property
+  def commit(self) -> str:
+    return ""
+
+
 def open_run(folder: Path, name: str | None = None) -> Run:
-  """Opens the folder of a complete run.
+  """Opens the folder of a complete run, or of a search that Python code has called.
 
   Raises:
-    DataError: if it is no run, or not complete.
+    DataError: if it is neither, or not complete.
   """
   file = folder / "config.json"
   if not file.exists():
+    settings = folder / records.SETTINGS
+    asked = io.read_json(settings) if settings.exists() else {}
+    if "search" in asked:
+      return _open_call(folder, name, asked)
     raise DataError(
       f"{folder} is not a run: it has no config.json. Give the --workdir of a finished "
-      "pipeline, sweep or find_pivotal_tokens."
+      "pipeline, sweep or find_pivotal_tokens, or the out_dir of a call of the latter."
     )
   described, result = io.read_json(file), load_result(folder)
   if result is None:
@@ -107,6 +135,28 @@ def open_run(folder: Path, name: str | None = None) -> Run:
     verb=described["verb"],
     config=described["config"],
     result=result,
+  )
+
+
+def _open_call(folder: Path, name: str | None, asked: dict[str, Any]) -> SearchCall:
+  file = folder / records.COUNTS
+  if not file.exists():
+    raise DataError(
+      f"The search in {folder} is not complete (it has no {file.name}). Call "
+      "find_pivotal_tokens with it once more: it goes on from its log."
+    )
+  metrics = io.read_json(file)
+  seconds = metrics.pop("seconds")
+  return SearchCall(
+    name=name or folder.name,
+    folder=folder,
+    verb="find_pivotal_tokens",
+    config=asked,
+    result={
+      "metrics": metrics,
+      "perf": {"search_seconds": seconds},
+      "minutes": seconds / 60,
+    },
   )
 
 
@@ -243,7 +293,13 @@ def read_records(run: Run, name: str) -> list[dict[str, Any]]:
 
 
 def open_vocabulary(run: Run) -> Vocabulary:
-  """Returns the vocabulary that a run names as its input."""
+  """Returns the vocabulary that a run names as its input.
+
+  Raises:
+    ConfigError: if it names none.
+  """
+  if "vocabulary" not in run.config:
+    raise ConfigError(f"{run.folder} names no vocabulary.")
   folder = resolve_input(run.config["vocabulary"], run.folder)
   return load_vocabulary(folder / "vocabulary")
 

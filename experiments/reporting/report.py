@@ -28,14 +28,16 @@ class Report:
 
 
 def cost_of(stages: Sequence[Run], whole: Run | None = None) -> dict[str, float]:
-  """Wall time and memory; `whole` has a clock that also counts what is between."""
+  """Wall time and memory; `whole` has a clock that also counts what is between.
+
+  The memory is left out where no run has noted it.
+  """
   minutes = sum(stage.result["minutes"] for stage in stages)
   if whole is not None:
     minutes = max(minutes, whole.result["minutes"])
-  return {
-    "minutes": round(minutes, 3),
-    "peak_memory_gb": max(stage.result["peak_memory_gb"] for stage in stages),
-  }
+  peaks = [r["peak_memory_gb"] for s in stages if "peak_memory_gb" in (r := s.result)]
+  cost: dict[str, float] = {"minutes": round(minutes, 3)}
+  return cost | {"peak_memory_gb": max(peaks)} if peaks else cost
 
 
 def code_of(run: Run) -> dict[str, str]:
@@ -45,10 +47,9 @@ def code_of(run: Run) -> dict[str, str]:
 
 def cost_facts(results: Mapping[str, Any]) -> dict[str, str]:
   """Figures for the head of a page."""
-  facts = {
-    "minutes": f"{results['minutes']:.1f}",
-    "peak memory": f"{results['peak_memory_gb']:.2f} GB",
-  }
+  facts = {"minutes": f"{results['minutes']:.1f}"}
+  if "peak_memory_gb" in results:
+    facts["peak memory"] = f"{results['peak_memory_gb']:.2f} GB"
   for name, words in (
     ("pivotal_tokens", "pivotal tokens"),
     ("pairs", "pairs"),
@@ -78,7 +79,7 @@ def whole_page(
     "Made by ",
     layout.code(f"phi4 report {run.folder}"),
     f"; the same numbers are in results.json. Code {run.commit or 'unknown'}; "
-    f"{run.machine}.",
+    f"{run.machine or 'machine unknown'}.",
   )
   return layout.page(
     title,

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 from experiments.reporting.reading import Run, read_records
 from phi4_jax.common import io
+from phi4_jax.pts import records
 from phi4_jax.pts.counts import Value
 
 PIVOTS, HYPOTHESES, PAIRS = "pivotal_tokens.jsonl", "hypotheses.jsonl", "pairs.jsonl"
 QUESTIONS, TRACES, ESTIMATES = "questions.jsonl", "traces.jsonl", "estimates.jsonl"
-ROLLOUTS, SETTINGS = "rollouts.jsonl", "settings.json"
+ROLLOUTS = "rollouts.jsonl"
 
 # What became of a question; the first two were not worth a search.
 TOO_HARD, TOO_EASY, SEARCHED, GIVEN_UP = "too hard", "too easy", "searched", "given up"
@@ -141,7 +142,7 @@ class Search:
   @functools.cached_property
   def asked(self) -> Mapping[str, Any]:
     """What the run was asked: the law, the oracle, the weights."""
-    file = self.run.folder / SETTINGS
+    file = self.run.folder / records.SETTINGS
     return io.read_json(file) if file.exists() else {}
 
   @property

@@ -12,6 +12,7 @@ In a run's folder:
   hypotheses.jsonl      mode "comb": every token that was tested, and its evidence
   critic_guesses.jsonl  with a critic: what it said of each token, before the screen
   estimates.jsonl       other modes: every estimate of p(success)
+  counts.json           what the search returned; there when all others are whole
 
 Only the log is written while the search runs; the others are made of it, whole. So a
 run that was killed goes on from the log and ends with the same files. Knows oracles and
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from phi4_jax.common.errors import ConfigError, DataError
+from phi4_jax.common.io import write_json
 from phi4_jax.common.sampler import BranchSampler, Sampler
 from phi4_jax.eval.exchange import check_settings
 from phi4_jax.pts import records
@@ -151,10 +153,14 @@ def find_pivotal_tokens(
       critic,
       pairs_per_category,
     )
+    # What is written from here on belongs to other counts.
+    (out_dir / records.COUNTS).unlink(missing_ok=True)
     run.write_questions()
     if not run.members:
       raise _no_questions(filtered, config)
-    return run.search() | {"seconds": round(rollouts.seconds, 3)}
+    found = run.search() | {"seconds": round(rollouts.seconds, 3)}
+    write_json(out_dir / records.COUNTS, found)
+    return found
 
 
 def check_mode(config: SearchConfig, sampler: BranchSampler) -> None:

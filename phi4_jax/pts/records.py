@@ -21,6 +21,7 @@ from phi4_jax.pts.questions import Filtered
 from phi4_jax.pts.responses import Point, Response, Responses
 
 PIVOTS = "pivotal_tokens.jsonl"
+SETTINGS, COUNTS = "settings.json", "counts.json"
 # Shows a token to a person.
 TokenText = Callable[[int], str]
 

@@ -6,8 +6,10 @@ import json
 import numpy as np
 import pytest
 
+from experiments.report import write_report
 from experiments.reporting.reading import open_run
 from experiments.reporting.search_page import report_search
+from phi4_jax.common.errors import DataError
 from phi4_jax.pts.analytic import AnalyticSampler, make_process
 from phi4_jax.pts.find import find_pivotal_tokens
 from phi4_jax.pts.search import SearchConfig
@@ -97,3 +99,42 @@ def test_made_up_searches_have_the_fields_of_real_ones(searched, tmp_path):
       assert like["values"][0].keys() == real["values"][0].keys()
     if name == "hypotheses":
       assert like["alternatives"][0].keys() == real["alternatives"][0].keys()
+
+
+class TestCalled:
+  """What `find_pivotal_tokens` leaves in its folder suffices for a report."""
+
+  @pytest.fixture(params=["comb", "paper", "naive"])
+  def called(self, request, tmp_path):
+    config = SearchConfig(
+      mode=request.param,
+      rollouts_per_question=8,
+      rollouts_per_estimate=8,
+      confirm_rollouts=24,
+      num_traces=1,
+      trace_rollouts=8,
+    )
+    search = (AnalyticSampler(_PROCESS, 4), _PROCESS.questions[:8], _PROCESS, config)
+    folder = tmp_path / "pts"
+    return folder, find_pivotal_tokens(*search, out_dir=folder, seed=4)
+
+  def test_a_folder_of_the_function_is_reported(self, called, capsys):
+    folder, metrics = called
+    found = write_report(folder)
+    assert "pivotal_tokens" in capsys.readouterr().out
+    assert_self_contained(found.html)
+    page = PageReader(found.html)
+    assert f"{metrics['pivotal_tokens']} pivotal tokens in" in page.text
+    assert "find_pivotal_tokens(sampler, questions, oracle, config, " in page.text
+    assert f"{metrics['sampled_tokens']:,}" in page.text
+    results = json.loads((folder / "results.json").read_text())
+    seconds = metrics.pop("seconds")
+    assert {name: results[name] for name in metrics} == metrics
+    assert results["minutes"] == pytest.approx(seconds / 60, abs=1e-3)
+    assert "peak_memory_gb" not in results and results["commit"] == ""
+
+  def test_an_unfinished_one_is_refused(self, called):
+    folder, _ = called
+    (folder / "counts.json").unlink()
+    with pytest.raises(DataError, match="not complete .*no counts.json.*once more"):
+      open_run(folder)
