@@ -17,6 +17,7 @@ import argparse
 import datetime
 import random
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -128,6 +129,23 @@ def is_missing(path: Path, target: str) -> bool:
   if (ROOT / path).exists():
     return False
   print(f"nothing measured: there is no {path}. Run `make {target}` first.")
+  return True
+
+
+def lacks_gpu() -> bool:
+  """Tells whether jax has no GPU here, and prints what to do.
+
+  As `is_missing`. Asked in a process that lets go of the device.
+  """
+  code = "import jax; print(jax.devices()[0].platform)"
+  process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  platform = (process.stdout.split() or ["nothing"])[-1]
+  if platform in ("gpu", "cuda"):
+    return False
+  print(
+    f"nothing measured: this needs a CUDA device, and jax computes on {platform} here. "
+    'On a machine with one, install "jax[cuda12]".'
+  )
   return True
 
 

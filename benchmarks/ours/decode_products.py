@@ -4,12 +4,12 @@ Results are float32, which is how low precision runs fastest, and matrices lie a
 [in, out] or as [out, in], whichever was faster.
 """
 
+import itertools
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks.contender import Prepared, serve
 from experiments.devices import start_jax
@@ -27,10 +27,10 @@ def make_products(group: dict[str, Any], *, layout: str, seed: int, precision: s
     seed: of the numbers.
     precision: dtype of the factors.
   """
-  random = np.random.default_rng(seed)
+  keys = map(jax.random.key, itertools.count(seed))
 
   def draw(*shape: int) -> jax.Array:
-    return jnp.asarray(random.standard_normal(shape, np.float32), precision)
+    return jax.random.normal(next(keys), shape, precision)
 
   axis = 0 if layout == "in, out" else 1
   weights = [
@@ -56,7 +56,7 @@ def make_products(group: dict[str, Any], *, layout: str, seed: int, precision: s
 
 
 def make_prepared(options: dict[str, Any]) -> Prepared:
-  """Returns the contender; the faster layout is found by trying."""
+  """Returns the contender; the fastest of the "layouts" is found by trying."""
   precision = options["precision"]
 
   def make_run(layout: str):
@@ -67,13 +67,16 @@ def make_prepared(options: dict[str, Any]) -> Prepared:
 
     def run() -> dict[str, float]:
       for _ in range(options["steps"]):
-        jax.block_until_ready([group() for group in groups])
+        results = [group() for group in groups]
+        if options.get("wait_each_step", True):
+          jax.block_until_ready(results)
+      jax.block_until_ready(results)
       return {"work": options["work"]}
 
     return run
 
   seconds, runs = {}, {}
-  for layout in ("in, out", "out, in"):
+  for layout in options.get("layouts", ("in, out", "out, in")):
     runs[layout] = make_run(layout)
     runs[layout]()
     times = []
@@ -86,7 +89,7 @@ def make_prepared(options: dict[str, Any]) -> Prepared:
   return Prepared(
     run=runs.pop(best),
     settings={
-      "device": "cpu",
+      "device": jax.devices()[0].device_kind,
       "precision": precision,
       "threads": "XLA's choice",
       "weights lie": best,

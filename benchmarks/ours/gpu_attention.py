@@ -1,7 +1,4 @@
-"""Causal attention on a GPU: one implementation, or the products that bound it.
-
-Has never run: no GPU was at hand when it was written.
-"""
+"""Causal attention on a GPU: one implementation, or the products that bound it."""
 
 import os
 from typing import Any

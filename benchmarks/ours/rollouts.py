@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import jax
+
 from benchmarks.contender import Prepared, serve
 from experiments.devices import start_jax
 from experiments.model_folder import load_model_folder
@@ -48,7 +50,7 @@ def make_prepared(
   return Prepared(
     run=run,
     settings={
-      "device": "cpu",
+      "device": jax.devices()[0].device_kind,
       "precision": model.compute_dtype,
       "threads": "XLA's choice",
       "rows at once": rows,

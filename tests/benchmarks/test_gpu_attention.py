@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import gpu_attention
+from benchmarks import gpu_attention, gpu_rollouts
 from benchmarks.ours import gpu_attention as contender
 
 OPTIONS = dict(
@@ -13,10 +13,11 @@ OPTIONS = dict(
 )
 
 
-def test_without_a_gpu_nothing_is_measured(monkeypatch, capsys):
-  monkeypatch.setattr(gpu_attention, "find_platform", lambda: "cpu")
-  monkeypatch.setattr(gpu_attention.harness, "measure", None)
-  assert gpu_attention.main([]) == 0
+@pytest.mark.parametrize("benchmark", [gpu_attention, gpu_rollouts])
+def test_without_a_gpu_nothing_is_measured(benchmark, monkeypatch, capsys):
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  monkeypatch.setattr(benchmark.harness, "measure", None)
+  assert benchmark.main([]) == 0
   assert "needs a CUDA device, and jax computes on cpu" in capsys.readouterr().out
 
 
