@@ -1,4 +1,4 @@
-"""Tiny models for the tests of this folder, and an independent float64 decoder."""
+"""Tiny models for tests, and an independent float64 decoder."""
 
 import dataclasses
 

@@ -9,18 +9,14 @@ import numpy as np
 import pytest
 
 from phi4_jax.common.errors import ConfigError, DataError
-from phi4_jax.pts.analytic import AnalyticProcess, AnalyticSampler, make_process
 from phi4_jax.pts.critic import HiddenCritic, fit_critic
 from phi4_jax.pts.critic_labels import read_lessons
-from phi4_jax.pts.find import find_pivotal_tokens
 from phi4_jax.pts.kept_guesses import GUESSES
 from phi4_jax.pts.search import SearchConfig
-from tests.pts.test_find_comb import CONFIG, SEED, Shuffled, _Died, assert_same_files
+from tests.pts.comb_runs import CONFIG, DiedError, Searches, assert_same_files
 
-_PROCESS = make_process(0, num_steps=16, forks=0.12)
-PROCESS = AnalyticProcess(
-  _PROCESS.probs, _PROCESS.next_states, _PROCESS.rewards, num_questions=20
-)
+SEARCHES = Searches(20, sampler_id="abc seed 4")
+PROCESS, find, Shuffled = SEARCHES.process, SEARCHES.find, SEARCHES.sampler
 
 
 class States:
@@ -40,21 +36,6 @@ class States:
       states[1:, 0] = np.abs(np.diff(values)) + 0.1 * states[1:, 0]
       found.append(states + np.float32(self._shake))
     return found
-
-
-def find(out_dir, sampler=None, config=CONFIG, **kwargs):
-  found = find_pivotal_tokens(
-    sampler or AnalyticSampler(PROCESS, SEED),
-    PROCESS.questions,
-    PROCESS,
-    config,
-    out_dir=out_dir,
-    seed=SEED,
-    sampler_id="abc seed 4",
-    **kwargs,
-  )
-  found.pop("seconds")
-  return found
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +93,7 @@ def test_what_it_said_is_written_beside_the_search(guided, critic):
 def test_a_restart_goes_on_with_the_very_same_guesses(guided, critic, tmp_path, share):
   folder, metrics, straight = guided
   first = Shuffled(1, dies_after=int(share * len(straight.drawn)))
-  with pytest.raises(_Died):
+  with pytest.raises(DiedError):
     find(tmp_path, first, critic=critic)
   # Whatever the states are now: what was said is kept, and nobody is asked again.
   other = States(shake=5.0)

@@ -1,76 +1,20 @@
 """The whole search in mode "comb" on a process whose truth is known."""
 
-import json
 import random
 
 import numpy as np
 import pytest
 
 from phi4_jax.common.errors import ConfigError
-from phi4_jax.common.sampler import BatchedBranches
 from phi4_jax.data.preference_rows import make_rows
-from phi4_jax.pts.analytic import AnalyticProcess, AnalyticSampler, make_process
-from phi4_jax.pts.find import LOG, find_pivotal_tokens
+from phi4_jax.pts.analytic import AnalyticSampler
+from phi4_jax.pts.find import LOG
 from phi4_jax.pts.rollouts import Budget
 from phi4_jax.pts.search import SearchConfig
+from tests.pts.comb_runs import SEED, DiedError, Searches, assert_same_files, read
 
-_PROCESS = make_process(0, num_steps=16, forks=0.12)
-PROCESS = AnalyticProcess(
-  _PROCESS.probs, _PROCESS.next_states, _PROCESS.rewards, num_questions=12
-)
-SEED = 4
-CONFIG = SearchConfig(rollouts_per_question=16)
-FILES = (
-  *("settings.json", "rollouts.jsonl", "questions.jsonl", "hypotheses.jsonl"),
-  *("pivotal_tokens.jsonl", "pairs.jsonl", "traces.jsonl"),
-)
-
-
-class _Died(Exception):
-  pass
-
-
-class Shuffled:
-  """Ends branches in another order; dies after so many; notes what it drew."""
-
-  law = AnalyticSampler(PROCESS, SEED).law
-  can_exclude = True
-
-  def __init__(self, order=None, dies_after=None, places=37):
-    self.drawn = []
-    self._inner = BatchedBranches(
-      AnalyticSampler(PROCESS, SEED), rows_per_call=places, can_exclude=True
-    )
-    self._order = None if order is None else random.Random(order)
-    self._dies_after = dies_after
-
-  def run(self, branches):
-    branches = list(branches)
-    if self._order is not None:
-      self._order.shuffle(branches)
-    for branch, completion in self._inner.run(iter(branches)):
-      if len(self.drawn) == self._dies_after:
-        raise _Died
-      self.drawn.append(branch.key_path)
-      yield branch, completion
-
-
-def find(out_dir, sampler=None, config=CONFIG, **kwargs):
-  found = find_pivotal_tokens(
-    sampler or AnalyticSampler(PROCESS, SEED),
-    PROCESS.questions,
-    PROCESS,
-    config,
-    out_dir=out_dir,
-    seed=SEED,
-    **kwargs,
-  )
-  assert found.pop("seconds") >= 0
-  return found
-
-
-def read(folder, name):
-  return [json.loads(line) for line in (folder / name).open()]
+SEARCHES = Searches(12)
+PROCESS, find, Shuffled = SEARCHES.process, SEARCHES.find, SEARCHES.sampler
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +22,6 @@ def whole(tmp_path_factory):
   folder = tmp_path_factory.mktemp("whole")
   sampler = Shuffled()
   return folder, find(folder, sampler), sampler
-
-
-def assert_same_files(first, second):
-  for name in FILES:
-    assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
 def true_change(record):
@@ -236,7 +175,7 @@ class TestDurable:
     folder, metrics, straight = whole
     dies_after = int(share * len(straight.drawn))
     first = Shuffled(1, dies_after=dies_after)
-    with pytest.raises(_Died):
+    with pytest.raises(DiedError):
       find(tmp_path, first)
     with open(tmp_path / LOG, "ab") as file:
       file.write(b"[5, 0, 2, ")  # a torn line
@@ -253,7 +192,7 @@ class TestDurable:
       try:
         found = find(tmp_path, Shuffled(deaths, dies_after=dies_after))
         break
-      except _Died:
+      except DiedError:
         deaths += 1
     assert found == metrics and deaths > 1
     assert_same_files(tmp_path, folder)
@@ -278,7 +217,7 @@ class TestBudget:
 
 def test_a_sampler_that_cannot_exclude_is_told_what_works(tmp_path):
   class Plain:
-    law = Shuffled.law
+    law = AnalyticSampler(PROCESS, SEED).law
 
     def sample(self, prefixes, key_paths):
       raise AssertionError("nothing may be drawn")

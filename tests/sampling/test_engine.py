@@ -10,18 +10,16 @@ import numpy as np
 import pytest
 
 from phi4_jax.common.sampler import Branch, BranchSampler, Sampler, SamplingLaw
-from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.transformer import init_params
 from phi4_jax.sampling.engine import RolloutEngine
 from phi4_jax.sampling.generate import JaxSampler
+from tests.model.tiny import tiny_config
 
-CONFIG = ModelConfig(
+CONFIG = tiny_config(
   vocab_size=11,
   hidden_size=16,
   intermediate_size=24,
-  num_hidden_layers=2,
   num_attention_heads=4,
-  num_key_value_heads=2,
   max_position_embeddings=32,
   initializer_range=0.5,  # far from uniform, so that a wrong mask is seen
 )

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from phi4_jax.common.sampler import Branch, SamplingLaw
-from phi4_jax.model.config import ModelConfig
 from phi4_jax.sampling.engine_bases import Bases, Copy
 from phi4_jax.sampling.engine_schedule import Schedule, make_job
 from phi4_jax.sampling.engine_shapes import EngineShapes, derive_shapes
+from tests.model.tiny import tiny_config
 
 # Tokens of GSM8K's test answers by SmolLM2's vocabulary: mean 127, median 117.
 LOG_MEAN, LOG_DEVIATION, LONGEST = 4.756, 0.423, 415
 
 
 def make_shapes(**sizes) -> EngineShapes:
-  config = ModelConfig(
+  config = tiny_config(
     vocab_size=8,
     hidden_size=8,
     intermediate_size=8,

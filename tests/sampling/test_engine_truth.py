@@ -16,20 +16,18 @@ import pytest
 from scipy import special, stats
 
 from phi4_jax.common.sampler import Branch, SamplingLaw
-from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.transformer import compute_logits, forward, init_params
 from phi4_jax.sampling.engine import RolloutEngine
+from tests.model.tiny import tiny_config
 
 VOCAB, HORIZON = 4, 8
 PROMPT = (1, 2)
 STOP = 0
-CONFIG = ModelConfig(
+CONFIG = tiny_config(
   vocab_size=VOCAB,
   hidden_size=16,
   intermediate_size=16,
-  num_hidden_layers=2,
   num_attention_heads=4,
-  num_key_value_heads=2,
   max_position_embeddings=16,
   initializer_range=0.6,
 )

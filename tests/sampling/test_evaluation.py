@@ -7,13 +7,13 @@ from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.data.tokenizer import ByteVocabulary
 from phi4_jax.eval.runner import evaluate
 from phi4_jax.eval.tasks.arithmetic import ArithmeticTask, ArithmeticTaskConfig
-from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.transformer import init_params
 from phi4_jax.sampling.generate import JaxSampler
+from tests.model.tiny import tiny_config
 
 VOCABULARY = ByteVocabulary()
 # Padded beyond the vocabulary, as Phi-4's is: such ids are drawn by this model.
-CONFIG = ModelConfig(
+CONFIG = tiny_config(
   vocab_size=VOCABULARY.size + 8,
   hidden_size=16,
   intermediate_size=16,
@@ -22,6 +22,7 @@ CONFIG = ModelConfig(
   num_key_value_heads=1,
   max_position_embeddings=48,
   compute_dtype="bfloat16",
+  initializer_range=0.02,
 )
 
 

@@ -12,7 +12,6 @@ from scipy import stats
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.mesh import MeshConfig, make_mesh
 from phi4_jax.common.sampler import SamplingLaw
-from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.sharding import param_shardings
 from phi4_jax.model.transformer import (
   compute_logits,
@@ -21,15 +20,14 @@ from phi4_jax.model.transformer import (
   unstack_layers,
 )
 from phi4_jax.sampling.generate import JaxSampler
+from tests.model.tiny import tiny_config
 
 VOCAB = 11
-CONFIG = ModelConfig(
+CONFIG = tiny_config(
   vocab_size=VOCAB,
   hidden_size=16,
   intermediate_size=24,
-  num_hidden_layers=2,
   num_attention_heads=4,
-  num_key_value_heads=2,
   max_position_embeddings=16,
   initializer_range=0.5,  # far from uniform, so that a wrong mask is seen
 )
@@ -163,7 +161,7 @@ def test_devices_batches_and_layouts_do_not_change_what_is_drawn(params, sampler
 
 def test_every_completion_is_drawn_as_often_as_it_is_probable():
   """All completions of a model with 4 tokens and horizon 3, by chi-square."""
-  config = ModelConfig(
+  config = tiny_config(
     vocab_size=4,
     hidden_size=8,
     intermediate_size=8,

@@ -13,20 +13,17 @@ from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.keys import make_row_keys
 from phi4_jax.common.mesh import MeshConfig, make_mesh
 from phi4_jax.common.sampler import SamplingLaw
-from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.kv_cache import init_cache
 from phi4_jax.model.transformer import init_params, unstack_layers
 from phi4_jax.sampling import step_program
 from phi4_jax.sampling.decode import draw_first
 from phi4_jax.sampling.generate import JaxSampler
+from tests.model.tiny import tiny_config
 
-CONFIG = ModelConfig(
+CONFIG = tiny_config(
   vocab_size=48,
   hidden_size=16,
   intermediate_size=32,
-  num_hidden_layers=2,
-  num_attention_heads=8,
-  num_key_value_heads=2,
   head_dim=4,
   max_position_embeddings=32,
   initializer_range=0.5,

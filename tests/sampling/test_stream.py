@@ -9,21 +9,19 @@ import pytest
 
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.sampler import SamplingLaw
-from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.quantize import quantize_params
 from phi4_jax.model.rope_scaling import LongRope
 from phi4_jax.model.transformer import init_params
 from phi4_jax.sampling.generate import JaxSampler
 from phi4_jax.sampling.stream import StreamSampler
 from phi4_jax.sampling.stream_programs import StreamPrograms
+from tests.model.tiny import tiny_config
 
-CONFIG = ModelConfig(
+CONFIG = tiny_config(
   vocab_size=11,
   hidden_size=16,
   intermediate_size=24,
-  num_hidden_layers=2,
   num_attention_heads=4,
-  num_key_value_heads=2,
   max_position_embeddings=48,
   initializer_range=0.5,
 )
