@@ -94,9 +94,7 @@ class Screen:
     """
     self.tables = tables.tables(gap)
     all_probs = [comb.round_certain(np.array(r.probs)) for r in responses]
-    found = [
-      np.flatnonzero([reaches(1 - p, gap) for p in probs]) for probs in all_probs
-    ]
+    found = [find_movers(probs, gap) for probs in all_probs]
     self.lengths = np.array([len(part) for part in found])
     shape = (len(responses), int(self.lengths.max(initial=0)))
     longest = max(map(len, all_probs), default=0)
@@ -321,6 +319,19 @@ class Screen:
     self._kind_counts[rows, step, :, 0] = still @ tables.zones().T
     kinds = (kinds / total).reshape(len(rows), len(self.shares), -1)
     self._kind_counts[rows, step, :, 1:] = kinds
+
+
+def find_movers(
+  probs: Float[np.ndarray, "T"] | Sequence[float], gap: float
+) -> Int[np.ndarray, "C"]:
+  """Returns the positions of the tokens that can move V by the gap: the candidates.
+
+  Args:
+    probs: pi of each token.
+    gap: least change.
+  """
+  certain = comb.round_certain(np.asarray(probs, float))
+  return np.flatnonzero([reaches(1 - prob, gap) for prob in certain.tolist()])
 
 
 class Moves:

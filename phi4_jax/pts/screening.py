@@ -19,7 +19,7 @@ from phi4_jax.pts.comb_types import Critic
 from phi4_jax.pts.draws import Draw, Outcome
 from phi4_jax.pts.estimates import PHASES
 from phi4_jax.pts.responses import Point, Response, Responses, canonical_token
-from phi4_jax.pts.screen import Screen
+from phi4_jax.pts.screen import Screen, find_movers
 from phi4_jax.pts.screen_gains import Stakes, expected_gains
 
 # Rounds after which the screen learns, and at the end.
@@ -51,7 +51,7 @@ class Board:
   ):
     self.responses = responses
     self.rows = sorted(responses, key=lambda r: (r.question, r.index))
-    odds = None if critic is None else _odds(critic, self.rows, gap)
+    odds = None if critic is None else critic_odds(critic, self.rows, gap)
     self.screen = Screen(self.rows, gap, odds=odds)
     self.dropped: dict[int, str] = {}
     self.first_tokens: dict[Point, dict[int, list[int]]] = {}
@@ -250,13 +250,13 @@ def _mean_lengths(probs: Float[np.ndarray, "T"]) -> Float[np.ndarray, "N"]:
   return lengths
 
 
-def _odds(
+def critic_odds(
   critic: Critic, rows: Sequence[Response], gap: float
 ) -> list[Float[np.ndarray, "T"]]:
   """Returns a critic's odds of each token beside those of a mean candidate."""
   probs = [np.clip(part, 1e-4, 1 - 1e-4) for part in critic.pivot_probs(rows)]
   candidates = np.concatenate(
-    [p[1 - np.array(r.probs) >= gap] for p, r in zip(probs, rows, strict=True)]
+    [p[find_movers(r.probs, gap)] for p, r in zip(probs, rows, strict=True)]
     or [np.zeros(0)]
   )
   mean = float(candidates.mean()) if candidates.size else 0.5

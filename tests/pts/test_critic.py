@@ -11,7 +11,8 @@ from phi4_jax.pts.comb_config import CombConfig
 from phi4_jax.pts.comb_search import search_comb
 from phi4_jax.pts.critic import fit_critic, load_critic
 from phi4_jax.pts.critic_fit import soft_auc
-from phi4_jax.pts.screening import _odds
+from phi4_jax.pts.screen import find_movers
+from phi4_jax.pts.screening import critic_odds
 from phi4_jax.pts.worlds import true_changes
 from tests.pts.critic_worlds import GAP, Searched, States, teach
 
@@ -39,8 +40,8 @@ def critic(early, late, lessons):
 def measure(critic, searched):
   """AUC for the truth, and the log of the factors, over tokens that can be pivotal."""
   rows = list(searched.responses)
-  can_be = [1 - np.array(row.probs) >= GAP for row in rows]
-  odds = _odds(critic, rows, GAP)
+  can_be = [find_movers(row.probs, GAP) for row in rows]
+  odds = critic_odds(critic, rows, GAP)
   logs = np.concatenate([np.log(o[c]) for o, c in zip(odds, can_be, strict=True)])
   truth = [searched.pivotal(r)[c] for r, c in zip(rows, can_be, strict=True)]
   return soft_auc(logs, np.concatenate(truth).astype(float)), logs

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from phi4_jax.pts import screen_tables as tables
-from phi4_jax.pts.screen import Screen
+from phi4_jax.pts.screen import Screen, find_movers
 from phi4_jax.pts.screen_gains import Stakes, _moments, expected_gains
+from phi4_jax.pts.screening import critic_odds
 from tests.pts.processes import make_response
 
 GAP = 0.2
@@ -124,3 +125,23 @@ def test_what_is_dear_to_test_is_worth_less():
   assert worth[0][place] > 0.8 and worth[1][place] == 0
   gains = expected_gains(screen, np.array([0]), stakes)
   assert (gains > 0).all()
+
+
+def test_candidates_are_those_that_can_move_v_by_the_gap_whatever_floats_say():
+  assert 1 - 0.8 < 0.2
+  assert find_movers([0.8, 0.81, 0.5, 1.0], 0.2).tolist() == [0, 2]
+  # What is nearly certain is certain, however small the gap.
+  assert find_movers([1 - 1e-7, 1 - 1e-5], 1e-6).tolist() == [1]
+
+
+def test_a_critic_is_held_against_its_mean_candidate():
+  """Also one whose probability lies on the very edge."""
+  row = make_response([0.8, 0.9, 0.5])
+
+  class Says:
+    def pivot_probs(self, responses):
+      return [np.array([0.2, 0.9, 0.4])]
+
+  (odds,) = critic_odds(Says(), [row], 0.2)
+  mean = 0.3 / 0.7
+  np.testing.assert_allclose(odds, [0.25 / mean, 9 / mean, 2 / 3 / mean])
