@@ -225,7 +225,11 @@ def _every_candidate(board: Board, times: int) -> list[Point]:
 def _choose(board: Board, config: CombConfig) -> list[Point]:
   """Returns where the rollouts of a round leave.
 
-  Of a response where one is worth its price come the best few: it is read anyway.
+  Of a response where one is worth its price come the best few: it is read anyway. A
+  token that several responses share may so come several times. These are different
+  rollouts, of which each tells of all its responses, and the gain of one is reckoned
+  for a single response: it is worth more than that. Where much is shared (a rollout in
+  sixteen came twice), asking once for it cost as much for each true pivotal token.
   """
   names = []
   for row, gain in enumerate(board.gains(config)):

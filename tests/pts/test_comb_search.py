@@ -1,6 +1,7 @@
 """The comb search from end to end on processes with known truth."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from phi4_jax.pts.comb_config import CombConfig
 from phi4_jax.pts.comb_search import search_comb
 from phi4_jax.pts.draws import Outcome, OutOfBudget
 from phi4_jax.pts.questions import choose_responses
-from phi4_jax.pts.responses import Responses, canonical_token
-from phi4_jax.pts.worlds import BASE, true_changes
+from phi4_jax.pts.responses import Point, Responses, canonical_token
+from phi4_jax.pts.screening import Board, screen_responses
+from phi4_jax.pts.worlds import BASE, World, true_changes
 from tests.pts.processes import draw_rollouts
 from tests.pts.test_confirm import make_draw
 
@@ -173,3 +175,35 @@ def test_settings_that_cannot_be_meant_are_refused():
   with pytest.raises(ValueError, match=r"CombConfig\.screen_price"):
     CombConfig(screen_price=0.0)
   assert dataclasses.asdict(CombConfig())["gamma0"] == 0.1
+
+
+def test_a_token_that_rows_share_may_come_twice_in_a_round_as_two_rollouts():
+  alike = World(
+    name="alike",
+    num_steps=48,
+    certain=0.9,
+    forks=0.1,
+    reach=6,
+    num_tokens=3,
+    first_seed=70_000,
+  )
+  places, rollouts = draw_questions(alike, range(1), 8, seed=0)
+  kept, chosen = choose(rollouts, count=6)
+  board = Board(Responses(chosen), kept, gap=GAP)
+  before = board.screen.counts.copy()
+  draw, rounds = SimulatedDraw(places, seed=1), []
+
+  def spy(branches, *, label):
+    rounds.append([branch.key_path for branch in branches])
+    return draw(branches, label=label)
+
+  screen_responses(board, CombConfig(), spy)
+  paths = [path for asked in rounds for path in asked]
+  assert len(set(paths)) == len(paths) > 500
+  assert any(len({path[:4] for path in asked}) < len(asked) for asked in rounds)
+  # Every row that has the token counts every rollout that left there.
+  drawn = Counter(Point(*path[1:4]) for path in paths)
+  for row in range(len(board.rows)):
+    for position in board.screen.positions[row, : board.screen.lengths[row]].tolist():
+      new = board.screen.counts[row, position] - before[row, position]
+      assert new == drawn[board.name(row, position)]
