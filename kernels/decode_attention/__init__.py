@@ -74,6 +74,7 @@ def decode_attention(
   suffix_end: Int[Array, ""] | None = None,
   sliding_window: int | None = None,
   scale: float | None = None,
+  suffix_piece: int | None = None,
   implementation: str = "auto",
 ) -> Float[Array, "P R *T N H"]:
   """Attention of the newest tokens of R continuations of each of P prefixes.
@@ -113,12 +114,15 @@ def decode_attention(
     suffix_end: one more than the slot of all rows' new tokens, when suffixes are rings.
     sliding_window: how many latest tokens are seen, the own one included.
     scale: of the scores; None means 1 / sqrt(H).
+    suffix_piece: sums over a suffix are made of sums over so many slots, one after the
+      other, so that a call with fewer pieces, as long as nothing beyond them is seen,
+      gives the same to the last bit. None sums over all slots at once.
     implementation: "auto", or the name of one of IMPLEMENTATIONS.
 
   Raises:
     ValueError: if shapes or dtypes disagree, the window is not positive, several new
-      tokens would be in a ring, the name is unknown, or nothing can run (every reason
-      is listed).
+      tokens would be in a ring, pieces do not fill a suffix, the name is unknown, or
+      nothing can run (every reason is listed).
     TypeError: when it is differentiated.
   """
   none = (None, None)
@@ -133,6 +137,7 @@ def decode_attention(
     suffix,
     sliding_window=sliding_window,
     scale=scale,
+    suffix_piece=suffix_piece,
     platform=current_target().platform,
   )
   chosen = choose("decode_attention", IMPLEMENTATIONS, implementation, problem)

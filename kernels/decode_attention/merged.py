@@ -99,7 +99,7 @@ def _part(
   Args:
     q: M queries for each of A rows of the cache.
     cache: leading axis A.
-    may: [A, M, S], True where a query sees a slot.
+    may: [A, 1 or K, M, S], True where a query sees a slot.
 
   Returns:
     The result [A, K, M, H] and the log-sum-exp [A, K, M], both float32.
@@ -107,7 +107,7 @@ def _part(
   scores = _scores(q, cache.k.astype(q.dtype), problem)
   if cache.k_scale is not None:
     scores = scores * cache.k_scale[:, :, None]
-  scores = jnp.where(may[:, None], scores * problem.scale, -jnp.inf)
+  scores = jnp.where(may, scores * problem.scale, -jnp.inf)
   top = scores.max(axis=-1, keepdims=True)
   weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))
   total = weights.sum(axis=-1)
@@ -122,6 +122,48 @@ def _part(
   out = out / jnp.where(total > 0, total, 1.0)[..., None]
   # log(0) is the -inf that is wanted, since top is then -inf as well.
   return out, jnp.log(total) + jnp.where(total > 0, top[..., 0], 0.0)
+
+
+def _part_by_pieces(
+  q: Float[Array, "A K M H"],
+  cache: Cache,
+  may: jax.Array,
+  problem: DecodeProblem,
+) -> tuple[jax.Array, jax.Array]:
+  """`_part` over pieces of equally many slots, put together in order.
+
+  Products and sums have the shapes of one piece, and a piece of which nothing is seen
+  changes no bit: so a cache that is cut off behind what is seen gives the same.
+  """
+  a, heads, m, h = q.shape
+  piece = problem.suffix_piece
+  assert piece is not None
+  count = problem.suffix_slots // piece
+
+  def split(x: jax.Array | None) -> jax.Array | None:
+    return None if x is None else x.reshape(a, heads * count, piece, *x.shape[3:])
+
+  pieces = cache._replace(
+    k=split(cache.k),
+    v=split(cache.v),
+    k_scale=split(cache.k_scale),
+    v_scale=split(cache.v_scale),
+  )
+  may = may.reshape(a, 1, m, count, piece).transpose(0, 1, 3, 2, 4)
+  may = jnp.broadcast_to(may, (a, heads, count, m, piece))
+  outs, log_sums = _part(
+    jnp.repeat(q, count, axis=1),  # each head's queries once for each piece
+    pieces,
+    may.reshape(a, heads * count, m, piece),
+    problem,
+  )
+  outs = outs.reshape(a, heads, count, m, h)
+  log_sums = log_sums.reshape(a, heads, count, m)
+  out, log_sum = outs[:, :, 0], log_sums[:, :, 0]
+  for i in range(1, count):
+    out = merge_parts((out, outs[:, :, i]), (log_sum, log_sums[:, :, i]))
+    log_sum = jnp.logaddexp(log_sum, log_sums[:, :, i])
+  return out, log_sum
 
 
 def decode_attention(
@@ -141,8 +183,9 @@ def decode_attention(
     in_prefix = in_prefix.reshape(p, -1, problem.prefix_slots)  # [P, R*T*G, S]
   in_suffix = jnp.repeat(in_suffix, problem.group, axis=2)
   in_suffix = in_suffix.reshape(p * r, -1, problem.suffix_slots)  # [P*R, T*G, S2]
+  own = _part if problem.suffix_piece is None else _part_by_pieces
   parts = [
-    _part(prefix_rows(q, problem), prefix, in_prefix, problem),
-    _part(suffix_rows(q, problem), suffix.flatten(), in_suffix, problem),
+    _part(prefix_rows(q, problem), prefix, in_prefix[:, None], problem),
+    own(suffix_rows(q, problem), suffix.flatten(), in_suffix[:, None], problem),
   ]
   return merge_rows(parts[0], parts[1], problem).astype(q.dtype)

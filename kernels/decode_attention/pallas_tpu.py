@@ -41,6 +41,8 @@ def refuses(problem: DecodeProblem) -> str | None:
     return f"it runs on TPUs, and this is for {problem.platform}"
   if problem.sliding_window is not None:
     return "it knows no sliding_window"
+  if problem.suffix_piece is not None:
+    return "it chooses its own blocks, and knows no suffix_piece"
   if problem.head_width % _LANES:
     return f"the head width ({problem.head_width}) is no multiple of {_LANES}"
   for slots in (problem.prefix_slots, problem.suffix_slots):

@@ -47,6 +47,7 @@ class DecodeProblem:
 
   `has_cuts` says that each row sees a length of the prefix of its own, `is_ring` that
   suffixes are rings.
+  `suffix_piece` is how many slots of a suffix are summed at a time; None for all.
   """
 
   prefixes: int
@@ -63,6 +64,7 @@ class DecodeProblem:
   scale: float
   has_cuts: bool = False
   is_ring: bool = False
+  suffix_piece: int | None = None
   platform: str = "cpu"
 
   @property
@@ -121,13 +123,14 @@ def make_problem(
   *,
   sliding_window: int | None,
   scale: float | None,
+  suffix_piece: int | None = None,
   platform: str = "cpu",
 ) -> DecodeProblem:
   """Checks q [P, R, T, N, H] and the caches against each other.
 
   Raises:
-    ValueError: if shapes or dtypes disagree, the window is not positive, or several
-      new tokens would be in a ring.
+    ValueError: if shapes or dtypes disagree, the window is not positive, several new
+      tokens would be in a ring, or pieces do not fill a suffix.
   """
   if q.ndim != 5:
     raise ValueError(f"q must be [P, R, N, H] or [P, R, T, N, H], got {q.shape}.")
@@ -147,6 +150,11 @@ def make_problem(
       "With suffix_end the suffixes are rings, written one token at a time; q "
       f"{q.shape} has several. Leave suffix_end out, or call once a token."
     )
+  slots = suffix.k.shape[-2]
+  if suffix_piece is not None and (suffix_piece < 1 or slots % suffix_piece):
+    raise ValueError(
+      f"suffix_piece ({suffix_piece}) must divide the slots of a suffix ({slots})."
+    )
   return DecodeProblem(
     prefixes=q.shape[0],
     rollouts=q.shape[1],
@@ -155,13 +163,14 @@ def make_problem(
     kv_heads=prefix.k.shape[-3],
     head_width=q.shape[4],
     prefix_slots=prefix.k.shape[-2],
-    suffix_slots=suffix.k.shape[-2],
+    suffix_slots=slots,
     dtype=q.dtype.name,
     cache_dtypes=(prefix.k.dtype.name, suffix.k.dtype.name),
     sliding_window=sliding_window,
     scale=q.shape[4] ** -0.5 if scale is None else scale,
     has_cuts=prefix.lengths.ndim == 2,
     is_ring=suffix.end is not None,
+    suffix_piece=suffix_piece,
     platform=platform,
   )
 

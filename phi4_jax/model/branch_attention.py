@@ -32,12 +32,14 @@ class BranchRows:
     suffix: of the rows [P * R, K, S2, H].
     cuts: [P * R] int32, how much of its base a row sees.
     lengths: [P * R] int32, tokens in its suffix before this one.
+    suffix_piece: as `decode_attention` takes it.
   """
 
   base: Any
   suffix: Any
   cuts: Any
   lengths: Any
+  suffix_piece: int | None = struct.field(pytree_node=False, default=None)
 
   def attend(
     self,
@@ -65,6 +67,7 @@ class BranchRows:
         prefix_scales=_scales(base),
         suffix_scales=_scales(own),
         sliding_window=config.sliding_window,
+        suffix_piece=self.suffix_piece,
       )
       return y.reshape(q.shape).astype(q.dtype), suffix
 

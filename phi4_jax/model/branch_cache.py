@@ -180,6 +180,24 @@ def move_bases(
   return jax.lax.fori_loop(0, count, copy, targets)
 
 
+def cut_suffixes(cache: BranchCache, slots: int) -> BranchCache:
+  """Returns the cache with only the first slots of each suffix."""
+  cut = jax.tree.map(lambda x: x[:, :, :slots], cache.suffixes)
+  return dataclasses.replace(cache, suffixes=cut)
+
+
+def paste_suffixes(cache: BranchCache, cut: BranchCache) -> BranchCache:
+  """Puts back what `cut_suffixes` has returned and a loop has changed."""
+
+  def paste(whole: Array, part: Array) -> Array:
+    if part.shape == whole.shape:
+      return part
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, 0, 2)
+
+  suffixes = jax.tree.map(paste, cache.suffixes, cut.suffixes)
+  return dataclasses.replace(cut, suffixes=suffixes)
+
+
 def clear_rows(cache: BranchCache, rows: Bool[Array, "A"]) -> BranchCache:
   """Zeroes values of some rows' suffixes, where NaN would outlive a broken row.
 

@@ -85,6 +85,7 @@ def read_tokens(
   positions: Int[Array, "A"],
   cuts: Int[Array, "A"],
   lengths: Int[Array, "A"],
+  suffix_piece: int | None = None,
 ) -> tuple[Float[Array, "A D"], BranchCache]:
   """Reads one token of each of the A = P * R rows.
 
@@ -99,6 +100,8 @@ def read_tokens(
     positions: theirs; cuts + lengths, as a rule.
     cuts: at most what has been read of the base.
     lengths: below the suffix capacity.
+    suffix_piece: divides the suffix capacity: with the same piece the result is the
+      same to the last bit for any capacity. None sums over all slots at once.
 
   Returns:
     Hidden states after the final norm, and the cache.
@@ -107,7 +110,7 @@ def read_tokens(
     ConfigError: if layers are stacked or the mesh that is set does not fit the model.
   """
   layers = tuple(
-    BranchRows(base, suffix, cuts, lengths)
+    BranchRows(base, suffix, cuts, lengths, suffix_piece)
     for base, suffix in zip(cache.bases, cache.suffixes, strict=True)
   )
   params, token_ids = _keep_table(params, token_ids)

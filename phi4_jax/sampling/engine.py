@@ -121,7 +121,8 @@ class RolloutEngine:
   def num_compilations(self) -> int:
     """Programs compiled so far: at most five for weights of one layout.
 
-    And three more with a store of texts, and two once `hidden_states` was called.
+    And three more with a store of texts, two once `hidden_states` was called, and one
+    for each of `EngineShapes.suffix_buckets` but the first.
     """
     return self._programs.num_compilations
 
@@ -308,6 +309,8 @@ class RolloutEngine:
     if np.any(self._broken & taken):
       cache = self._programs.clear(cache, self._broken)
       self._broken[:] = False
+    running = (schedule.job(row) for row in schedule.running())
+    longest = max((len(job.tokens) for job in running if job), default=0)
     idle = num_rows - schedule.num_running
     cache, rows, block = self._programs.decode(
       self._params,
@@ -317,6 +320,7 @@ class RolloutEngine:
       branches,
       max_steps=self.shapes.block_steps,
       allowed_idle=num_rows if schedule.is_drained else idle + self.shapes.allowed_idle,
+      slots=self.shapes.choose_slots(longest),
     )
     self._state = cache, rows
     return self._collect(block)

@@ -14,7 +14,7 @@ from flax import struct
 
 from phi4_jax.common.axes import Array, Bool, Int, Params
 from phi4_jax.common.sampler import SamplingLaw
-from phi4_jax.model.branch_cache import BranchCache
+from phi4_jax.model.branch_cache import BranchCache, cut_suffixes, paste_suffixes
 from phi4_jax.model.branch_forward import read_tokens
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.inference_sharding import split_logits
@@ -82,17 +82,22 @@ def decode_block(
   law: SamplingLaw,
   stop_ids: tuple[int, ...],
   block_steps: int,
+  slots: int,
+  suffix_piece: int | None,
 ) -> tuple[BranchCache, Rows, Block]:
   """Steps all rows until max_steps, or until more than allowed_idle stand idle.
 
   Where `taken`, a row first becomes what `branches` says. A step reads the row's token
-  and draws the next one.
+  and draws the next one. Steps read and write the first `slots` of the suffixes, which
+  are taken out of the cache for the block; no running row may need more.
   """
 
   def choose(new: Array, old: Array) -> Array:
     return jnp.where(jnp.expand_dims(taken, range(1, new.ndim)), new, old)
 
   rows = jax.tree.map(choose, branches, rows)
+  # A row that stands idle writes, too: to a slot that is always there.
+  rows = dataclasses.replace(rows, length=jnp.where(rows.done, 0, rows.length))
   num_rows = taken.shape[0]
   block = Block(
     tokens=jnp.zeros((block_steps, num_rows), jnp.int32),
@@ -120,6 +125,7 @@ def decode_block(
       positions=rows.position,
       cuts=rows.cut,
       lengths=rows.length,
+      suffix_piece=suffix_piece,
     )
     logits = split_logits(compute_logits(params, config, hidden), config)
     excluded = jnp.where(rows.length == 0, rows.excluded, -1)
@@ -154,7 +160,9 @@ def decode_block(
     )
     return cache, rows, block
 
-  return jax.lax.while_loop(goes_on, step, (cache, rows, block))
+  cut = cut_suffixes(cache, slots)
+  cut, rows, block = jax.lax.while_loop(goes_on, step, (cut, rows, block))
+  return paste_suffixes(cache, cut), rows, block
 
 
 def idle_rows(num_rows: int) -> Rows:

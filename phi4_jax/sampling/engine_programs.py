@@ -12,8 +12,9 @@ Knows arrays; refuses to know texts and queues (`engine_schedule.py`).
 
 import contextlib
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,9 +37,8 @@ from phi4_jax.model.branch_forward import read_bases
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.inference_sharding import attention_split, row_axes
 from phi4_jax.sampling.engine_block import Block, Rows, decode_block, idle_rows
+from phi4_jax.sampling.engine_moves import COPIES_PER_CALL, split_pairs
 from phi4_jax.sampling.engine_shapes import EngineShapes
-
-COPIES_PER_CALL = 8
 
 
 class EnginePrograms:
@@ -91,13 +91,19 @@ class EnginePrograms:
     branches: Rows,
     max_steps: int,
     allowed_idle: int,
+    slots: int,
   ) -> tuple[BranchCache, Rows, Block]:
-    """Runs a decode block; the result `Block` lies on the host."""
+    """Runs a decode block; the result `Block` lies on the host.
+
+    One program for each number of `slots` (`EngineShapes.suffix_buckets`).
+    """
     taken, branches = self._by_row((taken, branches))
     limits = (np.int32(max_steps), np.int32(allowed_idle))
     arguments = (params, cache, rows, taken, branches, *limits)
     cache, rows, block = self._call(
-      ("decode", self._layout), arguments, lambda: self.trace_decode(params)
+      ("decode", slots, self._layout),
+      arguments,
+      lambda: self.trace_decode(params, slots),
     )
     return cache, rows, jax.device_get(block)
 
@@ -139,7 +145,7 @@ class EnginePrograms:
       run = jax.shard_map(
         run, in_specs=(specs, by_part, by_part), out_specs=specs, check_vma=False
       )
-    for pairs in _split_pairs(sources, targets):
+    for pairs in split_pairs(sources, targets):
       arguments = (layers, *self._by_row(pairs))
       layers = self._run("copy", run, arguments, (0,), self._shardings(layers))
     return dataclasses.replace(cache, bases=layers)
@@ -198,7 +204,7 @@ class EnginePrograms:
         out_specs=specs,
         check_vma=False,
       )
-    for number, pairs in enumerate(_split_pairs(sources, targets)):
+    for number, pairs in enumerate(split_pairs(sources, targets)):
       left = np.clip(counts - number * COPIES_PER_CALL, 0, COPIES_PER_CALL)
       arguments = (held, layers, *self._by_row((*pairs, left.astype(np.int32))))
       layers = self._run(name, run, arguments, (1,), self._shardings(layers))
@@ -243,16 +249,18 @@ class EnginePrograms:
     )
     return bases, jax.device_get(hidden)
 
-  def trace_decode(self, params: Params) -> jax.stages.Traced:
+  def trace_decode(self, params: Params, slots: int | None = None) -> jax.stages.Traced:
     """Traces `decode` for a mesh that need not be there; nothing is compiled.
 
     Args:
       params: shapes and shardings of the weights.
+      slots: of the suffixes; None means all.
     """
     cache, rows = self.abstract_state()
     limit = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._whole())
     out = (self._shardings(cache), self._shardings(rows), self._whole())
-    jitted = jax.jit(self._decode, donate_argnums=(1, 2), out_shardings=out)
+    run = functools.partial(self._decode, slots or self.shapes.suffix_capacity)
+    jitted = jax.jit(run, donate_argnums=(1, 2), out_shardings=out)
     with self._on_mesh():
       return jitted.trace(params, cache, rows, rows.done, rows, limit, limit)
 
@@ -305,13 +313,15 @@ class EnginePrograms:
     placed = self._shardings(state)
     return jax.tree.map(lambda x, place: x.update(sharding=place), state, placed)
 
-  def _decode(self, *arguments: Any) -> Any:
+  def _decode(self, slots: int, *arguments: Any) -> Any:
     return decode_block(
       *arguments,
       config=self.config,
       law=self.law,
       stop_ids=self._stop_ids,
       block_steps=self.shapes.block_steps,
+      slots=slots,
+      suffix_piece=self.shapes.suffix_piece,
     )
 
   def _prefill(self, params: Any, bases: Any, ids: Any, *where: Any) -> Any:
@@ -378,15 +388,3 @@ class EnginePrograms:
       return tree
     rows = PartitionSpec(row_axes(self._mesh, self.config))
     return jax.device_put(tree, NamedSharding(self._mesh, rows))
-
-
-def _split_pairs(
-  sources: np.ndarray, targets: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields [shards, C] arrays in flat pieces of one size, filled up with zeros."""
-  for start in range(0, sources.shape[1], COPIES_PER_CALL):
-    pairs = np.zeros((2, len(sources), COPIES_PER_CALL), np.int32)
-    for whole, part in zip((sources, targets), pairs, strict=True):
-      block = whole[:, start : start + COPIES_PER_CALL]
-      part[:, : block.shape[1]] = block
-    yield pairs[0].ravel(), pairs[1].ravel()

@@ -20,6 +20,7 @@ from phi4_jax.model.rope_scaling import LongRope
 
 _MOST_SHARED_ROWS = 4
 _SLOT_MULTIPLE = 8  # what a TPU's kernels want
+_LEAST_PIECE = 64  # of a suffix; with less to spare, nothing is gained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,9 @@ class EngineShapes:
     prefill_lanes: Q, texts that are read at a time.
     shards: parts that the groups are split into over a mesh.
     held_texts: texts that are kept beside those of the groups, in a store; 0 for none.
+    suffix_buckets: numbers of slots that a call of the program reads of every suffix:
+      it takes the first one that its rows do not outgrow. The last is S2, and all are
+      multiples of the first, so that sums do not depend on which is taken.
   """
 
   groups: int
@@ -51,6 +55,18 @@ class EngineShapes:
   prefill_lanes: int
   shards: int = 1
   held_texts: int = 0
+  suffix_buckets: tuple[int, ...] = ()
+
+  @property
+  def suffix_piece(self) -> int | None:
+    """Slots that are summed at a time; None where there is one bucket."""
+    return self.suffix_buckets[0] if len(self.suffix_buckets) > 1 else None
+
+  def choose_slots(self, longest: int) -> int:
+    """Slots of a suffix that a call must read, if the longest has so many tokens."""
+    needed = longest + self.block_steps
+    fitting = (slots for slots in self.suffix_buckets if slots >= needed)
+    return next(fitting, self.suffix_capacity)
 
   @property
   def num_rows(self) -> int:
@@ -84,6 +100,7 @@ def derive_shapes(
   prompt_chunk: int = 64,
   prefill_lanes: int | None = None,
   held_texts: int = 0,
+  suffix_buckets: tuple[int, ...] | None = None,
 ) -> EngineShapes:
   """Checks sizes, and derives those that are None.
 
@@ -104,6 +121,9 @@ def derive_shapes(
     held_texts: a text that a group gives up for another one goes there, and is not
       read again when it is asked for once more. Each takes the memory of one group's
       base, see `fit_held_texts`.
+    suffix_buckets: None means a quarter, half and all of S2 on a CPU where a quarter is
+      64 or more, otherwise S2: a TPU's kernel reads what is seen and no more. Each is
+      compiled when it is first needed.
 
   Raises:
     ConfigError: if sizes do not fit each other, or the model cannot run so.
@@ -130,18 +150,25 @@ def derive_shapes(
   groups = batch_size // rows_per_group
   rounded = _derive_capacity(law)
   base_capacity = rounded if base_capacity is None else base_capacity
+  suffix_capacity = rounded if suffix_capacity is None else suffix_capacity
+  if suffix_buckets is None:
+    quarter, rest = divmod(suffix_capacity, 4)
+    suffix_buckets = (suffix_capacity,)
+    if _runs_on_cpu(mesh) and rest == 0 and quarter >= _LEAST_PIECE:
+      suffix_buckets = (quarter, 2 * quarter, 4 * quarter)
   lanes = prefill_lanes or max(1, groups // shards // 8) * shards
   shapes = EngineShapes(
     groups=groups,
     rows_per_group=rows_per_group,
     base_capacity=base_capacity,
-    suffix_capacity=rounded if suffix_capacity is None else suffix_capacity,
+    suffix_capacity=suffix_capacity,
     block_steps=block_steps,
     allowed_idle=batch_size // 16 if allowed_idle is None else allowed_idle,
     prompt_chunk=min(prompt_chunk, base_capacity),
     prefill_lanes=lanes,
     shards=shards,
     held_texts=held_texts,
+    suffix_buckets=suffix_buckets,
   )
   _check_sizes(shapes)
   return shapes
@@ -194,10 +221,14 @@ def choose_cache_dtype(
   Raises:
     ConfigError: if the dtype is not known.
   """
-  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-  if cache_dtype is None and device.platform == "cpu":
+  if cache_dtype is None and _runs_on_cpu(mesh):
     cache_dtype = "float32"
   return resolve_cache_dtype(cache_dtype, config)
+
+
+def _runs_on_cpu(mesh: Mesh | None) -> bool:
+  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+  return device.platform == "cpu"
 
 
 def _derive_capacity(law: SamplingLaw) -> int:
@@ -221,6 +252,17 @@ def _check_sizes(shapes: EngineShapes) -> None:
     raise ConfigError(
       f"prefill_lanes ({shapes.prefill_lanes}) must be a multiple of the mesh's parts "
       f"({shapes.shards}) and at most the groups ({shapes.groups})."
+    )
+  buckets = shapes.suffix_buckets
+  if (
+    list(buckets) != sorted({*buckets, shapes.suffix_capacity})
+    or buckets[0] < 1
+    or any(slots % buckets[0] for slots in buckets)
+    or buckets[-1] != shapes.suffix_capacity
+  ):
+    raise ConfigError(
+      f"suffix_buckets {buckets} must rise to suffix_capacity "
+      f"({shapes.suffix_capacity}), and be multiples of the first one."
     )
   if shapes.held_texts < 0 or shapes.held_texts % shapes.shards:
     raise ConfigError(
