@@ -31,7 +31,7 @@ from phi4_jax.sampling.engine import RolloutEngine
 
 # True is what lies above gamma0; what is shown to do so is named.
 SEARCH = SearchConfig(
-  responses_per_question=1, num_traces=0, comb=CombConfig(export=0.0)
+  responses_per_question=1, num_traces=0, comb=CombConfig(export=0.0, below_gap=1.0)
 )
 # Draws of every stage, so that all programs are compiled.
 WARM_UP_SEARCH = dataclasses.replace(

@@ -10,14 +10,18 @@ class CombConfig:
   """How pivotal tokens are screened, confirmed and selected.
 
   Two prices decide how much is spent, within the limits of rounds and pairs. They are
-  per rollout of mean length, and a longer one counts for more. The defaults were chosen
-  in the tuning world of pts/worlds.py, and nowhere else.
+  per rollout of mean length, and a longer one counts for more. Where the screen finds
+  less than `recall` of the pivotal tokens that are believed to be there, it pays more,
+  in steps, up to `most_times` as much. The defaults were chosen in the tuning world of
+  pts/worlds.py, and nowhere else.
 
   Attributes:
     gamma0: what is claimed: exported tokens have effects above this. Less than the gap.
     alpha: bound of the expected share of exported tokens for which that is wrong.
+    recall: part of the pivotal tokens, as believed, that the screen is to promote.
+    most_times: what the screen pays rises to at most so many times what it begins with.
     screen_price: how much a rollout of the screen must lessen the variance of "this
-      token is pivotal", summed over tokens and signs. Less finds more.
+      token is pivotal", summed over tokens and signs, to begin with. Less finds more.
     screen_first: rollouts that leave at every candidate before any choice is made. The
       choice is better than that.
     screen_draws: rollouts of one response and round.
@@ -31,6 +35,8 @@ class CombConfig:
     max_pairs: of one token.
     export: least probability to reach the gap, given everything, of a token that is
       exported. gamma0 and alpha hold whatever this is.
+    below_gap: part of the exported tokens that may lie below the gap, as believed; the
+      least probable ones are not exported beyond that.
     pair_rollouts: fresh ones for either side of a preference pair; 0 makes no pairs.
     min_alternative_rollouts: with which another token must have been drawn to stand in
       a pair.
@@ -38,16 +44,19 @@ class CombConfig:
 
   gamma0: float = 0.1
   alpha: float = 0.05
+  recall: float = 0.8
+  most_times: float = 8.0
   screen_price: float = 0.004
   screen_first: int = 0
   screen_draws: int = 4
-  screen_rounds: int = 120
-  promote: float = 0.08
-  drop: float = 0.03
-  confirm_price: float = 400.0
+  screen_rounds: int = 2000
+  promote: float = 0.07
+  drop: float = 0.025
+  confirm_price: float = 700.0
   pairs_per_round: int = 8
-  max_pairs: int = 240
-  export: float = 0.65
+  max_pairs: int = 480
+  export: float = 0.5
+  below_gap: float = 0.04
   pair_rollouts: int = 16
   min_alternative_rollouts: int = 2
 
@@ -57,7 +66,7 @@ class CombConfig:
         raise ConfigError(
           f"CombConfig.{name} ({getattr(self, name)}) must lie between 0 and 1."
         )
-    for name in ("drop", "export"):
+    for name in ("drop", "export", "recall", "below_gap"):
       if not 0 <= getattr(self, name) <= 1:
         raise ConfigError(f"CombConfig.{name} ({getattr(self, name)}) must be 0 to 1.")
     if self.drop >= self.promote:
@@ -73,6 +82,11 @@ class CombConfig:
         raise ConfigError(
           f"CombConfig.{name} ({getattr(self, name)}) must be 0 or more."
         )
+    if self.most_times < 1:
+      raise ConfigError(
+        f"CombConfig.most_times ({self.most_times}) must be 1 or more: the screen's "
+        "price begins with what is set."
+      )
     if self.max_pairs > 10_000:
       raise ConfigError(f"CombConfig.max_pairs ({self.max_pairs}) is at most 10000.")
     for name in (

@@ -96,6 +96,7 @@ class Trial:
     self.states: list[State | str] = [""] * len(self.hypotheses)
     self.reasons = [""] * len(self.hypotheses)
     self._enough_at = np.full(len(self.hypotheses), -1)
+    self._least = config.export  # probability of what is exported
 
   def _place(self, places: list[tuple[int, int, int]]) -> None:
     table = np.array(places, int).reshape(-1, 3)
@@ -119,9 +120,26 @@ class Trial:
 
   def selected(self) -> Bool[np.ndarray, "H"]:
     """Returns what closed e-BH selects of those that seem to reach the gap."""
-    likely = self.beliefs() >= self._config.export
+    return self._select(self._least)
+
+  def _select(self, least: float) -> Bool[np.ndarray, "H"]:
+    likely = self.beliefs() >= least
     usable = np.where(likely & ~self._dropped(), self._bare_log_e(), -np.inf)
     return evidence.closed_e_bh(usable, self._config.alpha, self.log_weights)
+
+  def _choose_least(self) -> float:
+    """Returns the probability from which on tokens may be exported.
+
+    So that of those for which the evidence suffices no more than the part below_gap is
+    believed to lie below the gap.
+    """
+    config = self._config
+    beliefs = np.sort(self.beliefs()[self._select(config.export)])[::-1]
+    wrong = np.cumsum(1 - beliefs) / np.arange(1, len(beliefs) + 1)
+    fitting = beliefs[wrong <= config.below_gap]
+    if len(fitting) == len(beliefs):
+      return config.export
+    return float(fitting[-1]) if len(fitting) else 1.0
 
   def run(self, draw: Draw) -> int:
     """Draws until nothing is worth it; returns the number of rounds.
@@ -157,6 +175,7 @@ class Trial:
     """Gives up what does not seem to reach the gap, or is not worth the price."""
     config, beliefs, log_e = self._config, self.beliefs(), self.log_e()
     pairs = self.confirmation.num_pairs
+    self._least = self._choose_least()
     running = self._running()
     selected = self.selected()
     hoped = int(selected.sum()) + _SUCCEED * float(beliefs[running].sum())
@@ -169,7 +188,7 @@ class Trial:
         self._close(number, "undecided", f"CombConfig.max_pairs ({config.max_pairs})")
       elif price[number] > config.confirm_price * self._board.unit:
         self._close(number, "undecided", "not worth CombConfig.confirm_price")
-      elif cost[number] <= 0 and beliefs[number] < config.export:
+      elif cost[number] <= 0 and beliefs[number] < self._least:
         if self._enough_at[number] < 0:
           self._enough_at[number] = pairs[number]
         if pairs[number] - self._enough_at[number] >= _PAIRS_FOR_GAP:

@@ -22,6 +22,8 @@ from phi4_jax.pts.responses import Point, Response, Responses, canonical_token
 from phi4_jax.pts.screen import Screen, find_movers
 from phi4_jax.pts.screen_gains import Stakes, expected_gains
 
+# By how much prices rise at a time.
+PRICE_STEP = 2**0.5
 # Rounds after which the screen learns, and at the end.
 _LEARN_AFTER = (0, 1, 2, 3, 6, 12, 24, 48)
 
@@ -75,6 +77,7 @@ class Board:
     self._row_of = {(r.question, r.index): n for n, r in enumerate(self.rows)}
     self._texts = [row.prompt_ids + row.token_ids for row in self.rows]
     self._names: dict[tuple[int, int], tuple[Point, list[int]]] = {}
+    self._own: np.ndarray | None = None
     self._changed: set[int] = set(range(len(self.rows)))
     self._gains = np.zeros(shape)
     self._without_gains: set[int] = set(range(len(self.rows)))
@@ -155,6 +158,24 @@ class Board:
       self.screen.update()
     self._without_gains = set(range(len(self.rows)))
 
+  def chances(self) -> Float[np.ndarray, "N C 2"]:
+    """Returns the probability to be pivotal, by row, candidate and side.
+
+    A token that rows share counts once, in the row that names it.
+    """
+    pivot = self.screen.beliefs.pivot
+    return np.where(self._names_itself(), pivot, 0)
+
+  def _names_itself(self) -> np.ndarray:
+    if self._own is None:
+      own = np.zeros(self.screen.positions.shape, bool)
+      for row, length in enumerate(self.screen.lengths.tolist()):
+        for number, position in enumerate(self.screen.positions[row, :length].tolist()):
+          own[row, number] = self.row_of(self.name(row, position)) == row
+      self._own = own[..., None]
+    dropped = [self.is_dropped(row) for row in range(len(self.rows))]
+    return self._own & ~np.array(dropped, bool)[:, None, None]
+
   def gains(self, config: CombConfig) -> Float[np.ndarray, "N C"]:
     """Returns what a rollout that leaves at each candidate tells, for its tokens.
 
@@ -184,14 +205,17 @@ def screen_responses(board: Board, config: CombConfig, draw: Draw) -> int:
   board.update()
   board.learn(3)
   drawn: dict[Point, int] = {}
-  rounds = 0
+  rounds, times = 0, 1.0
   while rounds < config.screen_rounds:
     if rounds or not config.screen_first:
-      names = _choose(board, config)
+      names = _choose(board, config, config.screen_price / times)
     else:
       names = _every_candidate(board, config.screen_first)
     if not names:
-      break
+      if times >= config.most_times or _is_enough(board, config):
+        break
+      times = min(times * PRICE_STEP, config.most_times)
+      continue
     branches = []
     for name in names:
       number = drawn[name] = drawn.get(name, -1) + 1
@@ -222,7 +246,14 @@ def _every_candidate(board: Board, times: int) -> list[Point]:
   return [name for name in sorted(names) for _ in range(times)]
 
 
-def _choose(board: Board, config: CombConfig) -> list[Point]:
+def _is_enough(board: Board, config: CombConfig) -> bool:
+  """Tells whether what would be promoted holds most of what is believed to be there."""
+  chances = board.chances()
+  promoted = chances[chances >= config.promote].sum()
+  return bool(promoted >= config.recall * chances.sum())
+
+
+def _choose(board: Board, config: CombConfig, price: float) -> list[Point]:
   """Returns where the rollouts of a round leave.
 
   Of a response where one is worth its price come the best few: it is read anyway. A
@@ -233,7 +264,7 @@ def _choose(board: Board, config: CombConfig) -> list[Point]:
   """
   names = []
   for row, gain in enumerate(board.gains(config)):
-    if gain.max(initial=0) < config.screen_price or board.is_dropped(row):
+    if gain.max(initial=0) < price or board.is_dropped(row):
       continue
     best = np.argsort(-gain, kind="stable")[: config.screen_draws]
     names += [

@@ -86,6 +86,40 @@ def test_findings_carry_their_evidence(world, found):
     assert curve.pivot_probs.sum(axis=0).max() <= 1 + 1e-5
 
 
+def search(world, **settings):
+  places, kept, responses = world
+  draw = SimulatedDraw(places, seed=1)
+  config = CombConfig(pair_rollouts=0, **settings)
+  return search_comb(responses, kept, config, draw, gap=GAP, seed=3)
+
+
+def test_the_screen_pays_more_until_enough_is_found(world):
+  places, kept, responses = world
+
+  def screen(**settings):
+    """Returns the believed part that is promoted, and the rollouts."""
+    config = CombConfig(**settings)
+    board = Board(responses, kept, gap=GAP)
+    screen_responses(board, config, SimulatedDraw(places, seed=1))
+    chances = board.chances()
+    part = chances[chances >= config.promote].sum() / chances.sum()
+    return part, board.screen.counts.sum()
+
+  fixed, modest, wanted = screen(most_times=1.0), screen(recall=0.0), screen()
+  assert fixed == modest
+  assert fixed[0] < 0.8 <= wanted[0] and wanted[1] > fixed[1]
+
+
+def test_no_more_lies_below_the_gap_than_was_asked_for(world):
+  counts = []
+  for share in (0.0, 0.03, 1.0):
+    result = search(world, recall=0.0, below_gap=share)
+    beliefs = [f.posterior for f in result.exported]
+    assert np.mean(1 - np.array(beliefs)) <= share + 1e-9
+    counts.append(len(beliefs))
+  assert 0 < counts[0] < counts[1] < counts[2]
+
+
 def test_order_of_questions_and_of_draws_does_not_matter():
   process = BASE.process(0)
   rollouts = [draw_rollouts(process, q, 8) for q in (9, 11, 13)]
@@ -174,6 +208,10 @@ def test_settings_that_cannot_be_meant_are_refused():
     CombConfig(drop=0.5)
   with pytest.raises(ValueError, match=r"CombConfig\.screen_price"):
     CombConfig(screen_price=0.0)
+  with pytest.raises(ValueError, match=r"CombConfig\.most_times"):
+    CombConfig(most_times=0.5)
+  with pytest.raises(ValueError, match=r"CombConfig\.recall"):
+    CombConfig(recall=1.5)
   assert dataclasses.asdict(CombConfig())["gamma0"] == 0.1
 
 
