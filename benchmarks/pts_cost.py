@@ -7,10 +7,11 @@
 In worlds of analytic processes (pts/worlds.py) p(success) is known exactly before and
 behind every token, so that each claim of a search is right or wrong. Every method gets
 the same base responses of the same questions. Counted are sampled tokens (filter,
-screen, confirmation; not pairs) and tokens that are read: for our modes each text once
-in every round that draws from it, as if none were held from one round to the next; for
-the public method its prefix once for every completion, as its calls do. Its filter is
-free.
+screen, confirmation; not pairs) and tokens that are read. Mode "comb" reads each text
+once: the engine holds texts from round to round (`held_gib`), and "held_tokens" says
+how many that are; what it costs to read them again in every round that draws from them
+stands beside it. Mode "paper" reads them so. The public method reads its prefix once
+for every completion, as its calls do. Its filter is free.
 
 Settings of "comb" are chosen in the world "tuning", and nowhere else; results of it are
 written under runs/.
@@ -188,13 +189,21 @@ def judge(sample: Sample, claims: Claims, gamma0: float) -> dict[str, Any]:
     "intervals": {name: [rate["low"], rate["high"]] for name, rate in rates.items()},
     "sampled_per_true_pivot": float(sampled.sum() * per),
     "processed_per_true_pivot": float(processed.sum() * per),
-    "processed_per_true_pivot_if_texts_are_held": (
-      None if claims.held is None else float((sampled + claims.held).sum() * per)
-    ),
+    **_when_nothing_is_held(claims, per),
     "rounds": claims.rounds,
     "sampled_by_stage": dict(claims.parts),
     "by_question": np.stack([trues, sampled, read], axis=1)[kept].tolist(),
     "questions": kept,
+  }
+
+
+def _when_nothing_is_held(claims: Claims, per: float) -> dict[str, Any]:
+  if claims.read_again is None:
+    return {}
+  processed = float((claims.sampled + claims.read_again).sum() * per)
+  return {
+    "held_tokens": int(claims.read.sum()),
+    "processed_per_true_pivot_if_texts_are_read_again": processed,
   }
 
 
@@ -313,6 +322,10 @@ def summarize(results: dict[str, dict[str, Any]], seed: int) -> dict[str, Any]:
             figures, methods[REFERENCE], processed=kind == "processed", seed=seed
           )
           figures[f"{kind}_ratio"] = found["ratio"]
+          again = figures.get("processed_per_true_pivot_if_texts_are_read_again")
+          if again and kind == "processed":
+            theirs = methods[REFERENCE]["processed_per_true_pivot"]
+            figures["processed_ratio_if_texts_are_read_again"] = theirs / again
           figures["intervals"][f"{kind}_ratio"] = [found["low"], found["high"]]
           ratios[kind].setdefault(world, {})[name] = found["ratio"]
       del figures["by_question"], figures["questions"]

@@ -54,7 +54,8 @@ class Claims:
     signs: of the tokens that it names, by their names.
     sampled: tokens, by question.
     read: tokens of prompts and prefixes that were read, by question.
-    held: likewise, if every text were kept once it was read; None if it is not said.
+    read_again: likewise, if no text were held from one round to the next; None where
+      none is.
     rounds: of draws that depend on each other.
     parts: sampled tokens by stage.
   """
@@ -62,7 +63,7 @@ class Claims:
   signs: Mapping[Point, int]
   sampled: Int[np.ndarray, "Q"]
   read: Int[np.ndarray, "Q"]
-  held: Int[np.ndarray, "Q"] | None = None
+  read_again: Int[np.ndarray, "Q"] | None = None
   rounds: int = 0
   parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
@@ -231,8 +232,8 @@ def search_by_comb(
   return Claims(
     signs={finding.point: finding.sign for finding in result.exported},
     sampled=draw.sampled + sample.filtered,
-    read=draw.read + _prompts(sample),
-    held=held,
+    read=held,
+    read_again=draw.read + _prompts(sample),
     rounds=result.rounds + 1,
     parts={name: tokens for name, tokens in parts.items() if tokens},
   )

@@ -22,8 +22,9 @@ from phi4_jax.pts.responses import Point, Response, Responses, canonical_token
 from phi4_jax.pts.screen import Screen, find_movers
 from phi4_jax.pts.screen_gains import Stakes, expected_gains
 
-# By how much prices rise at a time.
-PRICE_STEP = 2**0.5
+# By how much what is paid rises at a time: when no more than this part of the responses
+# is worth a draw.
+_PRICE_STEP, _FEW = 2**0.5, 0.03
 # Rounds after which the screen learns, and at the end.
 _LEARN_AFTER = (0, 1, 2, 3, 6, 12, 24, 48)
 
@@ -211,11 +212,15 @@ def screen_responses(board: Board, config: CombConfig, draw: Draw) -> int:
       names = _choose(board, config, config.screen_price / times)
     else:
       names = _every_candidate(board, config.screen_first)
-    if not names:
-      if times >= config.most_times or _is_enough(board, config):
-        break
-      times = min(times * PRICE_STEP, config.most_times)
+    # Rounds of a few rollouts would keep a machine waiting.
+    is_few = len(names) <= _FEW * config.screen_draws * len(board.rows)
+    if (is_few or times > 1) and _is_enough(board, config):
+      break
+    if is_few and times < config.most_times:
+      times = min(times * _PRICE_STEP, config.most_times)
       continue
+    if not names:
+      break
     branches = []
     for name in names:
       number = drawn[name] = drawn.get(name, -1) + 1

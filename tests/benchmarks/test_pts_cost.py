@@ -101,6 +101,22 @@ def test_fewer_rollouts_claim_more_that_is_false(sample):
   assert ratio["low"] < ratio["ratio"] < ratio["high"]
 
 
+def test_texts_are_read_once_or_in_every_round(sample):
+  config = CombConfig(most_times=1.0, screen_rounds=3, max_pairs=8)
+  claims = pts_cost_methods.search_by_comb(sample, config, gap=GAP, seed=0)
+  texts = sum(len(r.prompt_ids) + len(r) for r in sample.responses)
+  prompts = len(sample.places)  # one token each, read by the filter
+  assert claims.read.sum() == texts + prompts
+  assert claims.read_again is not None
+  # No response is asked in every round, and most in more than one.
+  assert texts < claims.read_again.sum() < claims.rounds * texts
+  found = pts_cost.judge(sample, claims, 0.1)
+  assert found["held_tokens"] == texts + prompts
+  if found["true_claims"]:
+    again = found["processed_per_true_pivot_if_texts_are_read_again"]
+    assert again > found["processed_per_true_pivot"] > found["sampled_per_true_pivot"]
+
+
 def test_a_simulated_critic_has_its_worth(sample):
   critic = pts_cost_methods.SimulatedCritic(sample, 0.77, gap=GAP, seed=0)
   responses = list(sample.responses)
