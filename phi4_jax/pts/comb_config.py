@@ -45,7 +45,7 @@ class CombConfig:
   gamma0: float = 0.1
   alpha: float = 0.05
   recall: float = 0.8
-  most_times: float = 8.0
+  most_times: float = 4.0
   screen_price: float = 0.004
   screen_first: int = 0
   screen_draws: int = 4
@@ -56,7 +56,7 @@ class CombConfig:
   pairs_per_round: int = 8
   max_pairs: int = 480
   export: float = 0.5
-  below_gap: float = 0.04
+  below_gap: float = 0.03
   pair_rollouts: int = 16
   min_alternative_rollouts: int = 2
 
