@@ -29,9 +29,13 @@ from phi4_jax.pts.responses import Response
 from phi4_jax.pts.search import SearchConfig
 from phi4_jax.sampling.engine import RolloutEngine
 
-# True is what lies above gamma0; what is shown to do so is named.
+# True is what lies above gamma0; what is shown to do so is named. A search of one to
+# three responses asks for few rollouts in a round: for more than by default, since a
+# step of 64 rows takes hardly more than twice a step of a few.
 SEARCH = SearchConfig(
-  responses_per_question=1, num_traces=0, comb=CombConfig(export=0.0, below_gap=1.0)
+  responses_per_question=1,
+  num_traces=0,
+  comb=CombConfig(export=0.0, below_gap=1.0, screen_draws=16, pairs_per_round=32),
 )
 # Draws of every stage, so that all programs are compiled.
 WARM_UP_SEARCH = dataclasses.replace(

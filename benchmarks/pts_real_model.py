@@ -131,6 +131,7 @@ class RealSetting:
       batch_size=rows,
       rows_per_group=min(rows, ROWS_PER_TEXT),
       suffix_capacity=NEW_TOKENS + 1,
+      held_texts=len(self.questions) + self._arguments.questions,
       block_steps=8,
       seed=self._arguments.seed,
     )
