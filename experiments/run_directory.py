@@ -42,6 +42,8 @@ _LIBRARIES = (
   "tensorflow",
 )
 _REPOSITORY = Path(__file__).resolve().parent.parent
+# What changes with the settings of a run.
+_REPLACED = ("config.json", "config.gin", "result.json")
 # An input written `stage:NAME` is the run directory NAME beside this one, so that
 # a chain of runs can be moved or copied as a whole.
 STAGE_PREFIX = "stage:"
@@ -121,6 +123,9 @@ class RunDirectory:
     self._seconds_of_others = 0.0
     self._processes = distributed.current()
     self.result: dict[str, Any] | None = None
+    # What new settings have replaced, and the other files as they were then.
+    self._replaced: dict[str, bytes] = {}
+    self._others: dict[str, tuple[int, int]] = {}
 
   def __enter__(self) -> "RunDirectory":
     token = self._processes.on_first("run directory", self._open)
@@ -170,10 +175,12 @@ class RunDirectory:
       "share, under the same path."
     )
 
-  def __exit__(self, *unused) -> None:
+  def __exit__(self, kind, error, trace) -> None:
     if not self._processes.is_first:
       return
-    if self.result is None:
+    if isinstance(error, ConfigError) and self._replaced:
+      self._restore()
+    elif self.result is None:
       io.write_json(self.path / "clock.json", {"seconds": self._seconds})
     self._lock.close()
 
@@ -200,12 +207,41 @@ class RunDirectory:
       if not changes:
         self._write_provenance()
         return
+      if self._has_begun():
+        self._keep_replaced()
       (self.path / "result.json").unlink(missing_ok=True)
     else:
       self._refuse_foreign_files()
     self._write_provenance()
     io.write_atomic(self.path / "config.gin", config_lib.to_gin(self._config))
     io.write_json(file, new)
+
+  def _keep_replaced(self) -> None:
+    for name in _REPLACED:
+      if (self.path / name).exists():
+        self._replaced[name] = (self.path / name).read_bytes()
+    self._others = self._stat_others()
+
+  def _restore(self) -> None:
+    """Puts back what new settings replaced that were refused before anything was done.
+
+    A run that has gone on under them keeps them.
+    """
+    if self._stat_others() != self._others:
+      return
+    for name, content in self._replaced.items():
+      io.write_atomic(self.path / name, content)
+
+  def _stat_others(self) -> dict[str, tuple[int, int]]:
+    """Returns size and time of change of the files that are the run's own."""
+    ours = {*_REPLACED, "git.txt", "versions.txt", "clock.json", "lineage.json"}
+    found = {}
+    for file in sorted(self.path.rglob("*")):
+      name = str(file.relative_to(self.path))
+      if file.is_file() and name not in ours and not name.startswith("."):
+        status = file.stat()
+        found[name] = (status.st_size, status.st_mtime_ns)
+    return found
 
   def _other_files(self, *ours: str) -> list[str]:
     """Names in the folder that are neither hidden nor provenance nor in `ours`."""

@@ -252,7 +252,7 @@ class _Run:
       "sampled_tokens": self._rollouts.num_tokens,
       "mode": config.mode,
       "states": {state: states.count(state) for state in sorted(set(states))},
-      "stages": self._rollouts.cost_by_phase(),
+      "stages": _name_stages(self._rollouts.cost_by_phase(), self._config.mode),
       "categories": self._rollouts.cost_by_category(),
     }
 
@@ -372,3 +372,22 @@ def _no_questions(
       "parent longer, or ask easier or harder questions."
     )
   return NothingToSearch(" ".join(parts) or "There is no question.")
+
+
+def _name_stages(
+  costs: dict[str, dict[str, int]], mode: str
+) -> dict[str, dict[str, int]]:
+  """Returns costs by what they were for; in mode "comb" phases are named otherwise.
+
+  There rollouts of the phase "leave" confirm, and those of "confirm" are one side of
+  the pairs.
+  """
+  if mode != "comb":
+    return costs
+  stages: dict[str, dict[str, int]] = {}
+  for phase, cost in costs.items():
+    name = {"leave": "confirm", "confirm": "pair"}.get(phase, phase)
+    total = stages.setdefault(name, dict.fromkeys(cost, 0))
+    for what, count in cost.items():
+      total[what] += count
+  return stages

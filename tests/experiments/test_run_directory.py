@@ -52,6 +52,27 @@ class TestRunDirectory:
       assert again.result is None
     assert io.read_json(tmp_path / "config.json")["config"]["rate"] == 0.25
 
+  @pytest.mark.parametrize("has_gone_on", [False, True])
+  def test_settings_that_a_run_refuses_are_taken_back(self, tmp_path, has_gone_on):
+    _finish(tmp_path, "abc")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "log").write_text("one")
+    names = ("config.json", "config.gin", "result.json")
+    before = {name: (tmp_path / name).read_bytes() for name in names}
+    other = ToyRunConfig(rate=0.25)
+    with (
+      pytest.raises(ConfigError, match="not these"),
+      RunDirectory(tmp_path, other, verb="toy", allow_config_change=True),
+    ):
+      if has_gone_on:
+        (tmp_path / "work" / "log").write_text("one, two")
+      raise ConfigError("not these")
+    after = {n: (tmp_path / n).read_bytes() for n in names if (tmp_path / n).exists()}
+    assert (after == before) == (not has_gone_on)
+    if has_gone_on:
+      assert "0.25" in (tmp_path / "config.gin").read_text()
+      assert load_result(tmp_path) is None
+
   def test_a_refused_run_leaves_the_folder_to_its_corrected_command(self, tmp_path):
     _finish(tmp_path / "data", "abc")
     wrong = ToyRunConfig(rate=0.25)

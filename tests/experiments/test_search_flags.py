@@ -190,6 +190,12 @@ def test_what_is_missing_is_named(folder):
     search_flags.export(FindPivotalTokensConfig, folder / "nothing", "trl")
 
 
+def test_a_folder_without_a_run_is_named(folder):
+  code, output = run(folder, "--workdir=nothere")
+  assert code == 2 and "nothere holds no run to continue" in output
+  assert "--gin_file" in output and not (folder / "nothere").exists()
+
+
 def test_flags_that_are_wrong_end_with_code_2(folder):
   code, output = run(folder, "--workdir=x", "--export=parquet")
   assert code == 2 and "invalid choice: 'parquet'" in output

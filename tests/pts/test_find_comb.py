@@ -153,7 +153,8 @@ class TestFiles:
     assert sum(r[6] for r in rows) == metrics["sampled_tokens"]
     stages = metrics["stages"].values()
     assert sum(s["rollouts"] for s in stages) == metrics["rollouts"]
-    assert {"filter", "screen", "leave", "pair"} <= metrics["stages"].keys()
+    assert {"filter", "screen", "confirm", "pair"} <= metrics["stages"].keys()
+    assert "leave" not in metrics["stages"]
 
   def test_trainers_read_it(self, whole):
     folder, metrics, _ = whole
