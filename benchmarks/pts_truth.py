@@ -33,6 +33,7 @@ from experiments.run_directory import load_result, resolve_input
 from experiments.search_setup import make_asked, make_search_sampler
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError
+from phi4_jax.common.sampler import as_branches
 from phi4_jax.common.text import format_table
 from phi4_jax.data.tokenizer import load_vocabulary
 from phi4_jax.pts.counts import Value, difference_interval, reaches
@@ -41,7 +42,7 @@ from phi4_jax.pts.oracle import Oracle, Question
 from phi4_jax.pts.questions import choose_responses
 from phi4_jax.pts.records import load_rollouts
 from phi4_jax.pts.responses import Point, Responses
-from phi4_jax.pts.rollouts import Rollouts, as_branches
+from phi4_jax.pts.rollouts import Rollouts
 from phi4_jax.pts.search import can_be_pivotal
 from phi4_jax.training.progress import Progress
 

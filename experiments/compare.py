@@ -21,9 +21,10 @@ from phi4_jax.common import io
 from phi4_jax.common.axes import Params
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.mesh import MeshConfig
-from phi4_jax.common.sampler import Completion, Sampler, SamplingLaw
+from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.data.tokenizer import load_vocabulary
 from phi4_jax.eval import comparison, runner
+from phi4_jax.eval.exchange import find_prompt_lengths
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.quantize import Weights
 from phi4_jax.training.progress import Progress
@@ -100,30 +101,6 @@ class CompareConfig(StageConfig):
     return {"vocabulary": self.vocabulary, **runs}
 
 
-class ShiftedSampler:
-  """A sampler whose sample s of a question has the key of sample s + `shift`.
-
-  So run s of every arm, and sample s of a single run, draw with the same random
-  numbers, and different runs of an arm with different ones.
-  """
-
-  def __init__(self, sampler: Sampler, shift: int):
-    self._sampler = sampler
-    self._shift = shift
-
-  @property
-  def law(self) -> SamplingLaw:
-    """The distribution that `sample` draws from."""
-    return self._sampler.law
-
-  def sample(
-    self, prefixes: Sequence[Sequence[int]], key_paths: Sequence[Sequence[int]]
-  ) -> list[Completion]:
-    """Returns one completion for each prefix; the last key counts samples."""
-    shifted = [(*path[:-1], path[-1] + self._shift) for path in key_paths]
-    return self._sampler.sample(prefixes, shifted)
-
-
 def run(config: CompareConfig, directory: RunDirectory) -> dict[str, Any]:
   start_jax(config.mesh, rows=config.batch_size)
   inputs = directory.link_inputs(config.inputs())
@@ -146,6 +123,9 @@ def run(config: CompareConfig, directory: RunDirectory) -> dict[str, Any]:
     law=config.law,
     batch_size=config.batch_size,
     seed=config.seed,
+    prompt_lengths=find_prompt_lengths(
+      task, config.num_examples, vocabulary, config.law.max_length
+    ),
   )
   total = config.num_examples * sum(_num_samples(config, arm) for arm, _ in places)
   progress, answered = Progress("compare", total), 0
@@ -163,11 +143,14 @@ def run(config: CompareConfig, directory: RunDirectory) -> dict[str, Any]:
         sampler.set_params(params)
       evaluation = runner.evaluate(
         task,
-        ShiftedSampler(sampler, index),
+        sampler,
         vocabulary,
         num_examples=config.num_examples,
         samples_per_example=_num_samples(config, arm),
-        sampler_id=f"{digest} seed {config.seed} sample {index}",
+        # Run s of every arm, and sample s of a single run, draw with the same random
+        # numbers, and different runs of an arm with different ones.
+        first_sample=index,
+        sampler_id=f"{digest} seed {config.seed}",
         rows_per_call=config.batch_size,
         out_dir=answers_folder(directory.path, arm, index),
         progress=report,

@@ -16,6 +16,7 @@ from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.data.tokenizer import load_vocabulary
 from phi4_jax.eval import runner
+from phi4_jax.eval.exchange import find_prompt_lengths
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.quantize import Weights
 from phi4_jax.training.progress import Progress
@@ -59,6 +60,7 @@ def run(config: EvaluateConfig, directory: RunDirectory) -> dict[str, Any]:
   start_jax(config.mesh, rows=config.batch_size)
   inputs = directory.link_inputs(config.inputs())
   vocabulary = load_vocabulary(inputs["vocabulary"] / "vocabulary")
+  task = make_task(config.task)
   sampler, digest = make_parent_sampler(
     config.model,
     config.mesh,
@@ -67,6 +69,9 @@ def run(config: EvaluateConfig, directory: RunDirectory) -> dict[str, Any]:
     law=config.law,
     batch_size=config.batch_size,
     seed=config.seed,
+    prompt_lengths=find_prompt_lengths(
+      task, config.num_examples, vocabulary, config.law.max_length
+    ),
     weights=config.weights,
   )
   num_rows = config.num_examples * config.samples_per_example
@@ -79,7 +84,7 @@ def run(config: EvaluateConfig, directory: RunDirectory) -> dict[str, Any]:
       stop.raise_if_set(f"stopped after {done} of {num_rows} answers")
 
     evaluation = runner.evaluate(
-      make_task(config.task),
+      task,
       sampler,
       vocabulary,
       num_examples=config.num_examples,

@@ -18,6 +18,8 @@ from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.inference_sharding import check_serving_mesh
 from phi4_jax.model.quantize import Weights, quantize_params
 from phi4_jax.model.sharding import param_shardings
+from phi4_jax.sampling.engine import RolloutEngine
+from phi4_jax.sampling.engine_shapes import fit_capacities, outgrows_shared_texts
 from phi4_jax.sampling.generate import JaxSampler
 from phi4_jax.training.digest import params_digest
 
@@ -86,21 +88,25 @@ def make_sampler(
   law: SamplingLaw,
   batch_size: int,
   seed: int,
-) -> JaxSampler:
+  prompt_lengths: tuple[int, int],
+) -> RolloutEngine | JaxSampler:
   """Returns a sampler of weights from `load_parent_params`.
 
-  Completions end at any of `vocabulary.stop_ids`. The arguments are those of
+  Completions end at any of `vocabulary.stop_ids`. A rollout engine, whose rows take the
+  next prompt as they become free; where texts may outgrow LongRope's original context,
+  which it refuses, a sampler of whole batches. The arguments are those of
   `make_parent_sampler`.
   """
-  return JaxSampler(
-    params,
-    model,
-    law,
-    stop_ids=vocabulary.stop_ids,
-    batch_size=batch_size,
-    seed=seed,
-    mesh=make_mesh(mesh),
-  )
+  settings = {
+    "stop_ids": vocabulary.stop_ids,
+    "batch_size": batch_size,
+    "seed": seed,
+    "mesh": make_mesh(mesh),
+  }
+  if outgrows_shared_texts(model, law):
+    return JaxSampler(params, model, law, **settings)
+  settings |= fit_capacities(law, prompt_lengths)
+  return RolloutEngine(params, model, law, rows_per_group=1, **settings)
 
 
 def make_parent_sampler(
@@ -112,8 +118,9 @@ def make_parent_sampler(
   law: SamplingLaw,
   batch_size: int,
   seed: int,
+  prompt_lengths: tuple[int, int],
   weights: Weights = "full",
-) -> tuple[JaxSampler, str]:
+) -> tuple[RolloutEngine | JaxSampler, str]:
   """Returns a sampler of a parent's final weights, and the weights' name.
 
   Args:
@@ -124,6 +131,8 @@ def make_parent_sampler(
     law: the distribution to draw from.
     batch_size: rows that are sampled at once.
     seed: root of all keys.
+    prompt_lengths: of the shortest and of the longest prompt that will be asked, in
+      tokens; others are refused.
     weights: as `load_parent_params`.
 
   Raises:
@@ -132,5 +141,14 @@ def make_parent_sampler(
     ConfigError: if sizes do not fit each other.
   """
   params, digest = load_parent_params(model, mesh, parent, vocabulary, weights)
-  settings = {"law": law, "batch_size": batch_size, "seed": seed}
-  return make_sampler(params, model, mesh, vocabulary, **settings), digest
+  sampler = make_sampler(
+    params,
+    model,
+    mesh,
+    vocabulary,
+    law=law,
+    batch_size=batch_size,
+    seed=seed,
+    prompt_lengths=prompt_lengths,
+  )
+  return sampler, digest

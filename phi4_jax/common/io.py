@@ -6,7 +6,7 @@ Knows paths and bytes; refuses to know what the records mean.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,10 +196,17 @@ class JsonlLog:
 
   def keep_only(self, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Rewrites the log with the records for which `keep` is true, atomically."""
-    kept = [record for record in self.records() if keep(record)]
+    self._rewrite([record for record in self.records() if keep(record)])
+
+  def put_in_order(self, records: Sequence[dict[str, Any]]) -> None:
+    """Rewrites the log with `records`, its own, atomically; not if they are so."""
+    if self.records() != list(records):
+      self._rewrite(records)
+
+  def _rewrite(self, records: Sequence[dict[str, Any]]) -> None:
     self._file.close()
-    lines = [json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in kept]
-    write_atomic(self.path, "".join(lines))
+    lines = [json.dumps(r, ensure_ascii=False, allow_nan=False) for r in records]
+    write_atomic(self.path, "".join(line + "\n" for line in lines))
     self._open()
 
   def close(self) -> None:

@@ -5,6 +5,7 @@ engine of phi4_jax/sampling is one; `ScriptedSampler` is another, for tests.
 """
 
 import dataclasses
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -192,6 +193,24 @@ class BatchedBranches:
       else:
         raise ValueError(f"{type(self._sampler).__name__} cannot exclude a token.")
       yield from zip(rows, completions, strict=True)
+
+
+def as_branches(
+  sampler: Sampler | BranchSampler, *, rows_per_call: int
+) -> BranchSampler:
+  """Returns a sampler of branches; a plain one gets so many rows a call.
+
+  A plain sampler whose `sample` takes `excluded_ids` counts as one that can exclude.
+
+  Raises:
+    ConfigError: if `rows_per_call` is not positive.
+  """
+  if rows_per_call < 1:
+    raise ConfigError(f"rows_per_call ({rows_per_call}) must be 1 or more.")
+  if isinstance(sampler, BranchSampler):
+    return sampler
+  can_exclude = "excluded_ids" in inspect.signature(sampler.sample).parameters
+  return BatchedBranches(sampler, rows_per_call=rows_per_call, can_exclude=can_exclude)
 
 
 class ScriptedSampler:

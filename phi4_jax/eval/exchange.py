@@ -39,6 +39,19 @@ def encode_prompts(
   return prompts
 
 
+def find_prompt_lengths(
+  task: Task, num_examples: int, vocabulary: Vocabulary, max_length: int
+) -> tuple[int, int]:
+  """Returns how long the shortest and the longest prompt of a task are, in tokens.
+
+  Raises:
+    ConfigError: as `encode_prompts`.
+  """
+  examples = task.examples(num_examples)
+  lengths = list(map(len, encode_prompts(task, examples, vocabulary, max_length)))
+  return min(lengths), max(lengths)
+
+
 def decode_response(
   token_ids: Sequence[int], finish: str, vocabulary: Vocabulary
 ) -> str:

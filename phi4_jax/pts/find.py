@@ -28,7 +28,7 @@ from typing import Any, get_args
 
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.io import write_json
-from phi4_jax.common.sampler import BranchSampler, Sampler
+from phi4_jax.common.sampler import BranchSampler, Sampler, as_branches
 from phi4_jax.eval.exchange import check_settings
 from phi4_jax.pts import records
 from phi4_jax.pts.comb_records import CombWriter
@@ -40,7 +40,7 @@ from phi4_jax.pts.oracle import Oracle, Question, fingerprint_questions
 from phi4_jax.pts.question_files import UnusableQuestion
 from phi4_jax.pts.questions import Filtered, choose_responses, filter_questions
 from phi4_jax.pts.responses import Response, Responses
-from phi4_jax.pts.rollouts import Budget, ReportProgress, Rollouts, as_branches
+from phi4_jax.pts.rollouts import Budget, ReportProgress, Rollouts
 from phi4_jax.pts.search import SearchConfig, can_be_pivotal
 from phi4_jax.pts.subdivision import search_by_subdivision
 

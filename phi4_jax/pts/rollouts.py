@@ -13,18 +13,12 @@ nothing without what comes behind it.
 """
 
 import dataclasses
-import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from phi4_jax.common.errors import ConfigError
-from phi4_jax.common.sampler import (
-  BatchedBranches,
-  Branch,
-  BranchSampler,
-  Sampler,
-)
+from phi4_jax.common.sampler import Branch, BranchSampler
 from phi4_jax.pts.draws import Outcome, OutOfBudget
 from phi4_jax.pts.estimates import PHASES
 from phi4_jax.pts.judging import Judges
@@ -58,24 +52,6 @@ class Budget:
       value = getattr(self, name)
       if value is not None and value <= 0:
         raise ConfigError(f"Budget.{name} ({value}) must be above 0, or None.")
-
-
-def as_branches(
-  sampler: Sampler | BranchSampler, *, rows_per_call: int
-) -> BranchSampler:
-  """Returns a sampler of branches; a plain one gets so many rows a call.
-
-  A plain sampler whose `sample` takes `excluded_ids` counts as one that can exclude.
-
-  Raises:
-    ConfigError: if `rows_per_call` is not positive.
-  """
-  if rows_per_call < 1:
-    raise ConfigError(f"rows_per_call ({rows_per_call}) must be 1 or more.")
-  if isinstance(sampler, BranchSampler):
-    return sampler
-  can_exclude = "excluded_ids" in inspect.signature(sampler.sample).parameters
-  return BatchedBranches(sampler, rows_per_call=rows_per_call, can_exclude=can_exclude)
 
 
 class Rollouts:

@@ -174,6 +174,36 @@ def derive_shapes(
   return shapes
 
 
+def fit_capacities(law: SamplingLaw, prompt_lengths: tuple[int, int]) -> dict[str, int]:
+  """Returns capacities for texts that are prompts and nothing else.
+
+  With `SamplingLaw.max_length` 100 and prompts of 20 to 41 tokens, 40 are held of a
+  text and up to 80 of what follows.
+
+  Args:
+    law: its max_length bounds what follows a prompt.
+    prompt_lengths: of the shortest and of the longest prompt, in tokens.
+  """
+  shortest, longest = prompt_lengths
+  return {
+    "base_capacity": _round_up(max(1, longest - 1)),
+    "suffix_capacity": _round_up(max(1, law.max_length - shortest)),
+  }
+
+
+def outgrows_shared_texts(config: ModelConfig, law: SamplingLaw) -> bool:
+  """Whether a text may outgrow LongRope's original context.
+
+  It turns with other frequencies from its first token on then, so that branches cannot
+  share what was read of it.
+  """
+  scaling = config.rope_scaling
+  return (
+    isinstance(scaling, LongRope)
+    and law.max_length > scaling.original_max_position_embeddings
+  )
+
+
 def fit_held_texts(
   config: ModelConfig,
   law: SamplingLaw,
@@ -233,7 +263,11 @@ def _runs_on_cpu(mesh: Mesh | None) -> bool:
 
 def _derive_capacity(law: SamplingLaw) -> int:
   """The longest text that is read has one token less than max_length."""
-  return -(-(law.max_length - 1) // _SLOT_MULTIPLE) * _SLOT_MULTIPLE
+  return _round_up(law.max_length - 1)
+
+
+def _round_up(slots: int) -> int:
+  return -(-slots // _SLOT_MULTIPLE) * _SLOT_MULTIPLE
 
 
 def _check_sizes(shapes: EngineShapes) -> None:
@@ -278,10 +312,7 @@ def _check_model(config: ModelConfig, law: SamplingLaw, mesh: Mesh | None) -> No
       f"ModelConfig.max_position_embeddings ({config.max_position_embeddings})."
     )
   scaling = config.rope_scaling
-  if (
-    isinstance(scaling, LongRope)
-    and law.max_length > scaling.original_max_position_embeddings
-  ):
+  if isinstance(scaling, LongRope) and outgrows_shared_texts(config, law):
     raise ConfigError(
       f"SamplingLaw.max_length ({law.max_length}) exceeds LongRope's original context "
       f"({scaling.original_max_position_embeddings}): a text that outgrows it turns "

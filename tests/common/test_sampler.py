@@ -13,6 +13,7 @@ from phi4_jax.common.sampler import (
   Sampler,
   SamplingLaw,
   ScriptedSampler,
+  as_branches,
 )
 
 
@@ -123,3 +124,33 @@ def test_branches_are_read_only_when_there_is_room():
 def test_calls_need_rows():
   with pytest.raises(ConfigError, match="rows_per_call"):
     BatchedBranches(None, rows_per_call=0, can_exclude=False)
+
+
+class _Plain:
+  law = SamplingLaw(max_length=8)
+
+  def sample(self, prefixes, key_paths):
+    return []
+
+
+class _Excluding(_Plain):
+  def sample(self, prefixes, key_paths, excluded_ids=None):
+    return []
+
+
+def test_a_branch_sampler_is_taken_as_it_is():
+  batched = BatchedBranches(_Plain(), rows_per_call=2, can_exclude=False)
+  assert as_branches(batched, rows_per_call=4) is batched
+
+
+def test_a_plain_sampler_can_exclude_if_it_takes_ids_to_exclude():
+  for sampler, can in ((_Plain(), False), (_Excluding(), True)):
+    adapted = as_branches(sampler, rows_per_call=4)
+    assert isinstance(adapted, BatchedBranches) and adapted.can_exclude is can
+
+
+def test_an_adapted_sampler_needs_rows():
+  batched = BatchedBranches(_Plain(), rows_per_call=2, can_exclude=False)
+  for sampler in (_Plain(), batched):
+    with pytest.raises(ConfigError, match=r"rows_per_call \(0\)"):
+      as_branches(sampler, rows_per_call=0)

@@ -1,5 +1,6 @@
 """The runner: what it asks, what it writes, and that a killed run goes on."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -228,6 +229,52 @@ def test_progress_counts_responses_and_correct_ones(tmp_path):
   run(tmp_path, rows_per_call=8, progress=lambda *call: calls.append(call))
   # Rows by example: three wrong, then right, right, wrong, and so on in turn.
   assert calls == [(8, 18, 2), (16, 18, 5), (18, 18, 6)]
+
+
+class _Backwards:
+  """Takes branches; a few end at a time, the last one first."""
+
+  can_exclude = False
+
+  def __init__(self, sampler, error_for=()):
+    self._sampler = sampler
+    self._error_for = error_for
+    self.law = sampler.law
+
+  def run(self, branches):
+    branches = list(branches)
+    for start in range(0, len(branches), 5):
+      for branch in reversed(branches[start : start + 5]):
+        (found,) = self._sampler.sample([branch.prefix_ids], [branch.key_path])
+        if branch.key_path in self._error_for:
+          found = dataclasses.replace(found, error="nothing is finite.")
+        yield branch, found
+
+
+def test_branches_that_end_in_another_order_leave_the_same_files(tmp_path):
+  expected = run(tmp_path / "rows")
+  asked = []
+  with pytest.raises(ValueError, match="Example 'n2' of task 'parity', sample 1: noth"):
+    run(tmp_path / "branches", _Backwards(make_sampler(), error_for=[(2, 1)]))
+  assert len((tmp_path / "branches" / "samples.jsonl").read_text().splitlines()) == 7
+  again = _Backwards(make_sampler(asked.append))
+  assert run(tmp_path / "branches", again) == expected
+  assert len(asked) == 18 - 7
+  for name in FILES:
+    rows, branches = tmp_path / "rows" / name, tmp_path / "branches" / name
+    assert rows.read_bytes() == branches.read_bytes()
+
+
+def test_the_first_sample_counts_in_the_key_paths(tmp_path):
+  asked = []
+  run(tmp_path, make_sampler(asked.append), samples_per_example=2, first_sample=1)
+  assert sorted(asked) == [(e, s) for e in range(6) for s in (1, 2)]
+  records = [json.loads(line) for line in (tmp_path / FILES[1]).open()]
+  assert [r["sample"] for r in records] == [0, 1] * 6
+  with pytest.raises(ConfigError, match="first_sample: 1 there, 0 now"):
+    run(tmp_path, samples_per_example=2)
+  with pytest.raises(ConfigError, match=r"first_sample \(-1\) must be 0 or more"):
+    run(tmp_path, first_sample=-1)
 
 
 def test_a_prompt_without_room_is_named(tmp_path):

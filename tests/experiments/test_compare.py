@@ -8,7 +8,7 @@ import types
 import pytest
 
 from experiments import compare
-from experiments.compare import CompareConfig, ShiftedSampler, find_seed
+from experiments.compare import CompareConfig, find_seed
 from experiments.run_directory import RunDirectory
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.mesh import MeshConfig
@@ -85,7 +85,8 @@ def sampler(monkeypatch):
   """Replaces everything that needs a model; weights are the names of their runs."""
   found = _Sampler("sft", SamplingLaw(max_length=96))
 
-  def make(params, model, mesh, vocabulary, *, law, batch_size, seed):
+  def make(params, model, mesh, vocabulary, *, law, batch_size, seed, prompt_lengths):
+    assert 0 < prompt_lengths[0] <= prompt_lengths[1] < law.max_length
     found.set_params(params)
     return found
 
@@ -193,14 +194,6 @@ class TestConfig:
       "other/0": "stage:o_0",
       "other/1": "stage:o_1",
     }
-
-
-def test_shift_moves_the_sample_only(sampler):
-  shifted = ShiftedSampler(sampler, 3)
-  prefix = ByteVocabulary().encode("1+2?")
-  shifted.sample([prefix, prefix], [(5, 0), (6, 1)])
-  assert sampler.paths["sft"] == [(5, 3), (6, 4)]
-  assert shifted.law is sampler.law
 
 
 @pytest.mark.parametrize(

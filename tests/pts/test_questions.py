@@ -5,12 +5,17 @@ import dataclasses
 import pytest
 
 from phi4_jax.common.errors import ConfigError
-from phi4_jax.common.sampler import Completion, SamplingLaw, ScriptedSampler
+from phi4_jax.common.sampler import (
+  Completion,
+  SamplingLaw,
+  ScriptedSampler,
+  as_branches,
+)
 from phi4_jax.pts.analytic import AnalyticSampler
 from phi4_jax.pts.counts import Value
 from phi4_jax.pts.oracle import Question
 from phi4_jax.pts.questions import choose_responses, filter_questions, success_of
-from phi4_jax.pts.rollouts import Budget, Rollouts, as_branches
+from phi4_jax.pts.rollouts import Budget, Rollouts
 from phi4_jax.pts.search import SearchConfig
 from tests.pts.processes import draw_rollouts, make_response, tiny_process
 

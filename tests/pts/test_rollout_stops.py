@@ -6,10 +6,10 @@ import os
 import pytest
 
 from phi4_jax.common.errors import ConfigError, DataError
-from phi4_jax.common.sampler import Branch
+from phi4_jax.common.sampler import Branch, as_branches
 from phi4_jax.pts.draws import OutOfBudget
 from phi4_jax.pts.rollout_log import RolloutLog
-from phi4_jax.pts.rollouts import Budget, as_branches
+from phi4_jax.pts.rollouts import Budget
 from tests.pts.drawing import MANY, Engine, branch, draw_many, open_draw
 
 

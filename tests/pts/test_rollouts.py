@@ -7,10 +7,9 @@ import time
 import pytest
 
 from phi4_jax.common.errors import ConfigError, DataError
-from phi4_jax.common.sampler import BatchedBranches, Branch
+from phi4_jax.common.sampler import Branch
 from phi4_jax.pts.draws import Outcome
 from phi4_jax.pts.oracle_process import OracleFailure
-from phi4_jax.pts.rollouts import as_branches
 from tests.pts.drawing import (
   MANY,
   QUESTIONS,
@@ -238,31 +237,6 @@ class TestSeveralWorkers:
       pytest.raises(ConfigError, match="was changed"),
     ):
       draw(MANY, label="")
-
-
-class TestAdapters:
-  def test_a_branch_sampler_is_taken_as_it_is(self):
-    engine = Engine()
-    assert as_branches(engine, rows_per_call=4) is engine
-
-  def test_a_plain_sampler_can_exclude_if_it_takes_ids_to_exclude(self):
-    class Plain:
-      law = Engine.law
-
-      def sample(self, prefixes, key_paths):
-        return []
-
-    class Excluding(Plain):
-      def sample(self, prefixes, key_paths, excluded_ids=None):
-        return []
-
-    for sampler, can in ((Plain(), False), (Excluding(), True)):
-      adapted = as_branches(sampler, rows_per_call=4)
-      assert isinstance(adapted, BatchedBranches) and adapted.can_exclude is can
-
-  def test_rows_per_call_must_be_positive(self):
-    with pytest.raises(ConfigError, match=r"rows_per_call \(0\)"):
-      as_branches(Engine(), rows_per_call=0)
 
 
 def test_costs_are_counted_by_phase_and_category(tmp_path):

@@ -8,6 +8,7 @@ from phi4_jax.data.tokenizer import ByteVocabulary
 from phi4_jax.eval.runner import evaluate
 from phi4_jax.eval.tasks.arithmetic import ArithmeticTask, ArithmeticTaskConfig
 from phi4_jax.model.transformer import init_params
+from phi4_jax.sampling.engine import RolloutEngine
 from phi4_jax.sampling.generate import JaxSampler
 from tests.model.tiny import tiny_config
 
@@ -30,8 +31,9 @@ class _KilledError(Exception):
   pass
 
 
-def test_a_resumed_evaluation_of_a_model_is_identical(tmp_path):
-  sampler = JaxSampler(
+@pytest.mark.parametrize("make", [JaxSampler, RolloutEngine])
+def test_a_resumed_evaluation_of_a_model_is_identical(tmp_path, make):
+  sampler = make(
     init_params(CONFIG, jax.random.key(0)),
     CONFIG,
     SamplingLaw(max_length=48),
