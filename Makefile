@@ -84,7 +84,7 @@ format: $(READY)  ## format the code and fix what ruff can fix
 # Pins that still satisfy setup.py stay as they are; UPGRADE=1 takes the newest.
 .PHONY: lock
 lock: $(READY)  ## write the three lock files from setup.py (UPGRADE=1: newest versions)
-	$(LOCK) --extra data --extra dev setup.py -o requirements.lock
+	$(LOCK) --extra data --extra curate --extra beam --extra dev setup.py -o requirements.lock
 	$(LOCK) --extra bench --constraints requirements.lock \
 	  --excludes <(echo torch) setup.py -o requirements-bench.lock
 	$(LOCK) requirements-uv.in -o requirements-uv.lock

@@ -1,6 +1,6 @@
 """Package metadata of phi4_jax: what it needs to run, and what each extra adds.
 
-`requirements.lock` pins the whole set (core + data + dev) with hashes; it is
+`requirements.lock` pins the whole set (core + data + curate + beam + dev) with hashes; it is
 made from this file by `make lock`.
 """
 
@@ -26,6 +26,8 @@ CORE = [
   "scipy>=1.14",
   "tensorboardX>=2.6",  # writes event files without TensorFlow
   "matplotlib>=3.9",
+  "fsspec>=2026.1",  # documents on GCS and S3, compressed files
+  "zstandard>=0.25",
   "math-verify>=0.9,<0.10",  # equality of mathematical answers, in a process of its own
   "antlr4-python3-runtime==4.11.1",  # the version that lm-eval wants, too
 ]
@@ -39,7 +41,20 @@ EXTRAS = {
     "tensorflow>=2.21,<2.22",
     "tensorflow-text>=2.21,<2.22",
     "protobuf>=6.33,<7",  # what sentencepiece 0.2.2 and Beam were generated for
+    "pyarrow>=24,<26",  # Parquet; Beam refuses 26
   ],
+  # Raw documents to kept ones: text out of files, languages, near-duplicates.
+  "curate": [
+    "trafilatura>=2.3,<3",
+    "lxml>=6",
+    "pylatexenc>=2.10,<3",
+    "pypdfium2>=5",
+    "mammoth>=1.11",
+    "py3langid>=0.4,<0.5",
+    "rensa>=0.5,<0.6",
+  ],
+  # The same steps over many machines.
+  "beam": ["apache-beam>=2.77,<2.78"],
   "tpu": ["jax[tpu]>=0.10.1,<0.12"],
   "cuda12": ["jax[cuda12]>=0.10.1,<0.12"],
   # Peers for benchmarks and for making goldens.
