@@ -34,7 +34,7 @@ def pinned(lock: str) -> dict[str, set[str]]:
 @pytest.mark.parametrize(
   "lock, extras",
   [
-    ("requirements.lock", ["core", "data", "dev"]),
+    ("requirements.lock", ["core", "data", "curate", "beam", "dev"]),
     ("requirements-bench.lock", ["core", "bench"]),
   ],
 )

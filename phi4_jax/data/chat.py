@@ -23,7 +23,7 @@ import numpy as np
 
 from phi4_jax.common.errors import DataError
 from phi4_jax.data.chat_formats import CHAT_FORMATS, ChatFormat, Piece
-from phi4_jax.data.documents import Document, Message, check_messages
+from phi4_jax.data.documents import Document, Message, check_messages, no_text
 from phi4_jax.data.vocabularies import Vocabulary
 
 
@@ -150,6 +150,8 @@ def encode_document(document: Document, vocabulary: Vocabulary) -> EncodedDocume
   Raises:
     DataError: naming the document, if it cannot be encoded.
   """
+  if document.data is not None:
+    raise no_text(document)
   try:
     if document.messages is not None:
       token_ids, loss_mask = encode_chat(document.messages, vocabulary)

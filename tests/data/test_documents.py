@@ -1,8 +1,11 @@
 """Documents: either kind, never both, and no text that cannot be written."""
 
+import json
+
 import pytest
 
 from phi4_jax.common.errors import DataError
+from phi4_jax.data.chat import encode_document
 from phi4_jax.data.documents import (
   Document,
   check_messages,
@@ -10,6 +13,7 @@ from phi4_jax.data.documents import (
   document_texts,
   document_to_json,
 )
+from phi4_jax.data.tokenizer import ByteVocabulary
 
 HI = {"role": "user", "content": "hi"}
 
@@ -60,3 +64,26 @@ def test_texts_of_either_kind():
   assert document_texts(Document(id="a", text="x")) == ("x",)
   answer = {"role": "assistant", "content": "yo"}
   assert document_texts(Document(id="a", messages=(HI, answer))) == ("hi", "yo")
+
+
+def test_what_is_known_of_a_document_survives_json():
+  document = Document(
+    id="book.epub:3",
+    data=b"\x00\xff",
+    media_type="application/epub+zip",
+    source="books",
+    license="CC0-1.0",
+    lineage=("archive:7", "step:Unpack"),
+    labels={"language": "de", "score": 0.5},
+  )
+  assert document_from_json(document_to_json(document)) == document
+  plain = json.loads(document_to_json(Document(id="a:1", text="x")))
+  assert plain == {"id": "a:1", "text": "x"}
+
+
+def test_bytes_are_no_text_yet():
+  document = Document(id="a.pdf:0", data=b"%PDF", media_type="application/pdf")
+  with pytest.raises(DataError, match="a.pdf:0 is application/pdf whose text has not"):
+    document_texts(document)
+  with pytest.raises(DataError, match="a.pdf:0 is application/pdf whose text has not"):
+    encode_document(document, ByteVocabulary())

@@ -70,7 +70,7 @@ def test_no_more_is_held_than_the_prompts_need(parents):
 
 def test_texts_that_outgrow_long_rope_are_drawn_in_batches(parents):
   """And draw what the engine draws where they do not outgrow it."""
-  factors = (1.0,) * ((MODEL.rotary_width // 2))
+  factors = (1.0,) * (MODEL.rotary_width // 2)
   scaling = LongRope(
     short_factor=factors,
     long_factor=factors,

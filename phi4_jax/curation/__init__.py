@@ -1,0 +1,1 @@
+"""Judges documents that exist: what is kept, and why the rest is not."""
