@@ -1,7 +1,7 @@
 """Package metadata of phi4_jax: what it needs to run, and what each extra adds.
 
-`requirements.lock` pins the whole set (core + data + curate + beam + dev) with hashes; it is
-made from this file by `make lock`.
+`requirements.lock` pins the whole set (core, data, curate, beam and dev) with hashes;
+it is made from this file by `make lock`.
 """
 
 from pathlib import Path
