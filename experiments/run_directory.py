@@ -26,6 +26,7 @@ from typing import Any
 
 from experiments import config as config_lib
 from phi4_jax.common import io
+from phi4_jax.common.differences import list_differences
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.training import distributed
 
@@ -194,7 +195,7 @@ class RunDirectory:
     file = self.path / "config.json"
     if file.exists():
       old = io.read_json(file)
-      changes = list(_differences(old, new))
+      changes = [line.removeprefix("config.") for line in list_differences(old, new)]
       if changes and not self._has_begun():
         (self.path / "lineage.json").unlink(missing_ok=True)
       elif changes and not self.allow_config_change:
@@ -343,13 +344,3 @@ def describe_versions() -> str:
     except importlib.metadata.PackageNotFoundError:
       lines.append(f"{name} not installed")
   return "\n".join(lines) + "\n"
-
-
-def _differences(old: Any, new: Any, path: str = ""):
-  """Yields `path: old -> new` for every leaf in which two JSON values differ."""
-  if isinstance(old, dict) and isinstance(new, dict):
-    for key in [*old, *(k for k in new if k not in old)]:
-      where = f"{path}.{key}" if path else key
-      yield from _differences(old.get(key), new.get(key), where)
-  elif old != new:
-    yield f"{path.removeprefix('config.')}: {old!r} -> {new!r}"

@@ -15,6 +15,7 @@ from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore
 
+from phi4_jax.common.differences import list_differences
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.io import file_sha256, write_json
 from phi4_jax.data.chat import EncodedDocument
@@ -98,23 +99,12 @@ def find_dataset(out_dir: str | Path, recipe: dict[str, Any]) -> Manifest | None
   recipe = json.loads(json.dumps(recipe))  # as a file would give it back
   if manifest.recipe != recipe:
     raise ConfigError(
-      f"{out_dir} holds a dataset made otherwise: "
-      f"{'; '.join(_differences(manifest.recipe, recipe))}. Choose another folder, or "
-      "delete this one to make it anew."
+      f"{out_dir} holds a dataset made otherwise (there -> now): "
+      f"{'; '.join(list_differences(manifest.recipe, recipe))}. Choose another folder, "
+      "or delete this one to make it anew."
     )
   verify_dataset(out_dir, manifest, "manifest")
   return manifest
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-  """Lists where two pieces of JSON differ, by dotted path."""
-  if isinstance(old, dict) and isinstance(new, dict):
-    found = []
-    for key in [*old, *(key for key in new if key not in old)]:
-      inner = f"{path}.{key}" if path else str(key)
-      found += _differences(old.get(key), new.get(key), inner)
-    return found
-  return [] if old == new else [f"{path} was {old!r}, now {new!r}"]
 
 
 def write_dataset(

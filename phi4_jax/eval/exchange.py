@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from phi4_jax.common.differences import list_differences
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.io import read_json, text_sha256, write_json
 from phi4_jax.data.chat import encode_prompt
@@ -99,16 +100,12 @@ def check_settings(
   path = out_dir / "settings.json"
   if path.exists():
     started = read_json(path)
-    differing = [
-      f"{name}: {started.get(name)!r} there, {value!r} now"
-      for name, value in settings.items()
-      if started.get(name) != value
-    ]
+    wanted = json.loads(json.dumps(settings))  # as a file would give them back
+    differing = list_differences({name: started.get(name) for name in wanted}, wanted)
     if differing:
       raise ConfigError(
-        f"{out_dir} holds {what} with other settings ("
-        + "; ".join(differing)
-        + "). Choose another directory, or delete this one."
+        f"{out_dir} holds {what} with other settings (there -> now): "
+        f"{'; '.join(differing)}. Choose another directory, or delete this one."
       )
   elif (out_dir / log).exists():
     raise DataError(

@@ -186,9 +186,9 @@ def test_a_complete_dataset_is_not_made_twice(tmp_path):
 def test_another_recipe_is_refused_by_name(tmp_path):
   write(tmp_path)
   before = contents(tmp_path)
-  with pytest.raises(ConfigError, match=r"packing\.row_length was 8, now 16"):
+  with pytest.raises(ConfigError, match=r"packing\.row_length: 8 -> 16"):
     write(tmp_path, packing=PackingConfig(row_length=16))
-  with pytest.raises(ConfigError, match=r"source\.n was 60, now 61"):
+  with pytest.raises(ConfigError, match=r"source\.n: 60 -> 61"):
     write(tmp_path, count=61)
   assert contents(tmp_path) == before
 

@@ -43,7 +43,7 @@ def test_settings_are_written_once_and_compared(tmp_path):
   check_settings(tmp_path, {"n": 1}, what="a thing", log="log")
   (tmp_path / "log").write_text("")
   check_settings(tmp_path, {"n": 1}, what="a thing", log="log")
-  with pytest.raises(ConfigError, match="holds a thing with other .*n: 1 there, 2 now"):
+  with pytest.raises(ConfigError, match="holds a thing with other .*now.: n: 1 -> 2"):
     check_settings(tmp_path, {"n": 2}, what="a thing", log="log")
   (tmp_path / "settings.json").unlink()
   with pytest.raises(DataError, match="holds log without settings.json"):

@@ -213,11 +213,11 @@ def test_a_finished_run_samples_nothing_again(tmp_path):
 
 def test_other_settings_in_the_same_directory_are_refused(tmp_path):
   run(tmp_path, sampler_id="step 10")
-  with pytest.raises(ConfigError, match=r"num_examples: 6 there, 7 now.*directory"):
+  with pytest.raises(ConfigError, match=r"num_examples: 6 -> 7.*directory"):
     run(tmp_path, sampler_id="step 10", num_examples=7)
-  with pytest.raises(ConfigError, match="sampler_id: 'step 10' there, 'step 20' now"):
+  with pytest.raises(ConfigError, match="sampler_id: 'step 10' -> 'step 20'"):
     run(tmp_path, sampler_id="step 20")
-  with pytest.raises(ConfigError, match=r"law: .*'temperature': 0.5"):
+  with pytest.raises(ConfigError, match=r"law\.temperature: 1\.0 -> 0\.5"):
     run(tmp_path, make_sampler(temperature=0.5), sampler_id="step 10")
   (tmp_path / "settings.json").unlink()
   with pytest.raises(DataError, match="without settings.json"):

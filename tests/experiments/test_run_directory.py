@@ -3,7 +3,6 @@ from typing import ClassVar
 
 import pytest
 
-from experiments import run_directory
 from experiments.run_directory import RunDirectory, check_inputs, load_result
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError, DataError
@@ -149,10 +148,3 @@ class TestInputs:
     io.write_json(tmp_path / "data" / "result.json", result | {"fingerprint": "xyz"})
     with pytest.raises(DataError, match="has changed since"):
       check_inputs(tmp_path / "train", {"data": "stage:data"})
-
-
-def test_differences_name_every_leaf():
-  old = {"config": {"a": 1, "b": {"c": [1, 2]}}}
-  new = {"config": {"a": 1, "b": {"c": [1]}, "d": None, "e": 2}}
-  found = list(run_directory._differences(old, new))
-  assert found == ["b.c: [1, 2] -> [1]", "e: None -> 2"]

@@ -120,7 +120,7 @@ def test_last_digits_of_states_do_not_matter(earlier, critic):
 
 def test_another_critic_or_none_is_refused_in_a_started_run(guided, tmp_path):
   shutil.copytree(guided[0], tmp_path / "run")
-  with pytest.raises(ConfigError, match="critic: '.*' there, None now"):
+  with pytest.raises(ConfigError, match="critic: '.*' -> None"):
     find(tmp_path / "run")
 
 

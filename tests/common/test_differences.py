@@ -1,0 +1,44 @@
+"""Settings that differ are named by path; the others, and long values, are not shown."""
+
+import pytest
+
+from phi4_jax.common.differences import list_differences
+
+_DIGESTS = ("0123abcd" * 8, "4567ef01" * 8)
+
+
+def test_every_leaf_is_named_by_its_path():
+  old = {"a": 1, "b": {"c": [1, 2], "same": {"x": 1}}}
+  new = {"a": 1, "b": {"c": [1], "same": {"x": 1}}, "d": None, "e": 2}
+  assert list_differences(old, new) == ["b.c: [1, 2] -> [1]", "e: None -> 2"]
+  assert list_differences(old, old) == []
+
+
+def test_lists_of_objects_are_compared_one_by_one():
+  old = {"stages": [{"class": "A", "n": 1}, {"class": "B", "n": 1}]}
+  new = {"stages": [{"class": "A", "n": 1}, {"class": "B", "n": 2}]}
+  assert list_differences(old, new) == ["stages[1].n: 1 -> 2"]
+
+
+@pytest.mark.parametrize(
+  "old, new, expected",
+  [
+    (None, {"class": "A", "n": 1}, "task: None -> A{2 settings}"),
+    ({"class": "A", "n": 1}, {"class": "B"}, "task: A{2 settings} -> B{1 settings}"),
+    ({"n": 1}, 3, "task: {1 settings} -> 3"),
+  ],
+)
+def test_whole_objects_are_not_spelled(old, new, expected):
+  assert list_differences({"task": old}, {"task": new}) == [expected]
+
+
+def test_digests_are_cut_to_their_beginning():
+  old, new = ({"id": f"{digest} seed 0"} for digest in _DIGESTS)
+  assert list_differences(old, new) == [
+    "id: '0123abcd... seed 0' -> '4567ef01... seed 0'"
+  ]
+
+
+def test_long_values_are_cut_in_the_middle():
+  (line,) = list_differences({"text": "a" * 500}, {"text": "b" * 500})
+  assert line.startswith("text: 'aaa") and len(line) < 150
