@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -71,6 +71,7 @@ class FindPivotalTokensConfig(StageConfig):
   """
 
   verb: ClassVar[str] = "find_pivotal_tokens"
+  resources: ClassVar[frozenset[str]] = frozenset({"batch_size", "held_gib", "mesh"})
 
   model: ModelConfig | None = None
   mesh: MeshConfig
@@ -154,23 +155,32 @@ def run(config: FindPivotalTokensConfig, directory: RunDirectory) -> dict[str, A
   if critic is not None:
     metrics["critic"] = critic.report.to_json()
   print(summarise(directory.path, metrics, config.search), flush=True)
-  seconds = metrics.pop("seconds")
   return {
     "metrics": metrics,
-    "perf": describe_work(sampler.throughput) | {"search_seconds": seconds},
+    "perf": describe_speed(metrics, metrics.pop("seconds"), sampler.throughput),
     "vocabulary": vocabulary.fingerprint,
     "fingerprint": fingerprint_products(directory.path),
   }
 
 
-def describe_work(throughput: Any) -> dict[str, float]:
-  """Returns what a sampler says of its work, as far as it says it."""
+def describe_speed(
+  metrics: Mapping[str, Any], seconds: float, throughput: Any
+) -> dict[str, Any]:
+  """Returns speed and time of a search.
+
+  Those of all its processes, with all that they did (compiling, judging); what the
+  last one's sampler says of its own work, as far as it says it, is `last_process`.
+  """
   names = (
     *("tokens_per_second", "sampled_tokens", "prompt_tokens", "prefill_tokens"),
     *("held_tokens", "row_steps", "occupancy", "compile_seconds"),
   )
   found = {name: getattr(throughput, name, None) for name in names}
-  return {name: value for name, value in found.items() if value is not None}
+  return {
+    "search_seconds": seconds,
+    "tokens_per_second": metrics["sampled_tokens"] / seconds if seconds else 0.0,
+    "last_process": {name: value for name, value in found.items() if value is not None},
+  }
 
 
 def fingerprint_products(folder: Path) -> str:

@@ -7,8 +7,9 @@
   clock.json                seconds that earlier processes of this run took
   result.json               written last: the run is complete
 
-A run directory belongs to one configuration and to one process at a time, or to one
-group of processes: then process 0 writes all of this, and the others read.
+A run directory belongs to one configuration (but for resources, on which its results
+do not depend) and to one process at a time, or to one group of processes: then process
+0 writes all of this, and the others read.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +115,22 @@ class RunDirectory:
     *,
     verb: str,
     allow_config_change: bool = False,
+    resources: Collection[str] = (),
     seconds_before: float = 0.0,
   ):
-    """`seconds_before`: how long this process has worked for the run already."""
+    """Args:
+    path: the folder.
+    config: all settings.
+    verb: what runs.
+    allow_config_change: whether a begun run may go on with any other settings.
+    resources: fields of the config that a begun run may go on with other values of.
+    seconds_before: how long this process has worked for the run already.
+    """
     self.path = Path(path)
     self._config = config
     self._verb = verb
     self.allow_config_change = allow_config_change
+    self._resources = frozenset(resources)
     self._started = time.monotonic() - seconds_before
     self._seconds_of_others = 0.0
     self._processes = distributed.current()
@@ -196,8 +207,17 @@ class RunDirectory:
     if file.exists():
       old = io.read_json(file)
       changes = [line.removeprefix("config.") for line in list_differences(old, new)]
+      only_resources = self._without_resources(old) == self._without_resources(new)
       if changes and not self._has_begun():
         (self.path / "lineage.json").unlink(missing_ok=True)
+      elif changes and only_resources and load_result(self.path) is not None:
+        return  # it keeps the settings that it was made with
+      elif changes and only_resources:
+        print(
+          f"{self.path} goes on with other resources ({'; '.join(changes)}): what was "
+          "done is kept, and what comes depends on them through rounding only.",
+          flush=True,
+        )
       elif changes and not self.allow_config_change:
         raise ConfigError(
           f"{self.path} belongs to a run with another configuration:\n  "
@@ -216,6 +236,11 @@ class RunDirectory:
     self._write_provenance()
     io.write_atomic(self.path / "config.gin", config_lib.to_gin(self._config))
     io.write_json(file, new)
+
+  def _without_resources(self, settings: dict[str, Any]) -> dict[str, Any]:
+    fields = settings["config"].items()
+    kept = {name: value for name, value in fields if name not in self._resources}
+    return settings | {"config": kept}
 
   def _keep_replaced(self) -> None:
     for name in _REPLACED:

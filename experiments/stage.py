@@ -37,10 +37,13 @@ class StageConfig:
 
   Attributes:
     several_processes: whether the verb runs over several hosts.
+    resources: fields that say with what the verb works, and not what it does: results
+      depend on them through rounding only, and a begun run may go on with others.
   """
 
   verb: ClassVar[str] = ""
   several_processes: ClassVar[bool] = False
+  resources: ClassVar[frozenset[str]] = frozenset()
 
   def inputs(self) -> dict[str, str]:
     """The folders of other runs that this one reads, by name."""
@@ -140,6 +143,7 @@ def run_stage(
       config,
       verb=root.verb,
       allow_config_change=arguments.allow_config_change,
+      resources=root.resources,
       seconds_before=process.age_seconds(),
     )
     with directory:

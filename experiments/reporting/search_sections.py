@@ -205,8 +205,8 @@ def cost_section(search: Search) -> layout.Section:
       numbers=range(1, len(header)),
     )
   ]
-  perf = search.run.result["perf"]
-  read, held = perf.get("prefill_tokens"), perf.get("held_tokens")
+  work = search.run.result["perf"].get("last_process", {})
+  read, held = work.get("prefill_tokens"), work.get("held_tokens")
   if read:
     again = f"; {held:,} more were held from earlier rounds" if held else ""
     parts.append(

@@ -1,4 +1,4 @@
-"""Settings that differ are named by path; the others, and long values, are not shown."""
+"""Settings that differ are named by path; nothing else of them is shown."""
 
 import pytest
 

@@ -124,7 +124,7 @@ def write_search(folder: Path, vocabulary_folder: str, vocabulary, **sizes) -> P
     {"search": search, "vocabulary": vocabulary_folder, "seed": 0},
     metrics=metrics,
     # Of the last process: this search was once continued.
-    perf={"tokens_per_second": 12345.6, "sampled_tokens": 321},
+    perf={"tokens_per_second": 12345.6, "last_process": {"sampled_tokens": 321}},
   )
   for name, lines in records.items():
     write_jsonl(folder / f"{name}.jsonl", lines)

@@ -109,7 +109,10 @@ def write_comb_search(
     "find_pivotal_tokens",
     {"search": search, "seed": seed},
     metrics=metrics,
-    perf={"tokens_per_second": 1234.5, "prefill_tokens": 4321, "held_tokens": 9876},
+    perf={
+      "tokens_per_second": 1234.5,
+      "last_process": {"prefill_tokens": 4321, "held_tokens": 9876},
+    },
   )
   law = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_length": 256}
   settings = {"law": law, "oracle": "number v1", "sampler_id": "0123abcd seed 0"}

@@ -129,8 +129,11 @@ def test_it_finds_the_first_token_and_writes_a_complete_run(whole):
   assert metrics["pairs"] == len(read(workdir, "pairs")) > 0
   assert metrics["positive"] + metrics["negative"] == len(pivots)
   assert f"{len(pivots)} exported" in output and "| token" in output
-  assert result["perf"]["sampled_tokens"] == metrics["sampled_tokens"]
-  assert result["perf"]["held_tokens"] > 0
+  perf = result["perf"]
+  assert perf["last_process"]["sampled_tokens"] == metrics["sampled_tokens"]
+  assert perf["last_process"]["held_tokens"] > 0
+  speed = metrics["sampled_tokens"] / perf["search_seconds"]
+  assert perf["tokens_per_second"] == pytest.approx(speed)
   vocabulary = io.read_json(workdir / "lineage.json")["vocabulary"]["fingerprint"]
   assert result["vocabulary"] == vocabulary
   assert len(result["fingerprint"]) == 64
@@ -157,11 +160,13 @@ def test_sigterm_stops_between_batches_and_the_command_continues(
   assert code == 0, output
   assert_same_results(workdir, whole[0])
   # The second process sampled what was missing, and no more.
-  sampled = [
-    run_directory.load_result(folder)["perf"]["sampled_tokens"]
-    for folder in (workdir, whole[0])
-  ]
+  results = [run_directory.load_result(folder) for folder in (workdir, whole[0])]
+  sampled = [r["perf"]["last_process"]["sampled_tokens"] for r in results]
   assert 0 < sampled[0] < sampled[1]
+  # Its speed is of both.
+  perf = results[0]["perf"]
+  whole_speed = sampled[1] / perf["search_seconds"]
+  assert perf["tokens_per_second"] == pytest.approx(whole_speed)
 
 
 @pytest.mark.slow
@@ -210,14 +215,34 @@ def test_slots_and_devices_change_nothing_that_is_found(
   """Probabilities may differ in their last digits; what is drawn and found does not."""
   code, output = run(parents, tmp_path / "pts", **changed)
   assert code == 0, output
+  assert_same_findings(tmp_path / "pts", whole[0])
+
+
+def assert_same_findings(first, second):
   free = {"prob", "logprobs", "probs", "values", "posterior", "lower", "log_e", "delta"}
   free |= {"stay", "weight", "value_before", "value_after", "key_paths"}
   for name in _FILES:
     one, two = (
       [{k: v for k, v in record.items() if k not in free} for record in read(at, name)]
-      for at in (tmp_path / "pts", whole[0])
+      for at in (first, second)
     )
     assert one == two, name
+
+
+@pytest.mark.slow
+def test_a_begun_search_goes_on_with_other_slots_and_devices(parents, whole, tmp_path):
+  workdir = tmp_path / "pts"
+  process = start(parents, workdir)
+  _wait_for_lines(workdir / "draws.jsonl", 300, process)
+  process.send_signal(signal.SIGTERM)
+  process.communicate(timeout=120)
+  first = (workdir / "draws.jsonl").read_bytes()
+  other = {"FindPivotalTokensConfig.batch_size": 8, "MeshConfig.cpu_devices": 1}
+  code, output = run(parents, workdir, **other)
+  assert code == 0, output
+  assert "goes on with other resources" in output and "-> 8" in output
+  assert (workdir / "draws.jsonl").read_bytes().startswith(first)
+  assert_same_findings(workdir, whole[0])
 
 
 @pytest.mark.slow
@@ -227,7 +252,8 @@ def test_holding_texts_spares_reading_and_changes_no_byte(parents, whole, tmp_pa
   assert code == 0, output
   assert_same_results(tmp_path / "pts", whole[0])
   without, with_store = (
-    run_directory.load_result(folder)["perf"] for folder in (tmp_path / "pts", whole[0])
+    run_directory.load_result(folder)["perf"]["last_process"]
+    for folder in (tmp_path / "pts", whole[0])
   )
   assert without["held_tokens"] == 0
   assert with_store["prefill_tokens"] < without["prefill_tokens"]

@@ -51,6 +51,27 @@ class TestRunDirectory:
       assert again.result is None
     assert io.read_json(tmp_path / "config.json")["config"]["rate"] == 0.25
 
+  def test_other_resources_need_no_leave_and_keep_what_was_done(self, tmp_path, capsys):
+    with RunDirectory(tmp_path, ToyRunConfig(), verb="toy"):
+      (tmp_path / "log").write_text("one")
+    other, both = ToyRunConfig(size=2), ToyRunConfig(size=2, rate=0.25)
+    with (
+      pytest.raises(ConfigError, match="size: 1 -> 2\n  rate: 0.5 -> 0.25"),
+      RunDirectory(tmp_path, both, verb="toy", resources={"size"}),
+    ):
+      pass
+    assert capsys.readouterr().out == ""
+    with RunDirectory(tmp_path, other, verb="toy", resources={"size"}) as again:
+      assert "goes on with other resources (size: 1 -> 2)" in capsys.readouterr().out
+      assert io.read_json(tmp_path / "config.json")["config"]["size"] == 2
+      result = again.finish({"fingerprint": "abc"})
+    assert (tmp_path / "log").read_text() == "one"
+    # A complete run names the settings that it was made with.
+    with RunDirectory(tmp_path, ToyRunConfig(), verb="toy", resources={"size"}) as done:
+      assert done.result == result
+    assert io.read_json(tmp_path / "config.json")["config"]["size"] == 2
+    assert capsys.readouterr().out == ""
+
   @pytest.mark.parametrize("has_gone_on", [False, True])
   def test_settings_that_a_run_refuses_are_taken_back(self, tmp_path, has_gone_on):
     _finish(tmp_path, "abc")

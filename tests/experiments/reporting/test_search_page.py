@@ -255,7 +255,8 @@ class TestOtherModes:
     count = found.results["pivotal_tokens"]
     assert f"{count} pivotal tokens in" in page.text
     # All that was sampled, not what the last process did.
-    sampled, last = found.results["sampled_tokens"], found.results["perf"]
+    sampled = found.results["sampled_tokens"]
+    last = found.results["perf"]["last_process"]
     assert f"{sampled:,}" in page.text and sampled != last["sampled_tokens"] == 321
     assert f"| pivotal_tokens | {count:5} |" in found.table
     pivot = _read(chain / "pts" / "pivotal_tokens.jsonl")[0]
