@@ -25,7 +25,8 @@ _EXAMPLE = """phi4 find_pivotal_tokens --gin_file=gin_configs/pts/gsm8k.gin \\
 
 a question is a line of JSON:
   {"question": "What is 3 + 4?", "answer": 7, "id": "sum-1", "category": "math"}
-  ("messages": [...] in place of "question" for a chat; id and category are optional)"""
+  ("messages": [...] in place of "question" for a chat, "prompt" for text that is asked
+  as it stands, without chat format; id and category are optional)"""
 
 
 def make_flags(root: type) -> VerbFlags:

@@ -7,10 +7,11 @@ A row is an object with
   answer                         the right answer: a text or a number
   id, category, system           optional; a row without an id is called `row-N`
 
-Other fields are passed over. A file that is no JSON lines, or a field of the wrong
-kind, is an error that names file, row and field. A question that cannot be asked or
-judged (empty, without an answer, longer than the cap) is set aside with the reason, and
-the others go on.
+A field of another name may be a mistaken one of these, and is an error unless
+`QuestionFileConfig.ignored_fields` has it. A file that is no JSON lines, or a field of
+the wrong kind, is an error that names file, row and field. A question that cannot be
+asked or judged (empty, without an answer, longer than the cap) is set aside with the
+reason, and the others go on.
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ from phi4_jax.pts.oracle import Question, show_messages
 from phi4_jax.pts.oracle_process import OracleFailure
 
 _ASKED = ("question", "messages", "prompt")
+_OPTIONAL = ("id", "category", "system")
 _log = logging.getLogger(__name__)
 
 
@@ -47,6 +49,7 @@ class QuestionFileConfig:
     ends: a response is judged up to the first of these; tokens that hold one end it.
       For raw text: a base model goes on with a next question of its own.
     answer_field: where the answer is.
+    ignored_fields: what rows may have besides; it is not read.
   """
 
   path: str
@@ -57,6 +60,7 @@ class QuestionFileConfig:
   examples_path: str = ""
   ends: tuple[str, ...] = ()
   answer_field: str = "answer"
+  ignored_fields: tuple[str, ...] = ("source", "metadata")
 
   def __post_init__(self):
     name = type(self).__name__
@@ -124,14 +128,15 @@ def load_questions(
     refuse: says why nothing can be judged against an answer, as `RuleOracle.refuse`.
 
   Raises:
-    DataError: if the file is unusable, or a field is of the wrong kind; names file, row
-      and field. If two rows have one id, or no question is left.
+    DataError: if the file is unusable, or a field is not known or of the wrong kind;
+      names file, row and field. If two rows have one id, or no question is left.
     ConfigError: if the vocabulary has no chat format and one is asked for.
   """
   read = _Reader(config, vocabulary, max_length, refuse)
   questions: list[Question] = []
   unusable: list[UnusableQuestion] = []
   rows_of: dict[str, int] = {}
+  as_they_stand: list[int] = []
   for row, record in _first(read_jsonl(config.path), num_questions):
     found = read.question(row, record)
     if found.id in rows_of:
@@ -142,12 +147,24 @@ def load_questions(
     rows_of[found.id] = row
     if isinstance(found, Question):
       questions.append(found)
+      if record.get("prompt") is not None:
+        as_they_stand.append(row)
     else:
       unusable.append(found)
   for one in unusable[:3]:
     _log.warning("Row %d of %s is not asked: %s.", one.row, config.path, one.reason)
   if len(unusable) > 3:
     _log.warning("... and %d more rows of %s.", len(unusable) - 3, config.path)
+  if as_they_stand:
+    is_chat = config.prompt_format == "chat"
+    _log.warning(
+      "%d questions of %s (the first: row %d) are asked raw, as their field 'prompt' "
+      "stands, without %s; a field 'question' is asked with it.",
+      len(as_they_stand),
+      config.path,
+      as_they_stand[0],
+      "chat format" if is_chat else "QuestionFileConfig.template",
+    )
   if not questions:
     first = unusable[0]
     raise DataError(
@@ -192,6 +209,7 @@ class _Reader:
   ) -> Question | UnusableQuestion:
     """Returns the row's question, or why it is not asked."""
     where = f"Row {row} of {self._config.path}"
+    self._check_names(record, where)
     name = self._name(record, row, where)
     category = _text(record, "category", where) or ""
     try:
@@ -208,6 +226,17 @@ class _Reader:
       )
     except _Unusable as error:
       return UnusableQuestion(row, name, category, str(error))
+
+  def _check_names(self, record: Mapping[str, Any], where: str) -> None:
+    config = self._config
+    known = (*_ASKED, config.answer_field, *_OPTIONAL)
+    others = [name for name in record if name not in (*known, *config.ignored_fields)]
+    if others:
+      raise DataError(
+        f"{where} has the field {', '.join(map(repr, others))}, which is not known. "
+        f"Known are {', '.join(map(repr, known))}. Correct the name, or pass it over: "
+        f"QuestionFileConfig.ignored_fields = {(*config.ignored_fields, *others)!r}."
+      )
 
   def _name(self, record: Mapping[str, Any], row: int, where: str) -> str:
     value = record.get("id")

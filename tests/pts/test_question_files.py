@@ -68,6 +68,27 @@ def test_raw_text_with_examples(tmp_path):
   assert question.prompt == "2+2? {x}"
 
 
+def test_prompts_are_said_to_be_asked_raw(tmp_path, caplog):
+  rows = [{"question": "1+1?", "answer": 2}, {"prompt": "1+1?", "answer": 2}]
+  load(tmp_path, rows[0])
+  assert not caplog.messages
+  load(tmp_path, *rows, {"prompt": "", "answer": 2})
+  (line,) = [m for m in caplog.messages if "asked raw" in m]
+  assert line.startswith("1 questions of") and "(the first: row 2)" in line
+  assert "without chat format" in line
+
+
+def test_other_fields_are_passed_over_by_name(tmp_path):
+  row = {"question": "1+1?", "solution": "2", "level": 3, "metadata": {}}
+  with pytest.raises(DataError) as raised:
+    load(tmp_path, row, answer_field="solution")
+  message = str(raised.value)
+  assert "Known are 'question', 'messages', 'prompt', 'solution', 'id'" in message
+  assert "ignored_fields = ('source', 'metadata', 'level')" in message
+  settings = {"answer_field": "solution", "ignored_fields": ("level", "metadata")}
+  assert load(tmp_path, row, **settings).questions[0].reference == "2"
+
+
 def fail(reference):
   raise OracleFailure("Math-Verify gave no verdict.")
 
@@ -124,6 +145,8 @@ def test_an_oracle_that_fails_on_an_answer_sets_it_aside(tmp_path):
     ({"messages": [{"role": "user"}], "answer": "1"}, "message 0 must have"),
     ({"messages": [{"role": "bot", "content": ""}], "answer": "1"}, "role 'bot'"),
     (["question"], "JSON list"),
+    ({"questoin": "a", "answer": "1"}, "field 'questoin', which is not known"),
+    ({"question": "a", "answer": "1", "level": 3, "x": 1}, "field 'level', 'x', which"),
   ],
 )
 def test_fields_of_the_wrong_kind_are_errors(tmp_path, row, complaint):
