@@ -118,7 +118,7 @@ def search_ours(
       find_pivotal_tokens(engine, questions, setting.oracle, config, **options)
     except NothingToSearch:
       states = {q["state"] for _, q in io.read_jsonl(folder / pivotal_files.QUESTIONS)}
-      if not states <= {"too_easy", "too_hard"}:
+      if not states <= {"too_easy", "too_hard", "no_room"}:
         raise
       return False
     return True

@@ -18,6 +18,7 @@ _STATES = {
   "searched": "searched",
   "too_hard": "too hard",
   "too_easy": "too easy",
+  "no_room": "without room for an answer (raise SamplingLaw.max_length)",
   "given_up": "given up (questions.jsonl says why)",
   "not_reached": "not reached by the budget",
 }

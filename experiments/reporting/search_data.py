@@ -23,7 +23,7 @@ ROLLOUTS = "rollouts.jsonl"
 
 # What became of a question; the first two were not worth a search.
 TOO_HARD, TOO_EASY, SEARCHED, GIVEN_UP = "too hard", "too easy", "searched", "given up"
-NOT_REACHED = "not reached"
+NO_ROOM, NOT_REACHED = "no room", "not reached"
 # What became of a hypothesis.
 EXPORTED, UNDECIDED, REJECTED = "exported", "undecided", "rejected"
 
@@ -42,7 +42,7 @@ class Question:
   Attributes:
     value: successes and rollouts of the filter; None if none could be judged.
     state: one of the constants above.
-    reason: why it was given up; "" otherwise.
+    reason: why it was given up or had no room; "" otherwise.
     cut: rollouts that met the cap on the length before they ended.
   """
 

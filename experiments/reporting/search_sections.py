@@ -10,6 +10,7 @@ from experiments.reporting.markup import Markup, join, tag
 from experiments.reporting.search_data import (
   EXPORTED,
   GIVEN_UP,
+  NO_ROOM,
   NOT_REACHED,
   REJECTED,
   SEARCHED,
@@ -269,6 +270,14 @@ def open_section(search: Search) -> layout.Section | None:
       layout.paragraph(
         "The budget ended before the search did"
         + (f"; {not_reached:,} questions were not asked." if not_reached else ".")
+      )
+    )
+  no_room = [q for q in search.questions.values() if q.state == NO_ROOM]
+  if no_room:
+    parts.append(
+      layout.paragraph(
+        f"{len(no_room):,} of {len(search.questions):,} questions had no room for an "
+        f"answer. Of {no_room[0].id}: {no_room[0].reason}."
       )
     )
   if left:

@@ -362,6 +362,12 @@ def _no_questions(
       f"The budget ended before {not_reached} of {len(filtered)} questions were "
       "filtered. Raise it."
     )
+  no_room = [question for question in filtered if question.state == "no_room"]
+  if no_room:
+    parts.append(
+      f"{len(no_room)} of {len(filtered)} questions have no room for an answer (the "
+      f"first: {no_room[0].reason})."
+    )
   if roots:
     mean = sum(root.share for root in roots) / len(roots)
     parts.append(

@@ -24,9 +24,13 @@ from phi4_jax.pts.responses import Response
 from phi4_jax.pts.rollouts import Rollouts
 from phi4_jax.pts.search import SearchConfig
 
-# What became of a question. Given up are those that cannot be asked (no prompt, or one
-# that leaves no room) or judged; not reached those that came behind the budget.
-State = Literal["searched", "too_easy", "too_hard", "given_up", "not_reached"]
+# What became of a question. Not too hard but without room are those whose prompt takes
+# more than half of the cap, which most of their rollouts met. Given up are those that
+# cannot be asked (no prompt, or one that leaves no room at all) or judged; not reached
+# those that came behind the budget.
+State = Literal[
+  "searched", "too_easy", "too_hard", "no_room", "given_up", "not_reached"
+]
 # Questions of one round: enough to keep a sampler busy, few enough that a budget that
 # ends in the filter leaves some to search.
 _CHUNK = 256
@@ -44,7 +48,7 @@ class Filtered:
 
   Attributes:
     rollouts: from the bare question, judged.
-    reason: why it is given up; "" otherwise.
+    reason: why it is given up or has no room; "" otherwise.
   """
 
   state: State
@@ -81,7 +85,8 @@ def filter_questions(
       label += f": questions {start + 1} to {start + len(chunk)} of {len(asked)}"
     now = _sample(rollouts, questions, chunk, config, label)
     for number, members in now.items():
-      found[number] = _sort(members, config)
+      length = len(questions[number].prompt_ids)
+      found[number] = _sort(members, config, length, max_length)
   for number, reason in rollouts.failures.items():
     members = found[number]
     kept = members.rollouts if members else ()
@@ -146,15 +151,26 @@ def _is_open(members: Sequence[Response], config: SearchConfig) -> bool:
   return not excludes_range(successes, trials, low, high, _FILTER_ALPHA)
 
 
-def _sort(members: Sequence[Response], config: SearchConfig) -> Filtered:
+def _sort(
+  members: Sequence[Response], config: SearchConfig, prompt_length: int, max_length: int
+) -> Filtered:
   root = success_of(members)
   if not members:
     return Filtered(state="given_up", reason="no rollout has a verdict")
-  if is_kept(root, config):
-    state: State = "searched"
-  else:
+  state: State = "searched"
+  reason = ""
+  if not is_kept(root, config):
     state = "too_hard" if root.share < config.min_success else "too_easy"
-  return Filtered(state=state, rollouts=tuple(members))
+  room = max_length - prompt_length
+  num_cut = sum(member.finish == "length" for member in members)
+  if state == "too_hard" and room < prompt_length and num_cut > len(members) / 2:
+    state = "no_room"
+    reason = (
+      f"its prompt has {prompt_length} tokens and leaves {room} for a response, which "
+      f"{num_cut} of {len(members)} rollouts outgrew: raise SamplingLaw.max_length "
+      f"({max_length}; prompt and response together)"
+    )
+  return Filtered(state=state, rollouts=tuple(members), reason=reason)
 
 
 def is_kept(root: Value, config: SearchConfig) -> bool:

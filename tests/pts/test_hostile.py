@@ -43,6 +43,12 @@ QUESTIONS = [
   ("all right", {"question": "ALLRIGHT?"}, "too_easy", ""),
   ("all wrong", {"question": "ALLWRONG?"}, "too_hard", ""),
   ("endless", {"question": "ENDLESS?"}, "too_hard", ""),
+  (
+    "no room",
+    {"question": "ENDLESS" + 90 * "?"},
+    "no_room",
+    "leaves .* outgrew: raise",
+  ),
   ("at once", {"question": "ATONCE?"}, "too_hard", ""),
   ("nothing drawn", {"question": "NOTHING?"}, "too_hard", ""),
   ("not a number", {"question": "NAN?"}, "given_up", "logits are not finite"),

@@ -90,6 +90,24 @@ def test_states(tmp_path):
   assert [f.root for f in found] == [Value(0, 8), Value(4, 8), Value(8, 8)]
 
 
+def test_a_prompt_without_room_for_an_answer_is_not_called_too_hard(tmp_path):
+  # Three tokens are wanted, and the prompts leave 2, 3, 4 and 2 of 8.
+  questions = [question(q, (5,) * length) for q, length in enumerate((6, 5, 4, 6))]
+  sampler = ScriptedSampler(
+    lambda prefix, path: [int(path[1] == 3 and path[4] % 2), 2, 9],
+    SamplingLaw(max_length=8),
+    stop_ids=[9],
+  )
+  config = dataclasses.replace(PAPER, rollouts_per_question=8)
+  found, _ = filter_with(tmp_path, sampler, questions, FirstTokenDecides(), config)
+  assert [f.state for f in found] == ["no_room", "too_hard", "too_hard", "searched"]
+  assert found[0].reason == (
+    "its prompt has 6 tokens and leaves 2 for a response, which 8 of 8 rollouts "
+    "outgrew: raise SamplingLaw.max_length (8; prompt and response together)"
+  )
+  assert not any(f.reason for f in found[1:])
+
+
 def test_clear_cases_get_fewer_rollouts_in_mode_comb(tmp_path):
   questions = [question(q) for q in range(3)]
   sampler = scripted({0: 0, 1: 2, 2: 1})
