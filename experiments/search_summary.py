@@ -10,6 +10,7 @@ from typing import Any
 
 from phi4_jax.common import io
 from phi4_jax.common.text import format_duration, format_table
+from phi4_jax.pts.costs import FINDING
 from phi4_jax.pts.records import PIVOTS
 from phi4_jax.pts.search import SearchConfig
 
@@ -56,12 +57,13 @@ def _costs(metrics: Mapping[str, Any]) -> str:
   pivots, seconds = metrics["pivotal_tokens"], metrics.get("seconds")
   if not pivots:
     return table
-  line = f"{metrics['sampled_tokens'] / pivots:,.0f} sampled tokens"
+  line = (
+    f"{metrics['tokens_per_pivot']:,.0f} sampled tokens for each pivotal token "
+    f"({', '.join(FINDING)}: the same parts in every mode), "
+    f"{metrics['sampled_tokens'] / pivots:,.0f} with all parts"
+  )
   if seconds is not None:
-    line += f" and {seconds / pivots:.1f} seconds"
-  line += " for each pivotal token"
-  if seconds is not None:
-    line += f" ({format_duration(seconds)} in all)"
+    line += f"; {seconds / pivots:.1f} seconds ({format_duration(seconds)} in all)"
   return f"{table}\n{line}"
 
 

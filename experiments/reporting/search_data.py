@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from experiments.reporting.reading import Run, read_records
 from phi4_jax.common import io
-from phi4_jax.pts import records
+from phi4_jax.pts import costs, records
 from phi4_jax.pts.counts import Value
 
 PIVOTS, HYPOTHESES, PAIRS = "pivotal_tokens.jsonl", "hypotheses.jsonl", "pairs.jsonl"
@@ -95,7 +95,7 @@ class Stage(NamedTuple):
 
   name: str
   rollouts: int
-  sampled: int
+  sampled_tokens: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,7 +274,8 @@ def _place(record: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-_STAGES = ("filter", "search", "screen", "confirm", "leave", "pair", "trace")
+# Of stages, in runs of earlier versions.
+_EARLIER_NAMES = {"screen": "search", "leave": "confirm"}
 
 
 def _costs(
@@ -283,9 +284,9 @@ def _costs(
   """Cost by stage and by category: as the run counted it, or from its logs."""
   told = run.metrics.get("stages")
   if told:
-    stages = [
-      Stage(name, c["rollouts"], c["sampled_tokens"]) for name, c in told.items()
-    ]
+    told = {_EARLIER_NAMES.get(name, name): cost for name, cost in told.items()}
+    none = {"rollouts": 0, "sampled_tokens": 0}
+    stages = [Stage(name, **told.get(name, none)) for name in costs.STAGES]
     by_category = run.metrics.get("categories") or {}
     return stages, {n: c["sampled_tokens"] for n, c in by_category.items()}
   counts: dict[str, list[int]] = {}
@@ -296,8 +297,7 @@ def _costs(
     count[1] += tokens
     name = questions[number].category
     categories[name] = categories.get(name, 0) + tokens
-  ordered = sorted(counts, key=_STAGES.index)
-  stages = [Stage(name, counts[name][0], counts[name][1]) for name in ordered]
+  stages = [Stage(name, *counts.get(name, (0, 0))) for name in costs.STAGES]
   return stages, categories
 
 

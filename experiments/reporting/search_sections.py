@@ -17,18 +17,18 @@ from experiments.reporting.search_data import (
   UNDECIDED,
   Hypothesis,
   Search,
+  Stage,
 )
 from experiments.reporting.search_survey import BIN_WIDTH, Survey
 from experiments.reporting.trace import RARE
 from phi4_jax.eval.statistics import wilson_interval
+from phi4_jax.pts.costs import FINDING
 
 _STAGE_WORDS = {
   "filter": "filter: is the question worth it",
-  "search": "search: halving responses",
-  "screen": "screen: where could pivots be",
+  "search": "search: where could pivots be",
   "confirm": "confirmation: fresh rollouts",
-  "leave": "confirmation: fresh rollouts",
-  "pair": "pairs: the other token",
+  "pair": "pairs: both tokens of each",
   "trace": "traces: for pictures only",
 }
 
@@ -188,21 +188,24 @@ def cost_section(search: Search) -> layout.Section:
   def each(tokens: int) -> str:
     return f"{tokens / pivots:,.0f}" if pivots else "no pivot"
 
-  sums: dict[str, list[int]] = {}
-  for stage in search.stages:
-    for name in (_STAGE_WORDS.get(stage.name, stage.name), "all"):
-      rollouts, sampled = sums.get(name, [0, 0])
-      sums[name] = [rollouts + stage.rollouts, sampled + stage.sampled]
-  rows = sorted(sums.items(), key=lambda item: item[0] == "all")
+  def row(name: str, stages: Sequence[Stage]) -> list[str]:
+    sampled = sum(stage.sampled_tokens for stage in stages)
+    rollouts = sum(stage.rollouts for stage in stages)
+    return [name, f"{rollouts:,}", f"{sampled:,}", each(sampled)]
+
+  finding = [stage for stage in search.stages if stage.name in FINDING]
   header = ["stage", "rollouts", "tokens sampled", "sampled a pivot"]
   parts = [
     layout.table(
       header,
       [
-        [name, f"{rollouts:,}", f"{sampled:,}", each(sampled)]
-        for name, (rollouts, sampled) in rows
+        *(row(_STAGE_WORDS[stage.name], [stage]) for stage in search.stages),
+        row("to find them: the first three", finding),
+        row("all", search.stages),
       ],
-      caption="Tokens by stage, and divided by the number of pivotal tokens",
+      caption="Tokens by stage, and divided by the number of pivotal tokens. To "
+      "compare modes, take what it took to find them: pairs and traces cost something "
+      "in some modes only",
       numbers=range(1, len(header)),
     )
   ]

@@ -34,6 +34,7 @@ from phi4_jax.pts import records
 from phi4_jax.pts.comb_records import CombWriter
 from phi4_jax.pts.comb_search import search_comb
 from phi4_jax.pts.comb_types import Critic, NoCombPair
+from phi4_jax.pts.costs import name_stages, tokens_per_pivot
 from phi4_jax.pts.kept_guesses import KeptGuesses, name_critic
 from phi4_jax.pts.mixture import check_quotas, within_quotas
 from phi4_jax.pts.oracle import Oracle, Question, fingerprint_questions
@@ -240,6 +241,7 @@ class _Run:
     states += ["given_up"] * len(self._unusable)
     roots = [q.root for q in self._filtered if q.rollouts]
     probs = [prob for response in responses for prob in response.probs]
+    stages = name_stages(self._rollouts.cost_by_phase(), config.mode)
     return {
       "questions": len(states),
       "kept": states.count("searched"),
@@ -252,7 +254,8 @@ class _Run:
       "sampled_tokens": self._rollouts.num_tokens,
       "mode": config.mode,
       "states": {state: states.count(state) for state in sorted(set(states))},
-      "stages": _name_stages(self._rollouts.cost_by_phase(), self._config.mode),
+      "stages": stages,
+      "tokens_per_pivot": tokens_per_pivot(stages, found["pivotal_tokens"]),
       "categories": self._rollouts.cost_by_category(),
     }
 
@@ -378,22 +381,3 @@ def _no_questions(
       "parent longer, or ask easier or harder questions."
     )
   return NothingToSearch(" ".join(parts) or "There is no question.")
-
-
-def _name_stages(
-  costs: dict[str, dict[str, int]], mode: str
-) -> dict[str, dict[str, int]]:
-  """Returns costs by what they were for; in mode "comb" phases are named otherwise.
-
-  There rollouts of the phase "leave" confirm, and those of "confirm" are one side of
-  the pairs.
-  """
-  if mode != "comb":
-    return costs
-  stages: dict[str, dict[str, int]] = {}
-  for phase, cost in costs.items():
-    name = {"leave": "confirm", "confirm": "pair"}.get(phase, phase)
-    total = stages.setdefault(name, dict.fromkeys(cost, 0))
-    for what, count in cost.items():
-      total[what] += count
-  return stages

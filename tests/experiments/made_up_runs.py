@@ -12,6 +12,7 @@ from phi4_jax.data import toy
 from phi4_jax.data.tokenizer import VocabularyConfig, train_vocabulary
 from phi4_jax.eval import comparison
 from phi4_jax.eval.statistics import wilson_interval
+from phi4_jax.pts.costs import name_stages, tokens_per_pivot
 
 _VOCABULARY = VocabularyConfig(
   size=100,
@@ -88,6 +89,7 @@ def write_search(folder: Path, vocabulary_folder: str, vocabulary, **sizes) -> P
   pivots = records["pivotal_tokens"]
   lengths = [len(rollout["token_ids"]) for rollout in records["rollouts"]]
   estimates = records["estimates"]
+  stages = _costs(records)
   metrics = {  # all that find_pivotal_tokens returns; a test compares the names
     "questions": len(records["questions"]),
     "kept": sum(question["kept"] for question in records["questions"]),
@@ -113,7 +115,8 @@ def write_search(folder: Path, vocabulary_folder: str, vocabulary, **sizes) -> P
     "out_of_budget": False,
     "mode": "paper",
     "states": dict(collections.Counter(q["state"] for q in records["questions"])),
-    "stages": _costs(records),
+    "stages": stages,
+    "tokens_per_pivot": tokens_per_pivot(stages, len(pivots)),
     "categories": {},
   }
   search = {"mode": "paper", "gap": 0.2, "min_success": 0.2, "max_success": 0.8}
@@ -140,7 +143,7 @@ def _costs(records: dict) -> dict:
     cost = costs.setdefault(phase, {"rollouts": 0, "sampled_tokens": 0})
     cost["rollouts"] += rollouts
     cost["sampled_tokens"] += tokens
-  return costs
+  return name_stages(costs, "paper")
 
 
 def make_search(vocabulary, *, num_questions=12, num_traces=3, seed=0) -> dict:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from phi4_jax.pts.costs import tokens_per_pivot
 from tests.experiments.made_up_runs import write_jsonl, write_run
 
 # Text that would end a script, a table or a page if it were not kept in.
@@ -55,12 +56,13 @@ def write_comb_search(
   stages = {}
   for name, share in (
     ("filter", 0.2),
-    ("screen", 0.35),
-    ("leave", 0.4),
+    ("search", 0.35),
+    ("confirm", 0.4),
     ("pair", 0.05),
   ):
     rollouts = round(share * 200 * num_questions)
     stages[name] = {"rollouts": rollouts, "sampled_tokens": rollouts * length // 2}
+  stages["trace"] = {"rollouts": 0, "sampled_tokens": 0}
   sampled = sum(stage["sampled_tokens"] for stage in stages.values())
   categories = {}
   for question in questions:
@@ -100,6 +102,7 @@ def write_comb_search(
     "rollouts": sum(stage["rollouts"] for stage in stages.values()),
     "sampled_tokens": sampled,
     "stages": stages,
+    "tokens_per_pivot": tokens_per_pivot(stages, len(pivots)),
     "categories": categories,
   }
   search = {"mode": "comb", "gap": _GAP, "min_success": 0.2, "max_success": 0.8}

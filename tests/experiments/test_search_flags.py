@@ -101,8 +101,12 @@ def test_questions_are_searched_and_those_that_cannot_be_are_named(searched):
   assert "searched" in states and states <= {"searched", "too_easy", "too_hard"}
   assert "1 given up (questions.jsonl says why)" in output
   assert "Mode 'paper' bounds no share of false tokens" in output
-  assert "sampled tokens and" in output and "for each pivotal token" in output
   metrics = json.loads((workdir / "result.json").read_text())["metrics"]
+  assert (
+    f"{metrics['tokens_per_pivot']:,.0f} sampled tokens for each pivotal token (filter, "
+    "search, confirm: the same parts in every mode), "
+  ) in output
+  assert " with all parts; " in output and " seconds (" in output
   assert metrics["pairs"] == len(read(workdir / "pairs.jsonl")) > 0
   assert set(metrics["categories"]) == {"", "odd"}
 

@@ -8,6 +8,7 @@ import pytest
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.data.preference_rows import make_rows
 from phi4_jax.pts.analytic import AnalyticSampler
+from phi4_jax.pts.costs import STAGES
 from phi4_jax.pts.find import LOG
 from phi4_jax.pts.rollouts import Budget
 from phi4_jax.pts.search import SearchConfig
@@ -153,8 +154,10 @@ class TestFiles:
     assert sum(r[6] for r in rows) == metrics["sampled_tokens"]
     stages = metrics["stages"].values()
     assert sum(s["rollouts"] for s in stages) == metrics["rollouts"]
-    assert {"filter", "screen", "confirm", "pair"} <= metrics["stages"].keys()
-    assert "leave" not in metrics["stages"]
+    assert {name for name, s in metrics["stages"].items() if s["rollouts"]} == {
+      *("filter", "search", "confirm", "pair")
+    }
+    assert set(metrics["stages"]) == set(STAGES)
 
   def test_trainers_read_it(self, whole):
     folder, metrics, _ = whole
@@ -238,6 +241,8 @@ def test_naive_claims_what_two_estimates_say(tmp_path):
   found = find(tmp_path, config=config)
   pivots = read(tmp_path, "pivotal_tokens.jsonl")
   assert found["candidates"] == found["pivotal_tokens"] == len(pivots) > 20
-  assert set(found["stages"]) == {"filter", "search"}
+  drawn = {name for name, stage in found["stages"].items() if stage["rollouts"]}
+  assert drawn == {"filter", "search"} and set(found["stages"]) == set(STAGES)
+  assert found["tokens_per_pivot"] == found["sampled_tokens"] / len(pivots)
   false = sum(abs(true_change(pivot)) < 0.1 for pivot in pivots)
   assert false > 0.2 * len(pivots)  # which is why it is not the default

@@ -66,6 +66,8 @@ class TestContent:
     assert whole == metrics["sampled_tokens"]
     assert f"{metrics['sampled_tokens']:,}" in page.text
     assert f"{whole / metrics['pivotal_tokens']:,.0f}" in page.text
+    found = whole - metrics["stages"]["pair"]["sampled_tokens"]
+    assert f"{found:,} {found / metrics['pivotal_tokens']:,.0f}" in page.text
     assert "4,321 tokens of prompts and responses were read" in page.text
     assert "9,876 more were held from earlier rounds" in page.text
     for name in ("algebra", "science", "code"):
