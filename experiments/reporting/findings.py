@@ -36,7 +36,7 @@ def trace_section(survey: Survey, search: Search) -> layout.Section:
       "itself. A token is pivotal when it moves the line by "
       f"{traces[0].gap:g} or more."
     ),
-    layout.legend(trace.legend_marks()),
+    layout.legend(trace.legend_marks(search.found_word)),
   ]
   for number, each in enumerate(traces):
     picture = charts.responsive(lambda width, each=each: trace.draw_trace(each, width))
@@ -132,7 +132,10 @@ def _story(search: Search) -> str:
     f"{asked} by halving responses where p changes by {search.gap:g} or more.{possible}"
   )
   if search.mode == "naive":
-    return f"{halved} {found:,} tokens differ by as much from their neighbours."
+    return (
+      f"{halved} {found:,} tokens are claimed: the estimates before and after them "
+      "differ by as much. No fresh rollouts were made, so that many may be chance."
+    )
   return (
     f"{halved} {metrics['candidates']:,} candidates were estimated again with "
     f"{search.setting('confirm_rollouts')} fresh rollouts on each side; {found:,} of "
@@ -178,6 +181,8 @@ def pivot_tables(search: Search, survey: Survey) -> Markup:
     return layout.note("No candidate held, so there is no pivotal token to list.")
   tested = search.mode == "comb"
   arms = [name for name, _ in pivots[0][0].arms] or ["before", "after"]
+  if tested:
+    arms = ["V before", "V after", *arms]
   header = ["question", "so far, then the token", "prob", *arms]
   header += ["change [from]" if tested else "change [95%]", "instead"]
 
@@ -194,6 +199,7 @@ def pivot_tables(search: Search, survey: Survey) -> Markup:
         "context",
       ),
       f"{pivot.prob:.2f}",
+      *(f"{value:.2f}" for value in (pivot.values or ()) if tested),
       *(show_value(value) for _, value in pivot.arms),
       layout.Cell(change, "whole up" if pivot.sign > 0 else "whole down"),
       _alternatives(pivot.alternatives),
@@ -224,13 +230,21 @@ def explain_arms(search: Search) -> str:
   """What the counts beside a pivot are."""
   if search.mode == "comb":
     return (
-      "Behind it: share and right/all of fresh rollouts that go on behind the token "
-      "and leave the response later. Instead of it: of those with another token there. "
-      "From: what the change exceeds; of these bounds of exported tokens a share of at "
+      "V before and after: p(success), estimated from fresh rollouts; the change is "
+      "their difference. They are made of two shares: of the rollouts that have the "
+      "token and leave the response later, and of those that leave it here, with "
+      "another token (each with right/all). With the token's probability p, the "
+      "probability w to stay on the response to its end, and its verdict: V after = w "
+      "verdict + (1 - w) leave later, V before = p V after + (1 - p) leave here. From: "
+      "what the change exceeds; of these bounds of exported tokens a share of at "
       f"most {search.setting('alpha'):.0%} is expected to be wrong."
     )
-  fresh = "" if search.mode == "naive" else "fresh "
-  return f"Before and after: p(success) and right/all {fresh}rollouts."
+  if search.mode == "naive":
+    return (
+      "Before and after: p(success) and right/all of the very rollouts that led to the "
+      "choice, so that the changes are too large."
+    )
+  return "Before and after: p(success) and right/all fresh rollouts."
 
 
 def show_change(hypothesis: Hypothesis) -> str:

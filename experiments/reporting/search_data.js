@@ -38,6 +38,11 @@ function counts(pair) {
 }
 const showToken = (token) => token.replaceAll("\n", "\u21b5").replaceAll(" ", "\u2423") || "\u2205";
 const tokenElement = (token) => make("code", { class: "token" }, showToken(token));
+// How the tokens that a search found are called: not all modes confirm them.
+const FOUND = { comb: "exported", paper: "confirmed", naive: "claimed" }[data.mode] ?? "exported";
+const isFound = (row) => words[hypotheses.s[row]] === "exported";
+const stateOf = (row) => (isFound(row) ? FOUND : words[hypotheses.s[row]]);
+const rolloutsOf = { comb: "fresh rollouts that ", naive: "rollouts " }[data.mode] ?? "fresh rollouts ";
 const probability = (tenThousandths) =>
   tenThousandths === 0 ? "< .0001" : share(tenThousandths / 1e4, tenThousandths < 100 ? 4 : 2);
 

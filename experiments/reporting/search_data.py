@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from experiments.reporting.reading import Run, read_records
 from phi4_jax.common import io
 from phi4_jax.pts import costs, records
+from phi4_jax.pts.comb_types import combine_arms
 from phi4_jax.pts.counts import Value
 
 PIVOTS, HYPOTHESES, PAIRS = "pivotal_tokens.jsonl", "hypotheses.jsonl", "pairs.jsonl"
@@ -64,7 +65,12 @@ class Hypothesis:
   Attributes:
     prefix: ids of the response before it, where the file has them.
     sign: 1 if it raises p(success), else -1.
-    delta: change of p(success), from fresh rollouts.
+    delta: change of p(success), from fresh rollouts (in mode "naive" from those that
+      led to the choice).
+    values: p(success) before and after the token, whose difference `delta` is; None
+      where nothing was drawn.
+    stay: probability to stay on the response to its end behind the token, and the
+      verdict there; None where `arms` are the values themselves.
     interval: of the change, None where the file has none.
     lower: what the change in the direction of `sign` exceeds, at any stopping time.
     log_e: natural logarithm of the evidence against "at most gamma0".
@@ -82,6 +88,8 @@ class Hypothesis:
   state: str
   reason: str
   delta: float | None
+  values: tuple[float, float] | None
+  stay: tuple[float, float] | None
   interval: tuple[float, float] | None
   lower: float | None
   log_e: float | None
@@ -121,6 +129,12 @@ class Search:
     """A setting of the search, however deep in its config it stands."""
     found = find_key(self.run.config.get("search", {}), name)
     return self.run.metrics.get(name, default) if found is None else found
+
+  @property
+  def found_word(self) -> str:
+    """How the tokens that were found are called: not all modes confirm them."""
+    words = {"comb": "exported", "paper": "confirmed", "naive": "claimed"}
+    return words[self.mode]
 
   @functools.cached_property
   def gap(self) -> float:
@@ -232,6 +246,8 @@ def _confirmed(record: Mapping[str, Any]) -> Hypothesis:
     state=EXPORTED,
     reason="",
     delta=record["delta"],
+    values=(arms[0][1].share, arms[1][1].share) if len(arms) == 2 else None,
+    stay=None,
     interval=tuple(record["interval"]) if record.get("interval") else None,
     lower=None,
     log_e=None,
@@ -243,19 +259,25 @@ def _confirmed(record: Mapping[str, Any]) -> Hypothesis:
 def _tested(record: Mapping[str, Any]) -> Hypothesis:
   """A line of hypotheses.jsonl."""
   after, off = (read_value(record[name] or (0, 0)) for name in ("after", "off"))
-  if record["stay"] == 1:  # the response cannot be left any more: its verdict is known
-    after = Value(int(record["end_value"]), 1, exact=True)
+  stay, end_value = record["stay"], record["end_value"]
+  if stay == 1:  # the response cannot be left any more: its verdict is known
+    after = Value(int(end_value), 1, exact=True)
+  values = None
+  if after.rollouts and off.rollouts:
+    values = combine_arms(record["prob"], stay, end_value, after, off)
   return Hypothesis(
     **_place(record),
     prefix=None,
     state=record["state"],
     reason=record.get("reason") or "",
     delta=record["delta"],
+    values=values,
+    stay=(stay, end_value),
     interval=None,
     lower=record.get("lower"),
     log_e=record["log_e"],
     posterior=record.get("posterior"),
-    arms=(("behind it", after), ("instead of it", off)),
+    arms=(("leave later", after), ("leave here", off)),
   )
 
 

@@ -28,7 +28,7 @@ function showFigure(mount, response, chosen = null) {
   const testOf = (i) => response.tested.get(i)?.[0] ?? null;
   const changeOf = (i) =>
     response.values[i] === null || response.values[i + 1] === null ? null : response.values[i + 1] - response.values[i];
-  const isExported = (i) => testOf(i) !== null && words[hypotheses.s[testOf(i)]] === "exported";
+  const isExported = (i) => testOf(i) !== null && isFound(testOf(i));
   const isBoxed = (i) => testOf(i) !== null || Math.abs(changeOf(i) ?? 0) >= data.gap - 1e-9;
 
   function render() {
@@ -159,7 +159,7 @@ function showFigure(mount, response, chosen = null) {
 
   function say(i) {
     const value = (place) => (response.values[place] === null ? "unknown" : share(response.values[place]));
-    const state = testOf(i) === null ? "" : `, ${words[hypotheses.s[testOf(i)]]}`;
+    const state = testOf(i) === null ? "" : `, ${stateOf(testOf(i))}`;
     return `${showToken(response.tokens[i])}, probability ${probability(response.probs[i])}, success ${value(i)} to ${value(i + 1)}${state}`;
   }
 
@@ -268,9 +268,10 @@ function describeToken(response, i, line, [test = null, ...more]) {
     const found = response.counts.get(place);
     return found ? ` (${found[0]}/${found[1]})` : "";
   };
+  const curve = data.mode === "comb" ? ", all rollouts" : "";
   const rows = [
     ["probability", probability(response.probs[i])],
-    ["p(success) before", span(i) + drawn(i)],
+    [`p(success) before${curve}`, span(i) + drawn(i)],
     ["and after", span(i + 1) + drawn(i + 1)],
   ];
   const left = response.left.get(i);
@@ -281,20 +282,20 @@ function describeToken(response, i, line, [test = null, ...more]) {
       { class: "card-head" },
       tokenElement(response.tokens[i]),
       ` ${i + 1} of ${response.tokens.length}`,
-      test === null ? null : make("span", { class: "badge" }, words[hypotheses.s[test]]),
+      test === null ? null : make("span", { class: "badge" }, stateOf(test)),
     ),
   ];
   if (test !== null) rows.push(...describeTest(test));
   for (const row of more) {
     const way = hypotheses.g[row] > 0 ? "that it raises p" : "that it lowers p";
-    rows.push([`tested as well: ${way}`, words[hypotheses.s[row]]]);
+    rows.push([`tested as well: ${way}`, stateOf(row)]);
   }
   parts.push(make("dl", {}, rows.map(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])));
   const others = response.others.get(i) ?? [];
   if (others.length) {
     const shown = others.slice(0, 6);
     parts.push(
-      make("p", { class: "note" }, "Instead, right/all rollouts through it:"),
+      make("p", { class: "note" }, "Other tokens drawn here, right/all of all rollouts through them:"),
       make(
         "ul",
         { class: "others" },
@@ -322,7 +323,11 @@ function describeTest(row) {
   const rows = [];
   if (value("d") !== null) {
     const span = value("l") === null ? "" : ` [${signed(value("l"))}, ${signed(value("u"))}]`;
-    rows.push(["change, fresh rollouts", signed(value("d")) + span]);
+    const drawn = data.mode === "naive" ? "the rollouts of the choice" : "fresh rollouts";
+    rows.push([`change, ${drawn}`, signed(value("d")) + span]);
+  }
+  if (value("vb") !== null) {
+    rows.push(["it is V after minus V before", `${share(value("va"))} ${MINUS} ${share(value("vb"))}`]);
   }
   // The bound is on the change in the direction that was tested.
   if (value("b") !== null) {
@@ -331,7 +336,10 @@ function describeTest(row) {
   if (value("e") !== null) rows.push(["evidence E", evidence(value("e"))]);
   if (value("z") !== null) rows.push(["P(pivotal | rollouts)", share(value("z"))]);
   for (const [counted, named] of [["a", "an"], ["c", "bn"]]) {
-    if (value(counted) !== null) rows.push([`fresh rollouts ${words[value(named)]}`, counts(value(counted))]);
+    if (value(counted) !== null) rows.push([`${rolloutsOf}${words[value(named)]}`, counts(value(counted))]);
+  }
+  if (value("y") !== null) {
+    rows.push(["P(stay on the response to its end)", `${share(value("y"))}, the verdict is ${value("v") ? "right" : "wrong"}`]);
   }
   const why = words[value("w")];
   if (why) rows.push(["because", why]);

@@ -64,6 +64,11 @@ function makePivotTable() {
       { label: "state", key: (row) => wordOf(hypotheses, "s", row), cell: (row) => wordOf(hypotheses, "s", row) },
     );
   }
+  for (const [name, label] of [["vb", "V before"], ["va", "V after"]]) {
+    if (!(name in hypotheses)) continue;
+    const cell = (row) => (value(name)(row) === null ? "unknown" : share(value(name)(row)));
+    columns.push({ label, key: value(name), cell, number: true, minor: true });
+  }
   for (const [counted, named] of [["a", "an"], ["c", "bn"]]) {
     if (!(counted in hypotheses)) continue;
     columns.push({
@@ -197,7 +202,7 @@ function navigation(row) {
 }
 
 function titleOf(response) {
-  const pivots = [...response.tested.values()].filter(([row]) => words[hypotheses.s[row]] === "exported").length;
+  const pivots = [...response.tested.values()].filter(([row]) => isFound(row)).length;
   const found = `${pivots} ${pivots === 1 ? "pivot" : "pivots"}`;
   return `Response ${response.index}: ${response.correct ? "right" : "wrong"}, ${response.tokens.length} tokens, ${found}`;
 }
@@ -238,7 +243,7 @@ function testTable(number) {
     probability(hypotheses.p[row]),
     at(hypotheses, "d", row) === null ? "unknown" : signed(at(hypotheses, "d", row)),
     describeTest(row).slice(1).map(([name, value]) => make("span", { class: "whole fact" }, `${name} ${value}`)),
-    wordOf(hypotheses, "s", row),
+    stateOf(row),
   ]);
   const header = ["token", "response", "token no.", "prob", "change", "counts and bounds", "state"];
   return plainTable("Tokens of this question that were tested or found", header, cells, [1, 2, 3, 4]);

@@ -99,7 +99,7 @@ def _question_section(search: Search) -> layout.Section:
 
 
 def _signs(search: Search) -> list[tuple[Markup, str]]:
-  marks = trace.legend_marks()
+  marks = trace.legend_marks(search.found_word)
   if search.mode != "comb":
     dashed = charts.line(2, 11, 28, 5, "path dashed")
     marks.insert(2, (dashed, "between two estimates"))

@@ -206,6 +206,8 @@ def _hypothesis(h: Hypothesis, context: str, strings: Strings) -> dict[str, Any]
   (first, a), (second, b) = (*h.arms, ("", None), ("", None))[:2]
   other = max(h.alternatives, key=lambda each: each.value.rollouts, default=None)
   low, high = h.interval or (None, None)
+  before, after = (h.values or (None, None)) if h.stay else (None, None)
+  stay, end_value = h.stay or (None, None)
   return {
     "q": h.question,
     "r": h.response,
@@ -219,6 +221,10 @@ def _hypothesis(h: Hypothesis, context: str, strings: Strings) -> dict[str, Any]
     "d": _rounded(h.delta),
     "l": _rounded(low),
     "u": _rounded(high),
+    "vb": _rounded(before),
+    "va": _rounded(after),
+    "y": _rounded(stay),
+    "v": _rounded(end_value),
     "b": _rounded(h.lower),
     "e": _rounded(None if h.log_e is None else h.log_e / math.log(10), 2),
     "z": _rounded(h.posterior),

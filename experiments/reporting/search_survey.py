@@ -118,6 +118,7 @@ def survey(search: Search, *, pack: bool) -> Survey:
         prompt=search.questions[question].prompt,
         confirmed=_exported(each, search),
         gap=search.gap,
+        word=search.found_word,
       )
       for _, question, each in best
     ],

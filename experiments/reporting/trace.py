@@ -2,8 +2,8 @@
 
 Source: arXiv:2412.08905 figure 3 (line over tinted tokens, pivots boxed with their
 change, improbable tokens underlined).
-Differs: the line has a 95% band; a box is solid where a pivot was confirmed with
-fresh rollouts, and dashed where only the trace moves that far.
+Differs: the line has a 95% band; a box is solid where a pivot was found (in mode
+"paper" confirmed with fresh rollouts), and dashed where only the trace moves that far.
 """
 
 import dataclasses
@@ -30,7 +30,8 @@ class Trace:
   Attributes:
     response: what is shown.
     prompt: the question.
-    confirmed: positions of confirmed pivots.
+    confirmed: positions of the pivots that were found.
+    word: how these are called: not every mode confirms them.
     gap: the least change that counts as pivotal.
   """
 
@@ -38,6 +39,7 @@ class Trace:
   prompt: str
   confirmed: frozenset[int]
   gap: float
+  word: str
 
   @functools.cached_property
   def values(self) -> list[float]:
@@ -49,7 +51,7 @@ class Trace:
     return "right" if self.response.correct else "wrong"
 
   def is_boxed(self, position: int) -> bool:
-    """Whether a token is a confirmed pivot, or looks like one in the trace."""
+    """Whether a token was found to be pivotal, or looks like one in the trace."""
     change = self.values[position + 1] - self.values[position]
     return position in self.confirmed or reaches(change, self.gap)
 
@@ -70,7 +72,7 @@ def describe(trace: Trace) -> str:
   ]
   return (
     f"p(success) along {len(values) - 1} tokens of a {trace.verdict} answer, from "
-    f"{values[0]:.2f} to {values[-1]:.0f}. Confirmed pivots: "
+    f"{values[0]:.2f} to {values[-1]:.0f}. {trace.word.capitalize()} pivots: "
     f"{', '.join(moves) or 'none'}."
   )
 
@@ -88,7 +90,8 @@ def draw_picture(trace: Trace, width: int = 760) -> str:
   question = trace.prompt.strip()
   shown = question if len(question) <= 60 else question[:59] + "\N{HORIZONTAL ELLIPSIS}"
   legend, x = [], 0.0
-  for (mark, words), space in zip(legend_marks(), _LEGEND_WIDTHS, strict=True):
+  marks = legend_marks(trace.word)
+  for (mark, words), space in zip(marks, _LEGEND_WIDTHS, strict=True):
     legend.append(
       tag(
         "g", mark, text(36, 12, words, "muted small"), transform=f"translate({x:g} 0)"
@@ -109,8 +112,8 @@ def draw_picture(trace: Trace, width: int = 760) -> str:
   return svg(width, height + top + margin, describe(trace), content, width=width) + "\n"
 
 
-def legend_marks() -> list[tuple[Markup, str]]:
-  """Each sign of the picture (28 by 16) with its meaning."""
+def legend_marks(word: str) -> list[tuple[Markup, str]]:
+  """Each sign of the picture (28 by 16) with its meaning; `word`: see `Trace`."""
   cells = [
     tag("rect", x=4 + 8 * i, y=2, width=7, height=12, class_=f"p-{p}")
     for i, p in enumerate((0, 5, 10))
@@ -120,11 +123,11 @@ def legend_marks() -> list[tuple[Markup, str]]:
     (join(_band_mark()), "95% interval"),
     (
       tag("rect", x=5, y=1, width=20, height=14, rx=3, class_="box"),
-      "confirmed pivot",
+      f"{word} pivot",
     ),
     (
       tag("rect", x=5, y=1, width=20, height=14, rx=3, class_="box doubt"),
-      "moves as far, not confirmed",
+      f"moves as far, not {word}",
     ),
     (line(5, 13, 25, 13, "rare"), f"probability \N{LESS-THAN OR EQUAL TO} {RARE}"),
   ]

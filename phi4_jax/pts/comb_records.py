@@ -159,11 +159,12 @@ class CombWriter:
     }
 
   def _pivot(self, finding: Finding) -> dict[str, Any]:
+    before, after = finding.values
     return {
       **self._hypothesis(finding),
       "prefix_ids": list(self._responses.prefix_ids(finding.point)),
-      "value_before": finding.value_before,
-      "value_after": finding.value_after,
+      "value_before": before,
+      "value_after": after,
       "no_pair": finding.no_pair,
       **self._evidence(finding),
     }

@@ -101,15 +101,23 @@ class Finding:
   no_pair: NoCombPair | None = None
 
   @property
-  def value_after(self) -> float:
-    """V behind the token, from fresh rollouts and the known end."""
-    left = self.after.share if self.after.rollouts else 0.0
-    return self.stay * self.end_value + (1 - self.stay) * left
+  def values(self) -> tuple[float, float]:
+    """V before and behind the token, from fresh rollouts and the known end."""
+    return combine_arms(self.prob, self.stay, self.end_value, self.after, self.off)
 
-  @property
-  def value_before(self) -> float:
-    """V before the token: pi times the one behind it, and the rest."""
-    return self.prob * self.value_after + (1 - self.prob) * self.off.share
+
+def combine_arms(
+  prob: float, stay: float, end_value: float, after: Value, off: Value
+) -> tuple[float, float]:
+  """Returns V before and behind a token, whose difference is its effect.
+
+  Args are those of a `Finding`: behind the token V is the known end with probability
+  `stay`, else the share of arm A; before it V is that with probability `prob`, else the
+  share of arm B.
+  """
+  left = after.share if after.rollouts else 0.0
+  behind = stay * end_value + (1 - stay) * left
+  return prob * behind + (1 - prob) * off.share, behind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -103,8 +103,8 @@ def test_questions_are_searched_and_those_that_cannot_be_are_named(searched):
   assert "Mode 'paper' bounds no share of false tokens" in output
   metrics = json.loads((workdir / "result.json").read_text())["metrics"]
   assert (
-    f"{metrics['tokens_per_pivot']:,.0f} sampled tokens for each pivotal token (filter, "
-    "search, confirm: the same parts in every mode), "
+    f"{metrics['tokens_per_pivot']:,.0f} sampled tokens for each pivotal token "
+    "(filter, search, confirm: the same parts in every mode), "
   ) in output
   assert " with all parts; " in output and " seconds (" in output
   assert metrics["pairs"] == len(read(workdir / "pairs.jsonl")) > 0

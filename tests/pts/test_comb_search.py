@@ -73,7 +73,8 @@ def test_findings_carry_their_evidence(world, found):
     assert f.lower_bound >= 0.05 and f.posterior >= CombConfig().export
     assert f.off.rollouts == sum(v.rollouts for v in f.first_tokens.values())
     assert f.token_id not in f.first_tokens
-    assert f.sign * (f.value_after - f.value_before) == pytest.approx(f.effect)
+    before, after = f.values
+    assert f.sign * (after - before) == pytest.approx(f.effect)
     assert (f.pair is None) == (f.no_pair is not None)
     if f.pair is not None:
       ids = [f.pair.accepted_id, f.pair.rejected_id]

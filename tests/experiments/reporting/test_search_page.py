@@ -119,6 +119,16 @@ class TestData:
       )
       assert columns["b"][row] == pytest.approx(h["lower"], abs=5e-4)
       assert columns["e"][row] == pytest.approx(h["log_e"] / np.log(10), abs=5e-3)
+      if h["off"] is None:
+        assert columns["vb"][row] is columns["va"][row] is None
+      else:
+        left = 0 if h["after"] is None else h["after"][0] / h["after"][1]
+        after = h["stay"] * h["end_value"] + (1 - h["stay"]) * left
+        before = h["prob"] * after + (1 - h["prob"]) * h["off"][0] / h["off"][1]
+        assert columns["va"][row] == pytest.approx(after, abs=5.01e-4)
+        assert columns["vb"][row] == pytest.approx(before, abs=5.01e-4)
+      assert columns["y"][row] == pytest.approx(h["stay"], abs=5.01e-4)
+      assert columns["v"][row] == h["end_value"]
       other = h["alternatives"][0]
       assert columns["o"][row][1:] == [other["successes"], other["rollouts"]]
       assert columns["g"][row] == (1 if h["sign"] == "positive" else -1)
@@ -294,6 +304,13 @@ class TestOtherModes:
     (copy / "config.json").write_text(json.dumps(config))
     words = PageReader(report_search(open_run(copy)).html).text
     assert "Nothing was confirmed" in words and "probability of up to 0.5 at" in words
+    assert "tokens are claimed: the estimates before and after them" in words
+    assert "of the very rollouts that led to the choice" in words
+    assert "claimed pivot" in words and "moves as far, not claimed" in words
+    # They are named where it is said that there are none, and nowhere else.
+    assert words.count("No fresh rollouts were made") == 1
+    named = words.count("resh rollouts") - words.count("confirmation: fresh rollouts")
+    assert named == 1
 
   def test_tokens_are_numbers_without_the_vocabulary(self, chain, tmp_path):
     shutil.copytree(chain / "pts", tmp_path / "pts")

@@ -63,6 +63,22 @@ def test_page_has_what_the_search_found(searched, report):
   assert report.picture is not None
 
 
+def test_changes_are_the_difference_of_the_values_that_are_shown(report):
+  page = PageReader(report.html)
+  columns = page.index["h"]
+  shown = [
+    (change, after - before)
+    for change, before, after in zip(
+      columns["d"], columns["vb"], columns["va"], strict=True
+    )
+    if before is not None
+  ]
+  assert len(shown) >= report.results["pivotal_tokens"]
+  np.testing.assert_allclose(*zip(*shown, strict=True), atol=1.6e-3)
+  for words in ("V before", "V after", "leave later", "leave here"):
+    assert words in page.text, words
+
+
 def test_curves_are_near_the_truth(searched, report):
   """The values that are drawn, against those of the process."""
   folder, metrics = searched

@@ -34,7 +34,11 @@ def _trace(tokens, successes, *, confirmed=(), probs=None):
     hypotheses={},
   )
   return Trace(
-    response=response, prompt="1+1?", confirmed=frozenset(confirmed), gap=0.2
+    response=response,
+    prompt="1+1?",
+    confirmed=frozenset(confirmed),
+    gap=0.2,
+    word="confirmed",
   )
 
 
