@@ -83,11 +83,13 @@ def _figures(
     held = program.argument_bytes
     compiled = dataclasses.replace(compiled, argument_bytes=held)
   assumptions = assume(topology.chip, **request.assumptions)
+  needed = compiled.hbm_bytes + program.held_bytes
   limit = request.hbm_limit_gib or topology.chip.hbm_bytes / 2**30
   memory = {
     "arguments_gib": compiled.argument_bytes / 2**30,
     "temporaries_gib": compiled.temporary_bytes / 2**30,
     "results_gib": compiled.unaliased_bytes / 2**30,
+    "held_gib": program.held_bytes / 2**30,
     "host_gib": compiled.host_bytes / 2**30,
     "largest": [
       {"gib": buffer.num_bytes / 2**30, "shapes": buffer.shapes}
@@ -101,8 +103,8 @@ def _figures(
     "settings": program.settings,
     "config": config_lib.to_json(program.config),
     "xla_options": dict(program.xla_options),
-    "fits": not compiled.error and compiled.hbm_bytes / 2**30 <= limit,
-    "hbm_gib_per_device": compiled.hbm_bytes / 2**30,
+    "fits": not compiled.error and needed / 2**30 <= limit,
+    "hbm_gib_per_device": needed / 2**30,
     "limit_gib": limit,
     "memory": memory,
     "error": compiled.error,
@@ -110,7 +112,7 @@ def _figures(
     "versions": {
       package: compile_lib.version(package) for package in ("jax", "jaxlib", "libtpu")
     },
-    "would_fit": program.would_fit(compiled.hbm_bytes, limit * 2**30),
+    "would_fit": program.would_fit(needed, limit * 2**30),
     "num_slices": topology.num_slices,
     # Known only of a program that compiled.
     **dict.fromkeys(("predicted_mfu", "step_seconds", "tokens_per_second")),

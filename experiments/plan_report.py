@@ -40,7 +40,8 @@ def _memory(answer: dict[str, Any]) -> str:
   text = f"memory of a device: {_size(needed)} of {limit:.1f} GiB: {verdict}"
   if not answer["error"]:
     parts = [f"{name} {_size(memory[f'{name}_gib'])}" for name in _PARTS]
-    host = memory["host_gib"]
+    held, host = memory["held_gib"], memory["host_gib"]
+    parts += [f"held texts {_size(held)}"] if held else []
     parts += [f"on the host {_size(host)}"] if host else []
     text += f" ({', '.join(parts)})"
   else:

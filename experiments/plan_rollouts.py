@@ -105,6 +105,7 @@ def build_rollouts(
       "rows": f"{shapes.groups} x {shapes.rows_per_group}",
       "cache": f"{shapes.base_capacity} + {shapes.suffix_capacity}",
       "cache_dtype": config.cache_dtype or model.compute_dtype,
+      **({"held_gib": config.held_gib} if config.held_gib else {}),
       **dict(mesh.shape),
     },
     assumptions={
@@ -113,6 +114,7 @@ def build_rollouts(
       "block": "its loop counts once",
     },
     argument_bytes=device_bytes((params, held, rows)),
+    held_bytes=int(config.held_gib * 2**30),
     model_flops=_token_flops(config) * tokens / topology.num_devices,
     flops_per_call=kernels.flops_per_call,
     tokens_per_step=tokens,
@@ -189,7 +191,9 @@ def _token_flops(config: RolloutsConfig) -> float:
 def _would_fit(config: RolloutsConfig, needed: float, limit: float) -> list[str]:
   if needed <= limit:
     return []
+  held = f"RolloutsConfig.held_gib below {config.held_gib:g}: fewer texts are kept"
   return [
+    *([held] if config.held_gib else []),
     f"fewer rows: --batch below {config.batch_size}",
     f"RolloutsConfig.suffix_capacity below {config.suffix_capacity}",
     f"RolloutsConfig.base_capacity below {config.base_capacity}",

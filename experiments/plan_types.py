@@ -23,6 +23,8 @@ class Program:
     settings: what tells it from other points of a sweep.
     assumptions: what was assumed besides the chip's figures, in words or numbers.
     argument_bytes: of one device, for programs that do not compile.
+    held_bytes: of one device, that are there beside the program and none of its
+      arguments.
     model_flops: of one step on one device.
     flops_per_call: operations of one call of each kernel.
     tokens_per_step: of all devices.
@@ -39,6 +41,7 @@ class Program:
   settings: dict[str, Any]
   assumptions: dict[str, Any]
   argument_bytes: int
+  held_bytes: int = 0
   model_flops: float
   flops_per_call: Mapping[str, float]
   tokens_per_step: int

@@ -33,6 +33,9 @@ class RolloutsConfig:
     suffix_capacity: tokens that a row can read behind its cut.
     cache_dtype: of keys and values; None means the model's compute_dtype.
     prompt_chunk: tokens of a text that are read at a time.
+    held_gib: GiB of each device for the store of texts that have been read, as
+      FindPivotalTokensConfig.held_gib gives it to a search; no program reads it whole,
+      but it is there beside every one. 0 for none.
     program: "decode" takes new branches in and steps all rows, "prefill" reads a chunk
       of some texts.
   """
@@ -48,6 +51,7 @@ class RolloutsConfig:
   suffix_capacity: int
   cache_dtype: CacheDtype | None = None
   prompt_chunk: int = 64
+  held_gib: float = 0.0
   program: Literal["decode", "prefill"] = "decode"
 
   def __post_init__(self):
@@ -61,6 +65,8 @@ class RolloutsConfig:
       value = getattr(self, name)
       if value < 1:
         raise ConfigError(f"RolloutsConfig.{name} ({value}) must be 1 or more.")
+    if self.held_gib < 0:
+      raise ConfigError(f"RolloutsConfig.held_gib ({self.held_gib}) must be 0 or more.")
 
 
 def make_engine_programs(config: RolloutsConfig, mesh: Mesh) -> EnginePrograms:

@@ -30,6 +30,7 @@ ANSWER = {
     "arguments_gib": 12.0,
     "temporaries_gib": 8.0,
     "results_gib": 0.0,
+    "held_gib": 0.0,
     "host_gib": 0.0,
     "largest": [{"gib": 4.0, "shapes": "bf16[40,4096,5120]"}],
   },
@@ -92,6 +93,34 @@ def test_a_tiny_run_is_compiled_for_a_slice(tmp_path, capsys):
   (kind,) = {c["kind"] for c in found["collectives"]}
   assert kind == "all-reduce"
   assert found["collective_bytes"] >= 2 * 3 / 4 * 4 * 280_000
+
+
+def test_the_store_of_held_texts_counts(tmp_path, capsys):
+  gin = tmp_path / "rollouts.gin"
+  gin.write_text(
+    "include 'gin_configs/model/tiny.gin'\n"
+    "RolloutsConfig.model = @ModelConfig()\n"
+    "RolloutsConfig.mesh = @MeshConfig()\n"
+    "RolloutsConfig.law = @SamplingLaw()\n"
+    "RolloutsConfig.batch_size = 32\n"
+    "RolloutsConfig.rows_per_group = 2\n"
+    "RolloutsConfig.base_capacity = 24\n"
+    "RolloutsConfig.suffix_capacity = 16\n"
+    "RolloutsConfig.held_gib = 1.5\n"
+    "SamplingLaw.max_length = 24\n"
+  )
+  file = tmp_path / "plan.json"
+  flags = ["--sample", f"--gin_file={gin}", "--topology=v5e-4", f"--json={file}"]
+  assert plan.main(flags) == 0
+  assert "held texts 1.50 GiB" in capsys.readouterr().out
+  found = json.loads(file.read_text())
+  memory = found["memory"]
+  program = sum(memory[f"{p}_gib"] for p in ("arguments", "temporaries", "results"))
+  assert 0 < program < 0.5 and memory["held_gib"] == 1.5
+  assert found["hbm_gib_per_device"] == pytest.approx(program + 1.5)
+  assert plan.main([*flags, "--hbm_gib=1.4"]) == 1
+  printed = capsys.readouterr().out
+  assert "DOES NOT FIT" in printed and "RolloutsConfig.held_gib below 1.5" in printed
 
 
 def test_a_batch_that_does_not_divide_is_explained_with_layouts(capsys):

@@ -69,6 +69,11 @@ def test_sizes_below_one_are_refused(name):
     _config(**{name: 0})
 
 
+def test_a_store_of_less_than_nothing_is_refused():
+  with pytest.raises(ConfigError, match=r"RolloutsConfig.held_gib .-1"):
+    _config(held_gib=-1.0)
+
+
 def test_programs_trace_on_eight_devices():
   config = _config()
   mesh = make_mesh(config.mesh)
