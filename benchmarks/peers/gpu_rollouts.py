@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.contender import Prepared, serve
 from benchmarks.peers import tuning
+from benchmarks.peers.shared_prompt import draw, never_end, read_prompt
 
 
 def prepare(options: dict[str, Any]) -> Prepared:
@@ -18,42 +19,25 @@ def prepare(options: dict[str, Any]) -> Prepared:
       AutoConfig.for_model(fields.pop("model_type"), **fields),
       dtype=torch.bfloat16,
       attn_implementation="sdpa",
-    ).eval()
-  # Nothing may end early.
-  model.generation_config.eos_token_id = None
-  model.generation_config.pad_token_id = 0
+    )
+  model = never_end(model)
   prompt = torch.tensor([options["prompt"]], device="cuda")
-  ids = prompt.expand(rows, -1)
-
-  def read_prompt() -> DynamicCache:
-    """Reads all but the last token once, for every row."""
-    cache = DynamicCache(config=model.config)
-    model(input_ids=prompt[:, :-1], past_key_values=cache, logits_to_keep=1)
-    cache.batch_repeat_interleave(rows)
-    return cache
 
   def make_run(*, cache: str):
     @torch.inference_mode()
     def run() -> dict[str, float]:
       more = {
-        "prompt read once": lambda: {"past_key_values": read_prompt()},
+        "prompt read once": lambda: {
+          "past_key_values": read_prompt(model, prompt, rows)
+        },
         "prompt read by each row": dict,
         "static, compiled": lambda: {"cache_implementation": "static"},
       }[cache]()
-      outputs = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=options["new"],
-        disable_compile=cache != "static, compiled",
-        **more,
+      compiles = cache == "static, compiled"
+      work = draw(
+        model, prompt, rows, options["new"], disable_compile=not compiles, **more
       )
       torch.cuda.synchronize()
-      work = outputs[:, prompt.shape[1] :].numel()
-      assert work == rows * options["new"], "no completion may end early"
       return {"work": work}
 
     return run

@@ -4,10 +4,11 @@ import functools
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
 
 from benchmarks.contender import Prepared, serve
 from benchmarks.peers import tuning
+from benchmarks.peers.shared_prompt import draw, never_end, read_prompt
 
 
 def prepare(options: dict[str, Any]) -> Prepared:
@@ -22,23 +23,12 @@ def prepare(options: dict[str, Any]) -> Prepared:
       attn_implementation=attention,
       local_files_only=True,
     )
-    # Nothing may end early.
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    return model.eval()
-
-  def read_prompt(model: Any, count: int) -> DynamicCache:
-    """Reads all but the last token once, for `count` rows."""
-    cache = DynamicCache(config=model.config)
-    model(input_ids=prompt[:, :-1], past_key_values=cache, logits_to_keep=1)
-    cache.batch_repeat_interleave(count)
-    return cache
+    return never_end(model)
 
   def make_run(
     *, threads: int, prompt_read: str, attention: str, rows_at_once: int, new: int
   ):
     model = load(attention)
-    ids = prompt.expand(rows_at_once, -1)
 
     @torch.inference_mode()
     def run() -> dict[str, float]:
@@ -48,21 +38,16 @@ def prepare(options: dict[str, Any]) -> Prepared:
       for _ in range(rows // rows_at_once):
         cache = {}
         if prompt_read == "once":
-          cache = {"past_key_values": read_prompt(model, rows_at_once)}
-        outputs = model.generate(
-          input_ids=ids,
-          attention_mask=torch.ones_like(ids),
-          do_sample=True,
-          temperature=1.0,
-          top_k=0,
-          top_p=1.0,
-          max_new_tokens=new,
+          cache = {"past_key_values": read_prompt(model, prompt, rows_at_once)}
+        work += draw(
+          model,
+          prompt,
+          rows_at_once,
+          new,
           use_cache=True,
           disable_compile=True,
           **cache,
         )
-        work += outputs[:, prompt.shape[1] :].numel()
-      assert work == rows * new, "no completion may end early"
       return {"work": work}
 
     return run
