@@ -271,7 +271,7 @@ def test_the_first_sample_counts_in_the_key_paths(tmp_path):
   assert sorted(asked) == [(e, s) for e in range(6) for s in (1, 2)]
   records = [json.loads(line) for line in (tmp_path / FILES[1]).open()]
   assert [r["sample"] for r in records] == [0, 1] * 6
-  with pytest.raises(ConfigError, match="first_sample: 1 there, 0 now"):
+  with pytest.raises(ConfigError, match="first_sample: 1 -> 0"):
     run(tmp_path, samples_per_example=2)
   with pytest.raises(ConfigError, match=r"first_sample \(-1\) must be 0 or more"):
     run(tmp_path, first_sample=-1)
