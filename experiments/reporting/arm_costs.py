@@ -69,8 +69,7 @@ def _sampled_tokens(folder: Path, kind: str) -> int:
   if kind != "pivotal":
     rollouts = read_records(search, "rollouts.jsonl")
     return sum(len(rollout["token_ids"]) for rollout in rollouts)
-  estimates = read_records(search, "estimates.jsonl")
-  traced = sum(e["tokens"] for e in estimates if e["phase"] == "trace")
+  traced = search.metrics["stages"]["trace"]["sampled_tokens"]
   return search.metrics["sampled_tokens"] - traced
 
 

@@ -35,6 +35,16 @@ def test_pivotal_pairs_cost_the_search_without_its_traces(folder):
   assert costs["pts_dpo"][1] == sampled - traced < sampled
 
 
+def test_a_search_without_estimates_has_costs_too(folder):
+  """Mode comb writes none, and no traces."""
+  (folder / "pts" / "estimates.jsonl").unlink()
+  file = folder / "pts" / "result.json"
+  result = json.loads(file.read_text())
+  result["metrics"]["stages"]["trace"] = {"rollouts": 0, "sampled_tokens": 0}
+  file.write_text(json.dumps(result))
+  assert _costs(folder)["pts_dpo"][1] == result["metrics"]["sampled_tokens"]
+
+
 def test_what_a_run_does_not_say_is_unknown(folder):
   """A run from before pairs were counted, and an arm whose search is gone."""
   file = folder / "pts_dpo_1" / "result.json"
