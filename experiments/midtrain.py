@@ -21,6 +21,10 @@ class MidtrainConfig(PackedTrainConfig):
   Differs: the paper gives neither batch nor warm-up; the gin files keep the tokens
     of a step constant.
 
+  Three tenths of the tokens are long documents of `data`; the rest are the parent's
+  own datasets, from `parent_data`, each from its next unread row on. Where these have
+  shorter rows, several make one row, and nothing in one attends to another.
+
   Attributes:
     parent: folder of the pretraining run whose last checkpoint is trained on.
   """

@@ -23,6 +23,7 @@ class BatchLoader(Protocol):
     fill: share of the slots that hold a token.
     vocabulary_fingerprint: of the vocabulary that made the ids.
     vocabulary_size: ids lie in [0, vocabulary_size).
+    num_batches: how many there are; None if they never end.
   """
 
   row_length: int
@@ -30,12 +31,17 @@ class BatchLoader(Protocol):
   fill: float
   vocabulary_fingerprint: str
   vocabulary_size: int
+  num_batches: int | None
 
   def __next__(self) -> Mapping[str, Any]: ...
 
   def get_state(self) -> dict[str, Any]: ...
 
   def set_state(self, state: dict[str, Any]) -> None: ...
+
+  def mixture_metrics(self, num_batches: int) -> dict[str, float]:
+    """Returns what the first batches are made of, for the log."""
+    ...
 
 
 class Validation(NamedTuple):

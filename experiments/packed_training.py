@@ -14,12 +14,14 @@ import jax
 import numpy as np
 
 from experiments.objective import Validation
+from experiments.parents import load_data_state
 from experiments.run_directory import RunDirectory
 from experiments.runner import TrainConfig, run_training
 from phi4_jax.common.axes import Params
 from phi4_jax.common.errors import ConfigError, DataError, OutOfData
 from phi4_jax.common.mesh import batch_readers, make_mesh
-from phi4_jax.data.loader import DataConfig, make_loader
+from phi4_jax.data.data_config import DataConfig
+from phi4_jax.data.loader import EarlierStage, Loader, make_loader
 from phi4_jax.training import losses
 from phi4_jax.training.step import TrainStep
 
@@ -29,12 +31,15 @@ class ValidationConfig:
   """Loss on held-out rows while training.
 
   Attributes:
-    dataset: name of a materialized dataset.
+    dataset: name of a materialized dataset; its loss is `validation/loss`.
+    others: further ones, whose losses are `validation/NAME_loss`. Their rows may have
+      another length, for example that of the stage before.
     every_steps: how often.
-    max_batches: at most so many batches, always the same ones.
+    max_batches: at most so many batches of each, always the same ones.
   """
 
   dataset: str
+  others: tuple[str, ...] = ()
   every_steps: int
   max_batches: int = 50
 
@@ -52,12 +57,31 @@ class PackedTrainConfig(TrainConfig):
 
   Attributes:
     data: folder made by `phi4 materialize`.
+    parent_data: folder of the data that the parent was trained on. Datasets of
+      DataConfig.datasets that the parent has read come from there and go on at their
+      next unread row; all others begin at their first. None: all begin there.
     z_loss: weight of the squared log-normaliser. Differs: the paper mentions none.
   """
 
   batches: DataConfig
   validation: ValidationConfig | None = None
+  parent_data: str | None = None
   z_loss: float = 0.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.parent_data is not None and self.parent is None:
+      name = type(self).__name__
+      raise ConfigError(
+        f"{name}.parent_data needs {name}.parent, whose data it is. Set parent, or "
+        "leave parent_data out."
+      )
+
+  def inputs(self) -> dict[str, str]:
+    inputs = super().inputs()
+    if self.parent_data is not None:
+      inputs["parent_data"] = self.parent_data
+    return inputs
 
   @property
   def batch_size(self) -> int:
@@ -78,10 +102,6 @@ def make_loss_fn(config: PackedTrainConfig) -> losses.LossFn:
 class PackedRows:
   """The objective of pretraining and fine-tuning: the next token of packed rows."""
 
-  result_metrics = {
-    "validation/loss": "validation_loss",
-    "train/accuracy": "token_accuracy",
-  }
   summary: dict[str, int | float] = {}
 
   def __init__(
@@ -96,15 +116,38 @@ class PackedRows:
     del directory
     self._config = config
     self._data = inputs["data"]
+    self._earlier = None
+    if "parent_data" in inputs:
+      self._earlier = EarlierStage(
+        data_dir=inputs["parent_data"], state=load_data_state(inputs["parent"])
+      )
+    self.result_metrics = {
+      "validation/loss": "validation_loss",
+      "train/accuracy": "token_accuracy",
+    }
+    if config.validation is not None:
+      self.result_metrics |= {
+        f"validation/{name}_loss": f"{name}_loss" for name in config.validation.others
+      }
     self._reader, self._num_readers = batch_readers(make_mesh(config.mesh))
-    self.loader = make_loader(
-      self._data,
-      config.batches,
-      host_index=self._reader,
-      host_count=self._num_readers,
-    )
+    self.loader = self._open(config.batches, config.num_steps, self._earlier)
     self._check_fits()
     self.loss_fn = make_loss_fn(config)
+
+  def _open(
+    self,
+    batches: DataConfig,
+    num_batches: int | None = None,
+    earlier: EarlierStage | None = None,
+  ) -> Loader:
+    return make_loader(
+      self._data,
+      batches,
+      host_index=self._reader,
+      host_count=self._num_readers,
+      num_batches=num_batches,
+      earlier=earlier,
+    )
 
   def _check_fits(self) -> None:
     config, loader, name = self._config, self.loader, type(self._config).__name__
@@ -113,11 +156,16 @@ class PackedRows:
         f"{name}.num_loss_chunks ({config.num_loss_chunks}) must divide the row length "
         f"of the data ({loader.row_length})."
       )
-    if loader.num_batches is not None and loader.num_batches < config.num_steps:
+    if (
+      loader.num_batches is not None
+      and loader.num_batches < config.num_steps
+      and config.batches.when_exhausted != "stop"
+    ):
       raise ConfigError(
         f"DataConfig.epochs ({config.batches.epochs}) gives {loader.num_batches} "
         f"batches, fewer than {name}.num_steps ({config.num_steps}). Raise epochs "
-        "(None repeats for ever), or lower num_steps."
+        "(None repeats for ever), lower num_steps, or end with the data "
+        "(DataConfig.when_exhausted = 'stop')."
       )
 
   def prepare(self, mesh: Any, load_initial: Callable[[], Params]) -> None:
@@ -133,39 +181,53 @@ class PackedRows:
     validation = self._config.validation
     if validation is None:
       return None
-    held_out = dataclasses.replace(
-      self._config.batches,
-      datasets={validation.dataset: 1.0},
-      shuffle=False,
-      epochs=1,
-    )
-    loader = make_loader(
-      self._data,
-      held_out,
-      host_index=self._reader,
-      host_count=self._num_readers,
-    )
+    loader = self._open_held_out(validation.dataset)
     if loader.row_length != self.loader.row_length:
       raise DataError(
         f"ValidationConfig.dataset {validation.dataset!r} has rows of "
         f"{loader.row_length} tokens, the training data has {self.loader.row_length}."
       )
-    rows = []
-    with contextlib.suppress(OutOfData):
-      while len(rows) < validation.max_batches:
-        rows.append(next(loader))
+    rows = {"validation/loss": _take(loader, validation.max_batches)}
+    for name in validation.others:
+      rows[f"validation/{name}_loss"] = _take(
+        self._open_held_out(name), validation.max_batches
+      )
     sums = jax.jit(self.loss_fn)
 
     def measure(params: Params) -> dict[str, float]:
-      losses_and_weights = []
-      with jax.set_mesh(step_fn.mesh):
-        for batch in rows:
-          loss_sum, weight_sum, _ = sums(params, step_fn.put_batch(batch))
-          losses_and_weights.append((loss_sum, weight_sum))
-      total = np.sum(jax.device_get(losses_and_weights), axis=0)
-      return {"validation/loss": float(total[0] / max(total[1], 1.0))}
+      measured = {}
+      for name, batches in rows.items():
+        losses_and_weights = []
+        with jax.set_mesh(step_fn.mesh):
+          for batch in batches:
+            loss_sum, weight_sum, _ = sums(params, step_fn.put_batch(batch))
+            losses_and_weights.append((loss_sum, weight_sum))
+        total = np.sum(jax.device_get(losses_and_weights), axis=0)
+        measured[name] = float(total[0] / max(total[1], 1.0))
+      return measured
 
     return Validation(validation.every_steps, measure)
+
+  def _open_held_out(self, name: str) -> Loader:
+    """Opens one pass over a dataset in file order; it fills a batch at least."""
+    return self._open(
+      dataclasses.replace(
+        self._config.batches,
+        datasets={name: 1.0},
+        shuffle=False,
+        epochs=1,
+        when_exhausted="stop",
+        unique_tokens=None,
+      )
+    )
+
+
+def _take(loader: Loader, max_batches: int) -> list[dict[str, np.ndarray]]:
+  rows = []
+  with contextlib.suppress(OutOfData):
+    while len(rows) < max_batches:
+      rows.append(next(loader))
+  return rows
 
 
 def run_packed_training(

@@ -11,7 +11,7 @@ from phi4_jax.common import io
 from phi4_jax.common.axes import Params
 from phi4_jax.common.errors import CheckpointError, DataError
 from phi4_jax.model.config import ModelConfig
-from phi4_jax.training.checkpoint import as_stored, load_params
+from phi4_jax.training.checkpoint import RUN_FILE, as_stored, load_params
 from phi4_jax.training.digest import params_digest
 
 # Settings that change how a model is computed or made, not what it is.
@@ -20,6 +20,26 @@ FREE_SETTINGS = frozenset(
 )
 # A training stage may change these at its beginning (longer context).
 STAGE_BOUNDARY = frozenset({"rope_theta", "rope_scaling", "max_position_embeddings"})
+
+
+def load_data_state(path: Path) -> dict[str, Any]:
+  """Returns where the complete training run in `path` has left its data.
+
+  Raises:
+    CheckpointError: if its final checkpoint is not there.
+    DataError: if the run read no data: it was converted, for example.
+  """
+  result = load_result(path)
+  assert result is not None, "link_inputs has checked that the parent is complete"
+  file = path / "checkpoints" / str(result.get("checkpoint")) / RUN_FILE
+  if not file.is_file():
+    raise CheckpointError(f"{file} is missing: the final checkpoint is not whole.")
+  state = io.read_json(file)["data_state"].get("loader")
+  if state is None:
+    raise DataError(
+      f"{path} is no training run, so no dataset goes on from it. Leave parent_data out."
+    )
+  return state
 
 
 def load_parent(

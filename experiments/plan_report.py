@@ -7,6 +7,7 @@ from typing import Any
 from experiments.plan_points import Point
 from experiments.plots import new_figure
 from phi4_jax.common.text import format_table
+from phi4_jax.data.mixture_table import SourceShare, format_mixture
 
 _SECONDS = {
   "matmul": "matrix products",
@@ -116,10 +117,14 @@ def _collectives(answer: dict[str, Any]) -> str:
 def _run(answer: dict[str, Any]) -> str:
   if "days" not in answer:
     return ""
-  return (
+  text = (
     f"{answer['total_tokens']:.3g} tokens take {answer['days']:,.3g} days, "
     f"{answer['chip_hours']:,.3g} chip-hours (--tokens N for another number)"
   )
+  if answer.get("mixture"):
+    shares = [SourceShare(**share) for share in answer["mixture"]]
+    text += f"\n\nthe mixture, this stage alone:\n{format_mixture(shares)}"
+  return text
 
 
 def _costliest(answer: dict[str, Any]) -> str:

@@ -5,12 +5,14 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from experiments.packed_training import PackedTrainConfig
 from experiments.plan_request import PlanRequest
 from experiments.plan_train import lower_train_step, rows_per_example, with_settings
 from experiments.plan_types import Program
 from experiments.runner import TrainConfig
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.mesh import MeshConfig, make_mesh, num_batch_shards
+from phi4_jax.data.mixture_table import plan_mixture
 from phi4_jax.model import counting, lora
 from phi4_jax.model.remat import SAVED_NAMES, saved_bytes_per_token
 from phi4_jax.planning.kernel_work import training_kernel_flops
@@ -27,6 +29,8 @@ def build_training(
     ConfigError: if batch, model and slice do not fit; proposes layouts that do.
   """
   config = with_settings(config, request.settings)
+  total_tokens = _total_tokens(config, request)
+  mixture = _mixture(config, total_tokens)  # refuses before anything is compiled
   mesh = make_topology_mesh(config.mesh, topology)
   row_length = request.row_length or config.model.max_position_embeddings
   shards = num_batch_shards(mesh)
@@ -82,13 +86,10 @@ def build_training(
     ),
     tokens_per_step=tokens,
     step_seconds=lambda prediction, _: prediction.step_seconds,
-    extra=lambda prediction, _: _duration(
-      config,
-      request,
-      topology,
-      row_length=row_length,
-      tokens_per_second=tokens / prediction.step_seconds,
-    ),
+    extra=lambda prediction, _: {
+      **_duration(total_tokens, topology, tokens / prediction.step_seconds),
+      "mixture": mixture,
+    },
     would_fit=lambda needed, limit: _would_fit(
       config, needed, limit, rows * row_length // sizes["context"], argument_bytes
     ),
@@ -139,23 +140,43 @@ def _billions(config: TrainConfig) -> str:
   return f"{counting.count_params(config.model) / 1e9:.3g}"
 
 
+def _total_tokens(config: TrainConfig, request: PlanRequest) -> int:
+  row_length = request.row_length or config.model.max_position_embeddings
+  rows = config.num_steps * config.batch_size * rows_per_example(config)
+  return int(request.tokens or rows * row_length)
+
+
 def _duration(
-  config: TrainConfig,
-  request: PlanRequest,
-  topology: Topology,
-  *,
-  row_length: int,
-  tokens_per_second: float,
+  tokens: int, topology: Topology, tokens_per_second: float
 ) -> dict[str, Any]:
   """How long the run's tokens, or those that were asked for, take at this speed."""
-  rows = config.num_steps * config.batch_size * rows_per_example(config)
-  tokens = request.tokens or rows * row_length
   days = tokens / tokens_per_second / 86400
   return {
     "total_tokens": tokens,
     "days": days,
     "chip_hours": days * 24 * topology.num_chips,
   }
+
+
+def _mixture(config: TrainConfig, total_tokens: int) -> list[dict[str, Any]]:
+  """Returns what a run on packed rows takes of each source; of others nothing.
+
+  Raises:
+    ConfigError: if a source of known size would be read more often than it may.
+  """
+  if not isinstance(config, PackedTrainConfig):
+    return []
+  data = config.batches
+  known = data.unique_tokens or {}
+  caps = {name: cap for name, cap in data.caps().items() if name in known}
+  shares = plan_mixture(
+    data.datasets,
+    total_tokens,
+    unique_tokens=known,
+    caps=caps,
+    when_exhausted=data.when_exhausted,
+  )
+  return [dataclasses.asdict(share) for share in shares]
 
 
 def _would_fit(

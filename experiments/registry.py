@@ -22,7 +22,7 @@ from experiments.sweep import SweepConfig
 from experiments.train_tokenizer import TrainTokenizerConfig
 from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import SamplingLaw
-from phi4_jax.data.loader import DataConfig
+from phi4_jax.data.data_config import DataConfig
 from phi4_jax.data.packing import PackingConfig
 from phi4_jax.data.preferences import PreferenceConfig
 from phi4_jax.data.sources import ArithmeticSource, JsonlSource

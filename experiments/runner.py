@@ -145,6 +145,7 @@ def run_training(
   inputs = directory.link_inputs(config.inputs())
   mesh = make_mesh(config.mesh)
   objective = make_objective(config, directory, inputs)
+  config = _end_with_data(config, objective.loader)
   check_fits(config, objective.loader)
   tx = make_optimizer(config.optimizer, config.num_steps)
   checkpoints = Checkpoints(directory.path / "checkpoints", config.checkpoint)
@@ -190,6 +191,20 @@ def _check_devices(processes: distributed.Processes) -> None:
 def _say(line: str) -> None:
   if distributed.current().is_first:
     print(line, flush=True)
+
+
+def _end_with_data(config: TrainConfig, loader: BatchLoader) -> TrainConfig:
+  """Returns settings whose last step, so the schedule's end too, is the data's end.
+
+  An objective refuses data that end too early unless that was asked for.
+  """
+  if loader.num_batches is None or loader.num_batches >= config.num_steps:
+    return config
+  _say(
+    f"the data end after {loader.num_batches} batches: the run has so many steps "
+    f"instead of {config.num_steps} (DataConfig.when_exhausted is 'stop')"
+  )
+  return dataclasses.replace(config, num_steps=loader.num_batches)
 
 
 def check_fits(config: TrainConfig, loader: BatchLoader) -> None:

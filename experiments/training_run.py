@@ -109,7 +109,8 @@ class TrainingRun:
         if saves or logs:
           self._check_finite(step, metrics, known_bad, progress)
         if logs:
-          values = writer.write(step, {**metrics, **throughput.read()})
+          mixture = self._loader.mixture_metrics(step)
+          values = writer.write(step, {**metrics, **mixture, **throughput.read()})
           self._last |= values
           rate = values.get("perf/tokens_per_second")
           progress.update(step, loss=values["loss/total"], rate=rate)

@@ -2,8 +2,10 @@
 
 Each dataset is shuffled anew in every epoch, rows (never documents) are mixed by
 weight, and the global order is cut into batches. All of it is a function of a
-batch's number, so the state is one integer, and the same global batches come out
-for any number of hosts.
+batch's number, so the position is one integer, and the same global batches come out
+for any number of hosts: rows were packed before training, and no host packs any. Beside
+the integer a state holds what follows from it, the rows read of each dataset, from
+which a later stage with other weights or datasets goes on.
 
 Rows of a batch are dealt to hosts in turn: host h of H reads rows h, h + H, h + 2H
 ... of the global order.
@@ -11,73 +13,31 @@ Rows of a batch are dealt to hosts in turn: host h of H reads rows h, h + H, h +
 Source: arXiv:2412.08905 §3.2 (mixture weights are fractions of training tokens).
 """
 
-import dataclasses
 import hashlib
 import json
 import logging
-import zlib
+import sys
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import grain
 import numpy as np
 
 from phi4_jax.common.errors import ConfigError, DataError, OutOfData
-from phi4_jax.data.batch import make_batch
-from phi4_jax.data.mixture import mix_rows, shuffle_epochs
-from phi4_jax.data.rows import Manifest, decode_row, read_manifest, verify_dataset
+from phi4_jax.data.data_config import DataConfig
+from phi4_jax.data.mixture import RowPlan, mix_rows
+from phi4_jax.data.mixture_table import SourceShare, format_mixture, refuse_excess
+from phi4_jax.data.row_sources import (
+  EarlierStage,
+  RowSource,
+  make_batches,
+  open_sources,
+)
+
+__all__ = ["DataConfig", "EarlierStage", "Loader", "make_loader"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-  """Which rows are trained on, how often, and in which order.
-
-  Attributes:
-    datasets: folder name -> weight, the fraction of rows (so of tokens, since all
-      rows have one length). Weights are relative and hold for the whole run.
-    batch_size: rows of the global batch, all hosts together.
-    seed: of the shuffles; 0 or more.
-    shuffle: off for evaluation, where order should be that of the files.
-    epochs: passes over each dataset; a mixture ends where its first dataset does.
-      None repeats for ever.
-    verify: "full" reads and checks every row before the first batch; "manifest"
-      only that the files are there with their sizes (for large data).
-    read_threads: threads that read ahead; 0 reads when a batch is asked for.
-  """
-
-  datasets: dict[str, float]
-  batch_size: int
-  seed: int = 0
-  shuffle: bool = True
-  epochs: int | None = None
-  verify: Literal["full", "manifest"] = "full"
-  read_threads: int = 2
-
-  def __post_init__(self):
-    if not self.datasets:
-      raise ConfigError("DataConfig.datasets must name at least one dataset.")
-    for name, weight in self.datasets.items():
-      if not 0 < weight < float("inf"):
-        raise ConfigError(
-          f"DataConfig.datasets[{name!r}] ({weight}) must be a positive weight. Leave "
-          "the dataset out to give it none."
-        )
-    if self.batch_size < 1:
-      raise ConfigError(f"DataConfig.batch_size ({self.batch_size}) must be positive.")
-    if not 0 <= self.seed < 2**32:
-      raise ConfigError(f"DataConfig.seed ({self.seed}) must lie in [0, 2**32).")
-    if self.epochs is not None and self.epochs < 1:
-      raise ConfigError(f"DataConfig.epochs ({self.epochs}) must be positive, or None.")
-    if self.verify not in ("full", "manifest"):
-      raise ConfigError(
-        f"DataConfig.verify ({self.verify!r}) must be 'full' or 'manifest'."
-      )
-    if self.read_threads < 0:
-      raise ConfigError(
-        f"DataConfig.read_threads ({self.read_threads}) must be 0 or more."
-      )
 
 
 class Loader:
@@ -96,25 +56,33 @@ class Loader:
 
   def __init__(
     self,
-    manifests: dict[str, Manifest],
+    sources: list[RowSource],
+    plan: RowPlan,
     batches: grain.MapDataset,
     config: DataConfig,
     *,
-    num_rows: int | None,
+    carried: dict[str, Any],
   ):
-    first = next(iter(manifests.values()))
-    self.manifests = manifests
-    self.row_length = first.row_length
-    self.slots_per_batch = config.batch_size * first.row_length
-    weights = config.datasets
-    self.fill = sum(w * manifests[name].fill for name, w in weights.items())
-    self.fill /= sum(weights.values())
+    """`carried` is what earlier stages have read of datasets, also of others."""
+    first = sources[0].manifest
+    self.manifests = {source.name: source.manifest for source in sources}
+    self.row_length = first.row_length * sources[0].joined
+    self.slots_per_batch = config.batch_size * self.row_length
+    shares = _row_weights(sources, config)
+    self.fill = float(
+      sum(w * s.manifest.fill for w, s in zip(shares, sources, strict=True))
+      / sum(shares)
+    )
     self.vocabulary_fingerprint = first.vocabulary_fingerprint
     self.vocabulary_size = first.vocabulary_size
-    self.num_batches = None if num_rows is None else num_rows // config.batch_size
-    self.dropped_rows = 0 if num_rows is None else num_rows % config.batch_size
+    endless = len(plan) == sys.maxsize
+    self.num_batches = None if endless else len(plan) // config.batch_size
+    self.dropped_rows = 0 if endless else len(plan) % config.batch_size
+    self._sources = sources
+    self._plan = plan
     self._config = config
-    self._plan = _plan_fingerprint(manifests, config)
+    self._carried = carried
+    self._fingerprint = _plan_fingerprint(sources, config)
     options = grain.ReadOptions(
       num_threads=config.read_threads,
       prefetch_buffer_size=max(4 * config.read_threads, 1),
@@ -135,14 +103,28 @@ class Loader:
     except StopIteration:
       raise OutOfData(
         f"The data ended after {self.num_batches} batches of {self._config.batch_size} "
-        f"rows ({self._config.epochs} epochs of {', '.join(self.manifests)}). Raise "
-        "DataConfig.epochs (None repeats for ever), or ask for fewer steps."
+        f"rows (DataConfig.epochs {self._config.epochs} of {', '.join(self.manifests)}, "
+        f"when_exhausted {self._config.when_exhausted!r}). Raise DataConfig.epochs "
+        "(None repeats for ever), or ask for fewer steps."
       ) from None
 
   def get_state(self) -> dict[str, Any]:
     """Returns the position as small JSON: the same on every host."""
-    state = self._iterator.get_state()
-    return {"next_batch": int(state["next_index"]), "plan": self._plan}
+    position = int(self._iterator.get_state()["next_index"])
+    return {
+      "next_batch": position,
+      "plan": self._fingerprint,
+      "seed": self._config.seed,
+      "shuffle": self._config.shuffle,
+      "sources": self._carried
+      | {
+        source.name: {
+          "rows": source.rows_read(count),
+          "data": source.manifest.fingerprint(),
+        }
+        for source, count in self._count_rows(position)
+      },
+    }
 
   def set_state(self, state: dict[str, Any]) -> None:
     """Goes to a position, at once. The number of hosts may have changed.
@@ -152,13 +134,14 @@ class Loader:
         going on from it would silently leave rows out or repeat them.
     """
     position = state.get("next_batch")
-    if set(state) != {"next_batch", "plan"} or not isinstance(position, int):
+    fields = {"next_batch", "plan", "seed", "shuffle", "sources"}
+    if set(state) != fields or not isinstance(position, int):
       raise DataError(f"{state!r} is not a state of this loader.")
-    if state["plan"] != self._plan:
+    if state["plan"] != self._fingerprint:
       raise DataError(
         "The saved data position belongs to other datasets, weights, batch_size, seed, "
-        "shuffle or epochs than this DataConfig. Restore these, or start a new run "
-        "from the saved parameters."
+        "shuffle, epochs, when_exhausted or an earlier stage of other length than this "
+        "DataConfig. Restore these, or start a new run from the saved parameters."
       )
     if position < 0 or (self.num_batches is not None and position > self.num_batches):
       raise DataError(
@@ -167,14 +150,44 @@ class Loader:
       )
     self._iterator.set_state({"next_index": position})
 
-  def describe(self) -> list[str]:
-    """Says in a few lines what is read, for logs."""
-    total = sum(self._config.datasets.values())
+  def _count_rows(self, num_batches: int) -> list[tuple[RowSource, int]]:
+    """Returns each source and how many rows of the mixture it has given."""
+    counts = self._plan.counts(num_batches * self._config.batch_size)
+    return list(zip(self._sources, counts, strict=True))
+
+  def mixture_metrics(self, num_batches: int) -> dict[str, float]:
+    """Returns what the first `num_batches` batches are made of, exactly.
+
+    `data/fraction/NAME` is the realised fraction of tokens (a dataset's rows count as
+    the mean of its rows, so that whole epochs are exact), `data/epoch/NAME` the passes
+    made over the dataset, those of earlier stages included.
+    """
+    tokens = [count * s.tokens_per_row for s, count in self._count_rows(num_batches)]
+    total = sum(tokens) or Fraction(1)
+    metrics = {}
+    for (source, count), part in zip(
+      self._count_rows(num_batches), tokens, strict=True
+    ):
+      metrics[f"data/fraction/{source.name}"] = float(part / total)
+      metrics[f"data/epoch/{source.name}"] = source.epochs(count)
+    return metrics
+
+  def shares(self, num_batches: int) -> list[SourceShare]:
+    """Returns what the first `num_batches` batches take of each dataset."""
+    return _shares(self._count_rows(num_batches), self._config)
+
+  def describe(self, num_batches: int | None = None) -> list[str]:
+    """Says in a few lines what is read, for logs; `num_batches` are to be read."""
     lines = [
-      f"{name}: {manifest.rows} rows of {self.row_length} tokens, fill "
-      f"{manifest.fill:.3f}, weight {self._config.datasets[name] / total:.3f}"
-      for name, manifest in self.manifests.items()
+      f"{source.name}: {source.manifest.rows} rows of {source.manifest.row_length} "
+      f"tokens, fill {source.manifest.fill:.3f}"
+      + f", {source.joined} to a row" * (source.joined > 1)
+      + f", from row {source.start}" * (source.start > 0)
+      for source in self._sources
     ]
+    ends = [n for n in (num_batches, self.num_batches) if n is not None]
+    if ends:
+      lines += format_mixture(self.shares(min(ends))).splitlines()
     if self.num_batches is not None:
       lines.append(
         f"{self.num_batches} batches of {self._config.batch_size} rows; the last "
@@ -189,6 +202,8 @@ def make_loader(
   *,
   host_index: int = 0,
   host_count: int = 1,
+  num_batches: int | None = None,
+  earlier: EarlierStage | None = None,
 ) -> Loader:
   """Opens and checks datasets, and returns an iterator over batches.
 
@@ -197,14 +212,16 @@ def make_loader(
     config: what to read.
     host_index: which host this is; it reads batch_size / host_count rows a batch.
     host_count: how many hosts read together.
+    num_batches: how many will be read, if known: then a run that needs more epochs
+      than DataConfig allows is refused here, where when_exhausted is "error".
+    earlier: the stage before; datasets that it has read go on at their next unread row.
 
   Raises:
     ConfigError: if the batch does not divide among hosts, a dataset does not exist,
-      or the data do not fill one batch.
+      or the data do not fill one batch, or do not last.
     DataError: if a dataset is incomplete or damaged (file and row are named), or if
-      datasets differ in row length or vocabulary.
+      datasets differ in vocabulary or have row lengths that do not fit.
   """
-  data_dir = Path(data_dir)
   if not 0 <= host_index < host_count:
     raise ConfigError(f"host_index ({host_index}) must lie in [0, {host_count}).")
   if config.batch_size % host_count:
@@ -212,87 +229,82 @@ def make_loader(
       f"DataConfig.batch_size ({config.batch_size}) must be a multiple of the number "
       f"of hosts ({host_count})."
     )
-  manifests = {name: _open(data_dir, name) for name in config.datasets}
-  _check_agreement(manifests)
-  for name, manifest in manifests.items():
-    verify_dataset(data_dir / name, manifest, config.verify)
-  mixed = mix_rows(
-    [_rows(data_dir / name, manifests[name], name, config) for name in manifests],
-    list(config.datasets.values()),
-  )
-  num_rows = None if config.epochs is None else len(mixed)
-  if num_rows is not None:
-    whole = num_rows - num_rows % config.batch_size
+  sources = open_sources(Path(data_dir), config, earlier)
+  plan = _make_plan(sources, config, num_batches)
+  mixed = mix_rows([source.read(config) for source in sources], plan)
+  if len(plan) < sys.maxsize:
+    whole = len(plan) - len(plan) % config.batch_size
     if not whole:
       raise ConfigError(
-        f"DataConfig.batch_size ({config.batch_size}) is above the {num_rows} rows of "
-        f"{config.epochs} epochs. Lower it, or raise DataConfig.epochs."
+        f"DataConfig.batch_size ({config.batch_size}) is above the {len(plan)} rows "
+        f"that DataConfig.epochs ({config.epochs}) leaves. Lower it, or raise epochs."
       )
     # Cut before rows are dealt to hosts, or one host could have a batch more.
     mixed = mixed[:whole]
-  batches = (
-    mixed[host_index::host_count]
-    .map(decode_row)
-    .batch(config.batch_size // host_count, drop_remainder=True)
-    .map(make_batch)
+  batches = make_batches(
+    sources, mixed[host_index::host_count], config.batch_size // host_count
   )
-  loader = Loader(manifests, batches, config, num_rows=num_rows)
-  for line in loader.describe():
+  carried = {} if earlier is None else dict(earlier.state["sources"])
+  loader = Loader(sources, plan, batches, config, carried=carried)
+  for line in loader.describe(num_batches):
     _log.info("%s", line)
   return loader
 
 
-def _open(data_dir: Path, name: str) -> Manifest:
-  if not (data_dir / name).is_dir():
-    found = sorted(path.parent.name for path in data_dir.glob("*/manifest.json"))
-    raise ConfigError(
-      f"DataConfig.datasets names {name!r}, which is not in {data_dir}. Found: "
-      f"{', '.join(found) or 'no dataset'}."
+def _row_weights(sources: list[RowSource], config: DataConfig) -> list[Fraction]:
+  """Returns shares of rows that make the weights fractions of tokens."""
+  return [
+    Fraction(repr(float(config.datasets[source.name]))) / source.tokens_per_row
+    for source in sources
+  ]
+
+
+def _make_plan(
+  sources: list[RowSource], config: DataConfig, num_batches: int | None
+) -> RowPlan:
+  weights, caps = _row_weights(sources, config), config.caps()
+  limits: list[int | None] = [None] * len(sources)
+  if config.when_exhausted != "repeat":
+    limits = [source.rows_until(caps.get(source.name)) for source in sources]
+  plan = RowPlan(limits, weights, renormalize=config.when_exhausted == "renormalize")
+  if config.when_exhausted == "error" and num_batches is not None:
+    needed = num_batches * config.batch_size
+    if len(plan) < needed:
+      counts = RowPlan([None] * len(sources), weights).counts(needed)
+      refuse_excess(_shares(list(zip(sources, counts, strict=True)), config))
+  return plan
+
+
+def _shares(
+  counted: list[tuple[RowSource, int]], config: DataConfig
+) -> list[SourceShare]:
+  total, caps = sum(config.datasets.values()), config.caps()
+  return [
+    SourceShare(
+      name=source.name,
+      fraction=config.datasets[source.name] / total,
+      tokens=float(count * source.tokens_per_row),
+      unique_tokens=source.manifest.tokens,
+      epochs_before=source.epochs(0),
+      cap=caps.get(source.name),
     )
-  return read_manifest(data_dir / name)
+    for source, count in counted
+  ]
 
 
-def _check_agreement(manifests: dict[str, Manifest]) -> None:
-  """Refuses datasets that cannot be mixed."""
-  (first, reference), *others = manifests.items()
-  for name, manifest in others:
-    for field in ("row_length", "vocabulary_fingerprint", "vocabulary_size"):
-      ours, theirs = getattr(reference, field), getattr(manifest, field)
-      if ours != theirs:
-        raise DataError(
-          f"Datasets {first!r} and {name!r} differ in {field} ({ours} and {theirs}). "
-          "Materialize both with the same vocabulary and packing."
-        )
-
-
-def _rows(
-  path: Path, manifest: Manifest, name: str, config: DataConfig
-) -> grain.MapDataset:
-  """All epochs of one dataset's records."""
-  source = grain.sources.ArrayRecordDataSource(
-    [str(path / shard.file) for shard in manifest.shards]
-  )
-  rows = grain.MapDataset.source(source)  # pyright: ignore
-  if not config.shuffle:
-    return rows.repeat(config.epochs)
-  # A seed of its own for each name: adding a dataset changes no other's order.
-  seeds = np.random.SeedSequence([config.seed, zlib.crc32(name.encode())])
-  return shuffle_epochs(
-    rows, seed=int(seeds.generate_state(1)[0]), epochs=config.epochs
-  )
-
-
-def _plan_fingerprint(manifests: dict[str, Manifest], config: DataConfig) -> str:
+def _plan_fingerprint(sources: list[RowSource], config: DataConfig) -> str:
   """Names the global order of rows; hosts, threads and checks do not change it."""
+  caps = config.caps()
   datasets = [
-    [name, float(config.datasets[name]), manifest.fingerprint()]
-    for name, manifest in manifests.items()
+    [
+      source.name,
+      float(config.datasets[source.name]),
+      source.manifest.fingerprint(),
+      source.start,
+      caps.get(source.name),
+    ]
+    for source in sources
   ]
-  plan = [
-    datasets,
-    config.batch_size,
-    config.seed,
-    config.shuffle,
-    config.epochs,
-  ]
+  ends = config.when_exhausted in ("renormalize", "repeat") and config.when_exhausted
+  plan = [datasets, config.batch_size, config.seed, config.shuffle, ends]
   return hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:16]

@@ -80,7 +80,7 @@ def make_recipe(
     "format": FORMAT,
     "source": source,
     "vocabulary": vocabulary.fingerprint,
-    "packing": dataclasses.asdict(packing),
+    "packing": packing.recipe(),
     "rows_per_shard": rows_per_shard,
   }
 

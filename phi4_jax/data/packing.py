@@ -10,7 +10,7 @@ Differs: the paper does not describe its packing (arXiv:2412.08905 §3).
 import bisect
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,11 +36,18 @@ class PackingConfig:
       room; "single" gives each document a row.
     overlong: what becomes of a document of more than T + 1 tokens when it may not
       be cut: "error", "truncate" (its end is lost) or "drop". Both are counted.
+    min_tokens: shorter documents are dropped, and counted as "short".
+    max_tokens: longer documents are dropped, and counted as "long"; None keeps all.
+      With both, one source gives several datasets by length, each with a weight of its
+      own. Source: arXiv:2412.08905 section 3.3 (samples above 8K; those of 16K and
+      more are up-weighted).
   """
 
   row_length: int
   strategy: Strategy = "concat_split"
   overlong: Overlong = "error"
+  min_tokens: int = 0
+  max_tokens: int | None = None
 
   def __post_init__(self):
     if self.row_length < 1:
@@ -55,11 +62,32 @@ class PackingConfig:
         f"PackingConfig.overlong ({self.overlong!r}) must be one of error, truncate, "
         "drop."
       )
+    if self.min_tokens < 0:
+      raise ConfigError(
+        f"PackingConfig.min_tokens ({self.min_tokens}) must be 0 or more."
+      )
+    if self.max_tokens is not None and self.max_tokens < max(self.min_tokens, 1):
+      raise ConfigError(
+        f"PackingConfig.max_tokens ({self.max_tokens}) must be positive and at least "
+        f"min_tokens ({self.min_tokens}), or None."
+      )
     if self.strategy == "concat_split" and self.overlong != "error":
       raise ConfigError(
         f"PackingConfig.overlong ({self.overlong!r}) has no effect with strategy "
         "concat_split, which cuts every document. Leave it out, or use best_fit."
       )
+
+  def recipe(self) -> dict[str, Any]:
+    """Returns what decides the rows, as small JSON.
+
+    Limits that are not set are left out: data made before there were any stay known.
+    """
+    fields = dataclasses.asdict(self)
+    if not self.min_tokens:
+      del fields["min_tokens"]
+    if self.max_tokens is None:
+      del fields["max_tokens"]
+    return fields
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -73,8 +101,8 @@ class PackingStats:
     rows: how many came out.
     filled: slots of all rows that are not padding.
     truncated: documents that lost their end.
-    dropped: documents left out, by reason: "overlong", "no_loss" (no token of it
-      would count in the loss).
+    dropped: documents left out, by reason: "short" and "long" (outside min_tokens
+      to max_tokens), "overlong", "no_loss" (no token of it would count in the loss).
   """
 
   documents: int = 0
@@ -135,6 +163,12 @@ def _keep(
         f"Document {name} has ids of shape {token_ids.shape} and a loss mask of shape "
         f"{loss_mask.shape}; both must be [tokens]."
       )
+    if len(token_ids) < config.min_tokens:
+      stats.dropped["short"] = stats.dropped.get("short", 0) + 1
+      continue
+    if config.max_tokens is not None and len(token_ids) > config.max_tokens:
+      stats.dropped["long"] = stats.dropped.get("long", 0) + 1
+      continue
     if config.strategy != "concat_split" and len(token_ids) > slots:
       if config.overlong == "error":
         raise DataError(

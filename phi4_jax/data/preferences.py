@@ -127,6 +127,11 @@ class PreferenceLoader:
       self._order = (epoch, order)
     return int(self._order[1][index])
 
+  def mixture_metrics(self, num_batches: int) -> dict[str, float]:
+    """Returns nothing: the rows are one dataset's."""
+    del num_batches
+    return {}
+
   def count_pairs(self, num_batches: int) -> int:
     """Returns how many pairs (or responses) the first batches hold, all hosts together.
 

@@ -48,6 +48,8 @@ def data_dir(tmp_path_factory):
 def config(datasets="web", **kwargs):
   if isinstance(datasets, str):
     datasets = {datasets: 1.0}
+  if kwargs.get("epochs") is not None:
+    kwargs.setdefault("when_exhausted", "stop")
   return DataConfig(**{"datasets": datasets, "batch_size": 6, **kwargs})
 
 
@@ -77,7 +79,7 @@ def test_unshuffled_epoch_is_the_files_order(data_dir, read_threads):
   loader = make_loader(data_dir, settings)
   assert (loader.num_batches, loader.dropped_rows) == (8, 2)
   assert sum(drain(loader), []) == [(0, i) for i in range(48)]
-  with pytest.raises(OutOfData, match=r"after 8 batches of 6 rows \(1 epochs of web"):
+  with pytest.raises(OutOfData, match=r"after 8 batches of 6 rows \(.*epochs 1 of web"):
     next(loader)
   assert "the last 2 rows do not fill a batch" in loader.describe()[-1]
 
@@ -253,6 +255,10 @@ def test_bad_states_are_refused(data_dir):
     ({"batch_size": 0}, "batch_size"),
     ({"seed": -1}, "seed"),
     ({"epochs": 0}, "epochs"),
+    ({"epochs": {"wbe": 1}}, r"epochs\['wbe'\] is of no dataset.*has web"),
+    ({"epochs": {"web": 0.0}}, r"epochs\['web'\] \(0.0\) must be positive"),
+    ({"unique_tokens": {"wbe": 1}}, "unique_tokens"),
+    ({"when_exhausted": "stop"}, "has no effect: without DataConfig.epochs"),
     ({"read_threads": -1}, "read_threads"),
   ],
 )
@@ -268,7 +274,7 @@ def test_what_cannot_be_opened(data_dir, tmp_path):
     make_loader(data_dir, config(), host_index=0, host_count=4)
   with pytest.raises(ConfigError, match="host_index"):
     make_loader(data_dir, config(), host_index=2, host_count=2)
-  with pytest.raises(ConfigError, match=r"\(30\) is above the 20 rows of 1 epochs"):
+  with pytest.raises(ConfigError, match=r"\(30\) is above the 20 rows .* \(1\) leaves"):
     make_loader(data_dir, config("code", batch_size=30, epochs=1))
   (tmp_path / "half").mkdir()
   (tmp_path / "half" / "rows-00000.arrayrecord").write_bytes(b"x")
@@ -295,11 +301,13 @@ def test_datasets_must_agree(data_dir, tmp_path, toy_vocabulary, write_toy):
   for file in (data_dir / "web").iterdir():
     (tmp_path / "web").mkdir(exist_ok=True)
     (tmp_path / "web" / file.name).write_bytes(file.read_bytes())
-  with pytest.raises(DataError, match=r"'web' and 'toy' differ in row_length \(2 and"):
+  with pytest.raises(
+    DataError, match=r"'web' and 'toy' differ in vocabulary_fingerprint"
+  ):
     make_loader(tmp_path, config({"web": 1.0, "toy": 1.0}))
-  write_toy(tmp_path / "short", packing=PackingConfig(row_length=2))
-  with pytest.raises(DataError, match="differ in vocabulary_fingerprint"):
-    make_loader(tmp_path, config({"web": 1.0, "short": 1.0}))
+  write_toy(tmp_path / "odd", packing=PackingConfig(row_length=5))
+  with pytest.raises(DataError, match=r"differ in row_length \(32 and 5\), and the"):
+    make_loader(tmp_path, config({"odd": 1.0, "toy": 1.0}))
   loader = make_loader(tmp_path, config("toy"))
   assert loader.vocabulary_fingerprint == toy_vocabulary.fingerprint
   assert loader.vocabulary_size == toy_vocabulary.size

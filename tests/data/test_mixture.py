@@ -1,5 +1,7 @@
 """Orders of rows: exact shares at every point, and epochs that are permutations."""
 
+import sys
+
 import grain
 import numpy as np
 import pytest
@@ -30,13 +32,54 @@ def test_a_mixture_never_runs_over_its_first_end(lengths):
   for k in range(len(plan)):
     counts[plan[k][0]] += 1
   assert all(count <= length for count, length in zip(counts, lengths, strict=True))
-  # It could not have gone on for much longer, either.
-  assert any(count >= length - 2 for count, length in zip(counts, lengths, strict=True))
+  # It could not have gone on for one row more.
+  more = RowPlan([None] * 3, [0.5, 0.3, 0.2])[len(plan)][0]
+  assert counts[more] == lengths[more]
+
+
+@pytest.mark.parametrize("lengths", [[5, 5, 50], [1, 100, 100], [40, 3, 7], [0, 2, 9]])
+def test_others_take_the_share_of_what_has_run_out(lengths):
+  weights = [0.5, 0.3, 0.2]
+  plan = RowPlan(lengths, weights, renormalize=True)
+  assert len(plan) == sum(lengths)  # every row exactly once
+  found = [plan[k] for k in range(len(plan))]
+  for dataset, length in enumerate(lengths):
+    assert [i for d, i in found if d == dataset] == list(range(length))
+  for k in range(len(plan) + 1):
+    expected = [sum(d == dataset for d, _ in found[:k]) for dataset in range(3)]
+    assert plan.counts(k) == expected
+
+
+def test_the_rest_keep_their_weights():
+  plan = RowPlan([5, 90, 90], [0.5, 0.3, 0.2], renormalize=True)
+  found = [plan[k][0] for k in range(60)]
+  after = max(k for k, dataset in enumerate(found) if dataset == 0) + 1
+  assert after == 9  # the fifth row of dataset 0; it would have had the eleventh, too
+  tail = found[10:60]
+  assert [tail.count(dataset) for dataset in (1, 2)] == [30, 20]
+
+
+def test_an_endless_dataset_takes_over():
+  plan = RowPlan([3, None], [0.75, 0.25], renormalize=True)
+  found = [plan[k] for k in range(10)]
+  assert [i for d, i in found if d == 0] == [0, 1, 2]
+  assert [i for d, i in found if d == 1] == list(range(7))
+  assert plan[10**15] == (1, 10**15 - 3)
+  assert plan.counts(10**15) == [3, 10**15 - 3]
+  assert len(plan) == sys.maxsize
+
+
+def test_counts_are_those_of_the_rows():
+  plan = RowPlan([None] * 3, [1 / 3, 0.5, 0.05])
+  counts = [0, 0, 0]
+  for k in range(3000):
+    assert plan.counts(k) == counts
+    counts[plan[k][0]] += 1
 
 
 def test_one_dataset_needs_no_plan():
   rows = grain.MapDataset.range(5)
-  assert mix_rows([rows], [0.7]) is rows
+  assert mix_rows([rows], RowPlan([5], [0.7])) is rows
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 300, 5000])

@@ -177,3 +177,34 @@ def test_best_fit_is_dense_and_bounded(monkeypatch):
     for segment in range(1, max(row[1]) + 1):
       ids = [t for t, s in zip(row[0], row[1], strict=True) if s == segment]
       assert ids == list(range(ids[0], ids[0] + len(ids))) and ids[0] % 100 == 0
+
+
+def test_documents_outside_the_limits_are_dropped_and_counted():
+  """One source, three datasets by length; none is lost between them."""
+  given = list(documents(3, 7, 8, 15, 16, 40))
+  kept = {}
+  for name, limits in {
+    "short": {"max_tokens": 7},
+    "8": {"min_tokens": 8, "max_tokens": 15},
+    "16": {"min_tokens": 16},
+  }.items():
+    stats = PackingStats()
+    rows = list(pack(given, PackingConfig(row_length=50, **limits), stats))
+    assert rows
+    kept[name] = stats.documents - sum(stats.dropped.values()), stats.dropped
+  assert kept == {
+    "short": (2, {"long": 4}),
+    "8": (2, {"short": 2, "long": 2}),
+    "16": (2, {"short": 4}),
+  }
+
+
+def test_limits_that_are_not_set_change_no_recipe():
+  assert PackingConfig(row_length=8).recipe() == {
+    "row_length": 8,
+    "strategy": "concat_split",
+    "overlong": "error",
+  }
+  assert PackingConfig(row_length=8, min_tokens=3).recipe()["min_tokens"] == 3
+  with pytest.raises(ConfigError, match=r"max_tokens \(2\) must be"):
+    PackingConfig(row_length=8, min_tokens=3, max_tokens=2)
