@@ -37,7 +37,8 @@ def load_data_state(path: Path) -> dict[str, Any]:
   state = io.read_json(file)["data_state"].get("loader")
   if state is None:
     raise DataError(
-      f"{path} is no training run, so no dataset goes on from it. Leave parent_data out."
+      f"{path} is no training run, so no dataset goes on from it. Leave parent_data "
+      "out."
     )
   return state
 

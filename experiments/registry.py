@@ -23,12 +23,14 @@ from experiments.train_tokenizer import TrainTokenizerConfig
 from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.data.data_config import DataConfig
+from phi4_jax.data.key_values import KeyValueSource
 from phi4_jax.data.packing import PackingConfig
 from phi4_jax.data.preferences import PreferenceConfig
 from phi4_jax.data.sources import ArithmeticSource, JsonlSource
 from phi4_jax.data.tokenizer import VocabularyConfig
 from phi4_jax.eval.tasks.arithmetic import ArithmeticTaskConfig
 from phi4_jax.eval.tasks.gsm8k import Gsm8kConfig
+from phi4_jax.eval.tasks.key_value import KeyValueTaskConfig
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.lora import LoraConfig
 from phi4_jax.model.rope_scaling import LinearRope, Llama3Rope, LongRope
@@ -71,9 +73,11 @@ CONFIG_CLASSES = (
   PackingConfig,
   ArithmeticSource,
   JsonlSource,
+  KeyValueSource,
   VocabularyConfig,
   ArithmeticTaskConfig,
   Gsm8kConfig,
+  KeyValueTaskConfig,
   ModelConfig,
   LoraConfig,
   LongRope,

@@ -7,9 +7,10 @@ judge answers to the questions of a file are in phi4_jax/pts/oracle_rules.py.
 
 from phi4_jax.eval.tasks.arithmetic import ArithmeticTask, ArithmeticTaskConfig
 from phi4_jax.eval.tasks.gsm8k import Gsm8kConfig, Gsm8kTask
+from phi4_jax.eval.tasks.key_value import KeyValueTask, KeyValueTaskConfig
 from phi4_jax.eval.types import Task
 
-TaskConfig = ArithmeticTaskConfig | Gsm8kConfig
+TaskConfig = ArithmeticTaskConfig | Gsm8kConfig | KeyValueTaskConfig
 
 
 def make_task(config: TaskConfig) -> Task:
@@ -19,3 +20,5 @@ def make_task(config: TaskConfig) -> Task:
       return ArithmeticTask(config)
     case Gsm8kConfig():
       return Gsm8kTask(config)
+    case KeyValueTaskConfig():
+      return KeyValueTask(config)

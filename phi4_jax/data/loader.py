@@ -103,8 +103,8 @@ class Loader:
     except StopIteration:
       raise OutOfData(
         f"The data ended after {self.num_batches} batches of {self._config.batch_size} "
-        f"rows (DataConfig.epochs {self._config.epochs} of {', '.join(self.manifests)}, "
-        f"when_exhausted {self._config.when_exhausted!r}). Raise DataConfig.epochs "
+        f"rows (DataConfig.epochs {self._config.epochs} of "
+        f"{', '.join(self.manifests)}, when_exhausted {self._config.when_exhausted!r}). Raise DataConfig.epochs "
         "(None repeats for ever), or ask for fewer steps."
       ) from None
 

@@ -79,8 +79,8 @@ def plan_mixture(
   unknown = [name for name in caps if name not in unique_tokens]
   if unknown:
     raise ConfigError(
-      f"DataConfig.epochs limits {', '.join(unknown)}, whose size is not known. Give it "
-      "in DataConfig.unique_tokens, or materialize the data."
+      f"DataConfig.epochs limits {', '.join(unknown)}, whose size is not known. Give "
+      "it in DataConfig.unique_tokens, or materialize the data."
     )
   tokens = dict.fromkeys(weights, 0.0)
   limits = dict.fromkeys(weights, math.inf)

@@ -1,0 +1,138 @@
+"""Key-value recall: a JSON object in the prompt, and the value of one of its keys.
+
+HELMET's recall task in short words as well as in its own UUIDs, of any length, made on
+the spot. Documents to learn it from ask for several keys in turn; the evaluation
+(eval/tasks/key_value.py) asks for one.
+
+Source: arXiv:2412.08905 section 3.3 (Table 6: recall at 8K and 16K by HELMET, whose
+  JSON key-value task has this form).
+Differs: HELMET shows two solved examples first and asks a base model; here a model is
+  asked in its chat format.
+"""
+
+import dataclasses
+import json
+import random
+import uuid
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+from phi4_jax.common.errors import ConfigError
+from phi4_jax.data.documents import Document, Message
+
+Style = Literal["word", "uuid"]
+_CONSONANTS = "bcdfghjklmnprstvwxyz"
+_VOWELS = "aeiou"
+NUM_WORDS = len(_CONSONANTS) ** 2 * len(_VOWELS)
+INSTRUCTION = (
+  "Extract the value corresponding to the specified key in the JSON object below."
+)
+
+
+class Recall(NamedTuple):
+  """A JSON object, and questions about it in order."""
+
+  pairs: dict[str, str]
+  keys: tuple[str, ...]
+
+  def messages(self, *, answered: int) -> tuple[Message, ...]:
+    """Returns the exchange: all questions of which the first `answered` have answers.
+
+    One more question follows them, if there is one.
+    """
+    turns: list[Message] = []
+    for number, key in enumerate(self.keys[: answered + 1]):
+      question = f"Key: {json.dumps(key)}\nCorresponding value:"
+      if number == 0:
+        question = f"{INSTRUCTION}\n\n{json.dumps(self.pairs)}\n\n{question}"
+      turns.append({"role": "user", "content": question})
+      if number < answered:
+        turns.append({"role": "assistant", "content": self.pairs[key]})
+    return tuple(turns)
+
+
+def draw_recall(
+  rng: random.Random, *, num_pairs: int, num_queries: int, style: Style
+) -> Recall:
+  """Draws an object of distinct keys and values, and distinct keys to ask for."""
+  words = [_word(number) for number in rng.sample(range(NUM_WORDS), 2 * num_pairs)]
+  if style == "uuid":
+    words = [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in words]
+  pairs = dict(zip(words[:num_pairs], words[num_pairs:], strict=True))
+  return Recall(pairs, tuple(rng.sample(list(pairs), num_queries)))
+
+
+def _word(number: int) -> str:
+  """The number-th of all three-letter words: consonant, vowel, consonant."""
+  rest, last = divmod(number, len(_CONSONANTS))
+  first, vowel = divmod(rest, len(_VOWELS))
+  return _CONSONANTS[first] + _VOWELS[vowel] + _CONSONANTS[last]
+
+
+def check_pairs(where: str, *, num_pairs: int, seed: int) -> None:
+  """Refuses what `draw_recall` cannot draw.
+
+  Raises:
+    ConfigError: names the setting.
+  """
+  if not 1 <= num_pairs <= NUM_WORDS // 2:
+    raise ConfigError(
+      f"{where} ({num_pairs}) must lie in [1, {NUM_WORDS // 2}], half of all words."
+    )
+  if seed < 0:
+    raise ConfigError(f"{where.partition('.')[0]}.seed ({seed}) must be 0 or more.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyValueSource:
+  """Exchanges about JSON objects, as a source of documents.
+
+  Attributes:
+    num_documents: how many to make.
+    seed: 0 or more; another seed gives other documents.
+    min_pairs: fewest pairs of an object.
+    max_pairs: most pairs.
+    num_queries: questions about one object; fewer where it has fewer pairs.
+    style: "word" (three letters) or "uuid", HELMET's.
+  """
+
+  num_documents: int
+  seed: int
+  min_pairs: int
+  max_pairs: int
+  num_queries: int = 1
+  style: Style = "word"
+
+  def __post_init__(self):
+    for name in ("num_documents", "num_queries"):
+      if getattr(self, name) < 1:
+        raise ConfigError(
+          f"KeyValueSource.{name} ({getattr(self, name)}) must be positive."
+        )
+    check_pairs("KeyValueSource.max_pairs", num_pairs=self.max_pairs, seed=self.seed)
+    if not 1 <= self.min_pairs <= self.max_pairs:
+      raise ConfigError(
+        f"KeyValueSource.min_pairs ({self.min_pairs}) must lie in [1, max_pairs] "
+        f"(max_pairs is {self.max_pairs})."
+      )
+    if self.style not in ("word", "uuid"):
+      raise ConfigError(
+        f"KeyValueSource.style ({self.style!r}) must be 'word' or 'uuid'."
+      )
+
+  def documents(self) -> Iterator[Document]:
+    rng = random.Random(2 * self.seed)
+    for i in range(self.num_documents):
+      num_pairs = rng.randint(self.min_pairs, self.max_pairs)
+      num_queries = min(self.num_queries, num_pairs)
+      recall = draw_recall(
+        rng, num_pairs=num_pairs, num_queries=num_queries, style=self.style
+      )
+      yield Document(
+        id=f"key-value-{self.seed}:{i}",
+        messages=recall.messages(answered=num_queries),
+        source="key-value recall",
+      )
+
+  def recipe(self) -> dict[str, Any]:
+    return {"source": "KeyValueSource", **dataclasses.asdict(self)}
