@@ -1,7 +1,7 @@
-"""How fast do materialized rows become batches, how soon far away, and in what memory?
+"""How fast do materialized rows become batches, how soon far away, in what memory?
 
-  python -m benchmarks.loader              # a million steps away, 5,000 steps for memory
-  python -m benchmarks.loader --quick      # fewer rows and steps
+  python -m benchmarks.loader            # a million steps away, 5,000 steps for memory
+  python -m benchmarks.loader --quick    # fewer rows and steps
 
 Rows of 4,096 tokens, packed by concat-and-split from documents of random length whose
 ids follow Zipf's law, in a mixture of three datasets; the batches are those of one

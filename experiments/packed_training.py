@@ -32,8 +32,9 @@ class ValidationConfig:
 
   Attributes:
     dataset: name of a materialized dataset; its loss is `validation/loss`.
-    others: further ones, whose losses are `validation/NAME_loss`. Their rows may have
-      another length, for example that of the stage before.
+    others: further ones, whose losses are `validation/NAME_loss`, from `data` or else
+      from `parent_data`. Their rows may have another length: the short-context loss of
+      a midtraining run is that on the held-out rows of pretraining.
     every_steps: how often.
     max_batches: at most so many batches of each, always the same ones.
   """
@@ -139,9 +140,11 @@ class PackedRows:
     batches: DataConfig,
     num_batches: int | None = None,
     earlier: EarlierStage | None = None,
+    *,
+    folder: Path | None = None,
   ) -> Loader:
     return make_loader(
-      self._data,
+      folder or self._data,
       batches,
       host_index=self._reader,
       host_count=self._num_readers,
@@ -190,7 +193,7 @@ class PackedRows:
     rows = {"validation/loss": _take(loader, validation.max_batches)}
     for name in validation.others:
       rows[f"validation/{name}_loss"] = _take(
-        self._open_held_out(name), validation.max_batches
+        self._open_held_out(name, beside=self._earlier), validation.max_batches
       )
     sums = jax.jit(self.loss_fn)
 
@@ -208,8 +211,11 @@ class PackedRows:
 
     return Validation(validation.every_steps, measure)
 
-  def _open_held_out(self, name: str) -> Loader:
+  def _open_held_out(self, name: str, beside: EarlierStage | None = None) -> Loader:
     """Opens one pass over a dataset in file order; it fills a batch at least."""
+    folder = self._data
+    if beside is not None and not (folder / name).is_dir():
+      folder = beside.data_dir
     return self._open(
       dataclasses.replace(
         self._config.batches,
@@ -218,7 +224,8 @@ class PackedRows:
         epochs=1,
         when_exhausted="stop",
         unique_tokens=None,
-      )
+      ),
+      folder=folder,
     )
 
 

@@ -93,6 +93,9 @@ class KeyValueSource:
     min_pairs: fewest pairs of an object.
     max_pairs: most pairs.
     num_queries: questions about one object; fewer where it has fewer pairs.
+    form: "chat" (questions and answers, of which only the answers count in the loss)
+      or "text" (the object, and once more in another order: every value of the second
+      can be recalled, so that a small model learns it sooner).
     style: "word" (three letters) or "uuid", HELMET's.
   """
 
@@ -101,9 +104,14 @@ class KeyValueSource:
   min_pairs: int
   max_pairs: int
   num_queries: int = 1
+  form: Literal["chat", "text"] = "chat"
   style: Style = "word"
 
   def __post_init__(self):
+    if self.form not in ("chat", "text"):
+      raise ConfigError(
+        f"KeyValueSource.form ({self.form!r}) must be 'chat' or 'text'."
+      )
     for name in ("num_documents", "num_queries"):
       if getattr(self, name) < 1:
         raise ConfigError(
@@ -121,18 +129,23 @@ class KeyValueSource:
       )
 
   def documents(self) -> Iterator[Document]:
-    rng = random.Random(2 * self.seed)
+    # Even seeds, odd ones are the evaluation's.
+    rng = random.Random(4 * self.seed + (0 if self.form == "chat" else 2))
     for i in range(self.num_documents):
       num_pairs = rng.randint(self.min_pairs, self.max_pairs)
       num_queries = min(self.num_queries, num_pairs)
       recall = draw_recall(
         rng, num_pairs=num_pairs, num_queries=num_queries, style=self.style
       )
-      yield Document(
-        id=f"key-value-{self.seed}:{i}",
-        messages=recall.messages(answered=num_queries),
-        source="key-value recall",
-      )
+      name = f"key-value-{self.form}-{self.seed}:{i}"
+      if self.form == "chat":
+        messages = recall.messages(answered=num_queries)
+        yield Document(id=name, messages=messages, source="key-value recall")
+        continue
+      keys = rng.sample(list(recall.pairs), num_pairs)
+      again = {key: recall.pairs[key] for key in keys}
+      text = f"{json.dumps(recall.pairs)}\n{json.dumps(again)}"
+      yield Document(id=name, text=text, source="key-value recall")
 
   def recipe(self) -> dict[str, Any]:
     return {"source": "KeyValueSource", **dataclasses.asdict(self)}

@@ -104,8 +104,9 @@ class Loader:
       raise OutOfData(
         f"The data ended after {self.num_batches} batches of {self._config.batch_size} "
         f"rows (DataConfig.epochs {self._config.epochs} of "
-        f"{', '.join(self.manifests)}, when_exhausted {self._config.when_exhausted!r}). Raise DataConfig.epochs "
-        "(None repeats for ever), or ask for fewer steps."
+        f"{', '.join(self.manifests)}, when_exhausted "
+        f"{self._config.when_exhausted!r}). Raise DataConfig.epochs (None repeats for "
+        "ever), or ask for fewer steps."
       ) from None
 
   def get_state(self) -> dict[str, Any]:

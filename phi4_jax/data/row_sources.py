@@ -191,8 +191,8 @@ def make_row(rows: np.ndarray) -> dict[str, np.ndarray]:
   Each keeps its own documents: nothing in one can attend to another.
 
   Differs: the paper does not say whether recalled tokens are packed anew for
-    midtraining (arXiv:2412.08905 section 3.3); here they keep the rows of pretraining, so that
-    each goes on at its next unread one.
+    midtraining (arXiv:2412.08905 section 3.3); here they keep the rows of pretraining,
+    so that each goes on at its next unread one.
   """
   batch = make_batch(rows.reshape(-1, *rows.shape[-2:]))
   segments = batch["segment_ids"]

@@ -36,6 +36,13 @@ def test_an_exchange_answers_each_question_from_the_object(style):
   assert sizes <= set(range(2, 10)) and len(sizes) > 1
 
 
+def test_a_text_holds_the_object_twice():
+  for document in make(form="text").documents():
+    once, again = map(json.loads, document.text.splitlines())
+    assert once == again and 2 <= len(once) <= 9
+  assert list(once) != list(again)
+
+
 def test_words_are_distinct_and_seeds_differ():
   assert len({_word(i) for i in range(NUM_WORDS)}) == NUM_WORDS == 2000
   assert list(make(seed=4).documents()) != list(make().documents())
