@@ -130,7 +130,7 @@ class RowPlan:
       members = tuple(
         (dataset, weight)
         for dataset, weight in enumerate(integers)
-        if left[dataset] is None or left[dataset] > 0 or not renormalize
+        if left[dataset] != 0 or not renormalize
       )
       if not members:
         break
@@ -141,8 +141,8 @@ class RowPlan:
         break
       for (dataset, _), count in zip(members, _counts(members, size), strict=True):
         before[dataset] += count
-        if left[dataset] is not None:
-          left[dataset] -= count
+        rows = left[dataset]
+        left[dataset] = None if rows is None else rows - count
       start += size
       if not renormalize:
         break
