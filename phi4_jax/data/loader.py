@@ -186,9 +186,10 @@ class Loader:
       + f", from row {source.start}" * (source.start > 0)
       for source in self._sources
     ]
-    ends = [n for n in (num_batches, self.num_batches) if n is not None]
-    if ends:
-      lines += format_mixture(self.shares(min(ends))).splitlines()
+    if num_batches is not None:
+      if self.num_batches is not None:
+        num_batches = min(num_batches, self.num_batches)
+      lines += format_mixture(self.shares(num_batches)).splitlines()
     if self.num_batches is not None:
       lines.append(
         f"{self.num_batches} batches of {self._config.batch_size} rows; the last "
