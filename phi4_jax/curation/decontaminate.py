@@ -1,0 +1,263 @@
+"""Which training texts are contaminated by benchmarks: Algorithm 1 of the paper.
+
+A text that has 13 words in a row in common with a benchmark item is contaminated. One
+that has many runs of 7 words in common is contaminated or partly so, by their share.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from phi4_jax.common.errors import ConfigError
+from phi4_jax.common.io import file_sha256
+from phi4_jax.curation.decontaminate_index import (
+  SHORT,
+  BenchmarkIndex,
+  BenchmarkItem,
+  Run,
+  Shared,
+  load_index,
+)
+from phi4_jax.curation.decontaminate_words import normalize
+from phi4_jax.curation.steps import Drop, Judge, Keep, Verdict, make_recipe
+from phi4_jax.data.documents import Document, document_texts
+
+Flag = Literal["clean", "partial", "contaminated"]
+Rule = Literal["13gram", "7gram"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContaminationRule:
+  """What counts as contaminated.
+
+  `info_7gram = 1` switches the 7-gram rule off.
+
+  Source: arXiv:2412.08905 Appendix B, Algorithm 1.
+  Differs: the paper does not give the two thresholds (its one example has a share of
+    0.39). Of GSM8K's training questions, which have nothing but their kind in common
+    with its test questions, few reach 0.1.
+
+  Attributes:
+    info_7gram: a share of 7-grams above this is worth a note.
+    contaminated_7gram: a share that is noted and at least this is contamination.
+    use_13gram: whether 13 words in a row are contamination, as in the paper.
+    count_allowed_7grams: whether the 7-grams inside allowed 13-grams count, as in the
+      paper. A short question between long boiler-plate is then contaminated by any
+      other; False leaves them out of what is in common (not out of the sizes).
+  """
+
+  info_7gram: float = 0.1
+  contaminated_7gram: float = 0.3
+  use_13gram: bool = True
+  count_allowed_7grams: bool = True
+
+  def __post_init__(self):
+    for name in ("info_7gram", "contaminated_7gram"):
+      value = getattr(self, name)
+      if not 0 <= value <= 1:
+        raise ConfigError(f"ContaminationRule.{name} ({value}) must lie in [0, 1].")
+    if self.contaminated_7gram < self.info_7gram < 1:
+      raise ConfigError(
+        f"ContaminationRule.contaminated_7gram ({self.contaminated_7gram}) must not be "
+        f"below info_7gram ({self.info_7gram})."
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongMatch:
+  """The first 13 words in a row of a text that a benchmark item has, too."""
+
+  item: BenchmarkItem
+  segment: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShortMatch:
+  """The item that shares the greatest part of 7-grams with a text.
+
+  Attributes:
+    item: the first of those that share as much.
+    overlaps: the distinct 7-grams in common, in the text's order.
+    ratio: their number over the lesser of both numbers of distinct 7-grams.
+  """
+
+  item: BenchmarkItem
+  overlaps: tuple[str, ...]
+  ratio: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contamination:
+  """What was found in one text.
+
+  Attributes:
+    flag: "clean", "partial" (worth a note) or "contaminated".
+    rule: by which rule it is not clean.
+    long: the 13-gram, if one that is not allowed was found; looked for even if the
+      rule does not use it.
+    short: the nearest item by 7-grams, even of a clean text, if any is shared.
+  """
+
+  flag: Flag
+  rule: Rule | None = None
+  long: LongMatch | None = None
+  short: ShortMatch | None = None
+
+  @property
+  def item(self) -> BenchmarkItem | None:
+    """The item that the text is not clean of."""
+    if self.rule is None:
+      return None
+    match = self.long if self.rule == "13gram" else self.short
+    assert match is not None
+    return match.item
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns the result without the item's text."""
+    record: dict[str, Any] = {"flag": self.flag, "rule": self.rule}
+    if self.long is not None:
+      item = self.long.item
+      record["13gram"] = {
+        "dataset": item.dataset, "id": item.id, "segment": self.long.segment,
+      }  # fmt: skip
+    if self.short is not None:
+      item = self.short.item
+      record["7gram"] = {
+        "dataset": item.dataset, "id": item.id, "ratio": self.short.ratio,
+        "overlaps": list(self.short.overlaps),
+      }  # fmt: skip
+    return record
+
+
+_CLEAN = Contamination(flag="clean")
+
+
+class Decontaminator:
+  """Compares texts with the items of an index."""
+
+  def __init__(self, index: BenchmarkIndex, rule: ContaminationRule):
+    self._index = index
+    self._rule = rule
+    self._ignored = frozenset[int]()
+    if not rule.count_allowed_7grams:
+      self._ignored = index.allowed_short_runs()
+
+  def check(self, text: str) -> Contamination:
+    """Returns what one text has in common with the benchmarks."""
+    return self.check_all([text])[0]
+
+  def check_all(self, texts: Sequence[str]) -> list[Contamination]:
+    """As `check`, of many texts at once: several times faster where they are short."""
+    normalized = [normalize(text) for text in texts]
+    shared = self._index.compare(normalized)
+    return [
+      self._judge(words, found) if found.short else _CLEAN
+      for words, found in zip(normalized, shared, strict=True)
+    ]
+
+  def _judge(self, words: bytes, shared: Shared) -> Contamination:
+    long = self._first_long(shared.long)
+    short = self._best_short(words, shared.short)
+    rule = self._rule
+    flag, by = "clean", None
+    if long is not None and rule.use_13gram:
+      flag, by = "contaminated", "13gram"
+    elif short is not None and short.ratio > rule.info_7gram:
+      flag = "contaminated" if short.ratio >= rule.contaminated_7gram else "partial"
+      by = "7gram"
+    return Contamination(flag=flag, rule=by, long=long, short=short)
+
+  def _first_long(self, runs: Sequence[Run]) -> LongMatch | None:
+    for run in runs:
+      if not self._index.is_allowed(run.number):
+        item = self._index.items[self._index.long.first_item[run.number]]
+        return LongMatch(item=item, segment=run.words.decode())
+    return None
+
+  def _best_short(self, words: bytes, runs: Sequence[Run]) -> ShortMatch | None:
+    grams = self._index.short
+    distinct = {run.number: run.words for run in runs}
+    for number in self._ignored.intersection(distinct):
+      del distinct[number]
+    if not distinct:
+      return None
+    items, overlaps = np.unique(
+      np.concatenate([grams.items(number) for number in distinct]), return_counts=True
+    )
+    in_item = grams.num_in_item[items]
+    in_text = _count_distinct(words, enough=int(in_item.max()))
+    ratios = overlaps / np.minimum(in_item, in_text)
+    best = int(ratios.argmax())
+    return ShortMatch(
+      item=self._index.items[items[best]],
+      overlaps=tuple(
+        text.decode()
+        for number, text in distinct.items()
+        if grams.has_item(number, int(items[best]))
+      ),
+      ratio=float(ratios[best]),
+    )
+
+
+def _count_distinct(words: bytes, *, enough: int) -> int:
+  """Returns how many distinct 7-grams a text has, or a number from `enough` on.
+
+  Most texts are longer than any item, and it need not be known by how much.
+  """
+  limit = 2 * enough + SHORT
+  head = words.split(None, limit)
+  count = len(_distinct(head[:limit]))
+  return count if count >= enough or len(head) <= limit else len(_distinct(words.split()))
+
+
+def _distinct(words: Sequence[bytes]) -> set[tuple[bytes, ...]]:
+  return set(zip(*(words[k:] for k in range(SHORT)), strict=False))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decontaminate:
+  """Drops documents that are contaminated by benchmarks; notes what is partly so.
+
+  Drops with "contaminated_13gram", "contaminated_7gram" or "no_text" (bytes). A partial
+  finding is kept as the label "contamination".
+
+  Attributes:
+    index: file that `phi4 decontaminate` or `BenchmarkIndex.save` wrote.
+    rule: what counts.
+  """
+
+  index: str
+  rule: ContaminationRule = ContaminationRule()
+
+  def make_judge(self) -> Judge:
+    checker = Decontaminator(load_index(self.index), self.rule)
+
+    def judge(document: Document) -> Verdict:
+      if document.data is not None:
+        return Drop("no_text", document.media_type)
+      found = checker.check("\n".join(document_texts(document)))
+      if found.flag == "clean":
+        return Keep(document)
+      if found.flag == "partial":
+        labels = {**document.labels, "contamination": found.to_json()}
+        return Keep(dataclasses.replace(document, labels=labels))
+      return Drop(f"contaminated_{found.rule}", describe(found))
+
+    return judge
+
+  def recipe(self) -> dict[str, Any]:
+    recipe = make_recipe(self, sha256=file_sha256(self.index))
+    del recipe["index"]  # the content decides, not where the file lies
+    return recipe
+
+
+def describe(found: Contamination) -> str:
+  """Returns a line that says which item was found, and how much of it."""
+  if found.rule == "13gram":
+    assert found.long is not None
+    return f"{found.long.item}: {found.long.segment!r}"
+  assert found.short is not None
+  short = found.short
+  return f"{short.item}: {len(short.overlaps)} 7-grams in common, {short.ratio:.2f}"

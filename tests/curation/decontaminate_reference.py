@@ -1,0 +1,45 @@
+"""Algorithm 1 of the paper with Python sets, word for word: what the fast one is held to."""
+
+import re
+import unicodedata
+
+
+def words_of(text):
+  text = unicodedata.normalize("NFC", text)
+  lowered = "".join("σ" if c == "ς" else c.lower()[0] for c in text)
+  return re.sub(r"[\W_]", " ", lowered).split()
+
+
+def ngrams(text, n):
+  words = words_of(text)
+  return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def check(train, tests, allowed13, info7, contaminated7):
+  """Returns (flag, rule, item of the 13-gram, 13-gram, best item, overlap, ratio).
+
+  `tests` and `allowed13` are texts; items are places in `tests`.
+  """
+  bench13 = {}
+  for t, text in enumerate(tests):
+    for gram in ngrams(text, 13):
+      bench13.setdefault(gram, t)
+  allowed = {tuple(words_of(text)) for text in allowed13}
+  first = next((g for g in ngrams(train, 13) if g in bench13 and g not in allowed), None)
+
+  train7 = set(ngrams(train, 7))
+  overlap = [len(train7 & set(ngrams(text, 7))) for text in tests]
+  ratio = [
+    n / min(len(train7), len(set(ngrams(text, 7)))) if n else 0.0
+    for n, text in zip(overlap, tests, strict=True)
+  ]
+  m = max(ratio)
+  best = ratio.index(m)
+  nearest = (best, overlap[best], m) if m else (None, 0, 0.0)
+
+  if first is not None:
+    return ("contaminated", "13gram", bench13[first], " ".join(first), *nearest)
+  if m > info7:
+    flag = "contaminated" if m >= contaminated7 else "partial"
+    return (flag, "7gram", None, None, *nearest)
+  return ("clean", None, None, None, *nearest)
