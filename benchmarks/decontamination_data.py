@@ -60,8 +60,8 @@ def draw_question(rng: random.Random, *, boiler_plate: bool) -> str:
       f"{rng.choice(PLACES)}."
     )
   asked = (
-    f"How many {rng.choice(THINGS)} are with {rng.choice(NAMES)} the "
-    f"{rng.choice(JOBS)} then?"
+    f"How many of {rng.randint(10**3, 10**5)} {rng.choice(THINGS)} are with "
+    f"{rng.choice(NAMES)} the {rng.choice(JOBS)} then?"
   )
   text = " ".join([*sentences, asked])
   if not boiler_plate:
