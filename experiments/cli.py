@@ -25,6 +25,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "experiments.materialize",
     "tokenize and pack documents into rows on disk",
   ),
+  "decontaminate": (
+    "experiments.decontaminate",
+    "take rows that hold benchmark questions out of training files",
+  ),
   "pretrain": ("experiments.pretrain", "train a model on packed rows"),
   "midtrain": ("experiments.midtrain", "train a pretrained model on longer rows"),
   "sft": ("experiments.sft", "fine-tune a pretrained model on chats"),

@@ -6,6 +6,7 @@ the rooms of the library in the order of CONTRIBUTING.md.
 
 from experiments.compare import CompareConfig
 from experiments.convert_in import ConvertConfig
+from experiments.decontaminate import DecontaminateConfig
 from experiments.dpo import DpoConfig
 from experiments.evaluate import EvaluateConfig
 from experiments.find_pivotal_tokens import FindPivotalTokensConfig
@@ -22,6 +23,7 @@ from experiments.sweep import SweepConfig
 from experiments.train_tokenizer import TrainTokenizerConfig
 from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import SamplingLaw
+from phi4_jax.curation.decontaminate import ContaminationRule, Decontaminate
 from phi4_jax.data.data_config import DataConfig
 from phi4_jax.data.key_values import KeyValueSource
 from phi4_jax.data.packing import PackingConfig
@@ -51,6 +53,7 @@ from phi4_jax.training.optimizer import OptimizerConfig
 CONFIG_CLASSES = (
   TrainTokenizerConfig,
   MaterializeConfig,
+  DecontaminateConfig,
   PretrainConfig,
   MidtrainConfig,
   SftConfig,
@@ -69,6 +72,8 @@ CONFIG_CLASSES = (
   SamplingLaw,
   DataConfig,
   PreferenceConfig,
+  ContaminationRule,
+  Decontaminate,
   DatasetConfig,
   PackingConfig,
   ArithmeticSource,

@@ -118,13 +118,13 @@ def run_stage(
     begun = Path(arguments.workdir) / "config.gin"
     if not arguments.gin_files and begun.is_file():
       arguments.gin_files = [begun]
-    elif not arguments.gin_files and not arguments.bindings:
+    if flags is not None:
+      flags.apply(arguments)
+    if not arguments.gin_files and not arguments.bindings:
       raise ConfigError(
         f"{arguments.workdir} holds no run to continue (there is no {begun.name} in "
         "it), and no --gin_file says what to begin."
       )
-    if flags is not None:
-      flags.apply(arguments)
     config = config_lib.load(root, arguments.gin_files, arguments.bindings)
     if not root.several_processes:
       return run_in_directory(arguments, config, Processes())

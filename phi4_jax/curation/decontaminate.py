@@ -209,7 +209,9 @@ def _count_distinct(words: bytes, *, enough: int) -> int:
   limit = 2 * enough + SHORT
   head = words.split(None, limit)
   count = len(_distinct(head[:limit]))
-  return count if count >= enough or len(head) <= limit else len(_distinct(words.split()))
+  return (
+    count if count >= enough or len(head) <= limit else len(_distinct(words.split()))
+  )
 
 
 def _distinct(words: Sequence[bytes]) -> set[tuple[bytes, ...]]:

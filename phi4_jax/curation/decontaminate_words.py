@@ -45,7 +45,9 @@ def normalize(text: str) -> bytes:
   """
   if text.isascii():
     return text.encode("ascii").translate(_ASCII)
-  codes = np.frombuffer(unicodedata.normalize("NFC", text).encode("utf-32-le"), "<u4")
+  codes = np.frombuffer(
+    unicodedata.normalize("NFC", text).encode("utf-32-le", "surrogatepass"), "<u4"
+  )
   return _characters()[codes].tobytes().decode("utf-32-le").encode("utf-8")
 
 

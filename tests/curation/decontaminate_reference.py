@@ -25,7 +25,9 @@ def check(train, tests, allowed13, info7, contaminated7):
     for gram in ngrams(text, 13):
       bench13.setdefault(gram, t)
   allowed = {tuple(words_of(text)) for text in allowed13}
-  first = next((g for g in ngrams(train, 13) if g in bench13 and g not in allowed), None)
+  first = next(
+    (g for g in ngrams(train, 13) if g in bench13 and g not in allowed), None
+  )
 
   train7 = set(ngrams(train, 7))
   overlap = [len(train7 & set(ngrams(text, 7))) for text in tests]

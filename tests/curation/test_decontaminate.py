@@ -42,7 +42,9 @@ RULE = ContaminationRule()
 
 
 def make_index(*texts, dataset="toy", allowed=()):
-  items = [BenchmarkItem(dataset=dataset, id=str(i), text=t) for i, t in enumerate(texts)]
+  items = [
+    BenchmarkItem(dataset=dataset, id=str(i), text=t) for i, t in enumerate(texts)
+  ]
   return BenchmarkIndex(items, allowed)
 
 
@@ -52,7 +54,9 @@ def test_pair_of_the_papers_shape_has_15_7grams_in_common():
   assert (found.flag, found.rule) == ("contaminated", "13gram")
   assert found.long is not None and found.short is not None
   assert found.long.item == found.short.item == index.items[1]
-  assert found.long.segment == "the average mass of 8 runners on a relay team rises by 1"
+  assert (
+    found.long.segment == "the average mass of 8 runners on a relay team rises by 1"
+  )
   assert len(found.short.overlaps) == len(set(found.short.overlaps)) == 15
   assert found.short.ratio == 15 / 37
   assert found.short.overlaps[0] == "the average mass of 8 runners on"
@@ -98,7 +102,9 @@ def test_allowed_runs_contaminate_nothing_and_7grams_still_count():
 
 def test_short_items_are_found_by_what_they_have_and_counted():
   index = make_index("one two three four five six", "a b c d e f g", TEST)
-  assert index.count_items() == {"toy": {"num_items": 3, "num_short": 2, "num_silent": 1}}
+  assert index.count_items() == {
+    "toy": {"num_items": 3, "num_short": 2, "num_silent": 1}
+  }
   check = Decontaminator(index, RULE).check
   # No run of 7 words: never found, whatever the text holds.
   assert check("zero one two three four five six seven").flag == "clean"

@@ -1,0 +1,372 @@
+"""phi4 decontaminate: training rows without those that hold benchmark questions.
+
+benchmarks.index                what the rows are compared with; `Decontaminate.index`
+kept/part-00000.jsonl           rows as they were; partly contaminated ones have a label
+noted/part-00000.jsonl          those again, with the item that they are like
+contaminated/part-00000.jsonl   rows put aside, with the item that they hold
+unreadable/part-00000.jsonl     places of rows that no text could be read from
+report.html                     both texts side by side
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import glob
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from experiments import process
+from experiments.decontaminate_parts import (
+  Part,
+  PartWorker,
+  do_part,
+  plan_parts,
+  read_texts,
+  start_worker,
+)
+from experiments.reporting.decontamination_page import write_page
+from experiments.run_directory import RunDirectory
+from experiments.stage import StageConfig, VerbFlags, run_stage
+from phi4_jax.common import io
+from phi4_jax.common.errors import ConfigError, DataError
+from phi4_jax.common.text import format_table
+from phi4_jax.curation.decontaminate import ContaminationRule
+from phi4_jax.curation.decontaminate_allowed import find_allowed, load_allowed
+from phi4_jax.curation.decontaminate_index import BenchmarkIndex, load_index
+from phi4_jax.curation.decontaminate_items import read_items
+from phi4_jax.training.progress import Progress
+
+_ROOT = "DecontaminateConfig"
+_EXAMPLE = """phi4 decontaminate --train='data/*.jsonl' \\
+    --benchmarks=gsm8k=gsm8k_test.jsonl,humaneval=HumanEval.jsonl --out=runs/clean
+  phi4 decontaminate --train=data/math.jsonl --benchmarks=gsm8k,math \\
+    --benchmark_dir=benchmarks --out=runs/clean      # gsm8k.jsonl, math.jsonl in there
+  phi4 decontaminate --workdir=runs/clean            # goes on after a stop"""
+COUNTED = ("contaminated_13gram", "contaminated_7gram", "partial")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecontaminateConfig(StageConfig):
+  """Training files and the benchmarks that they are to be free of.
+
+  Attributes:
+    train: JSON-lines files; patterns are allowed.
+    benchmarks: NAME=FILE, or NAME for the file NAME.jsonl in `benchmark_dir`.
+    benchmark_dir: folder of benchmarks that are given by name.
+    rule: what counts as contaminated.
+    with_answers: whether a benchmark's answers are part of its items.
+    fields: of a training row that hold its text; none means the usual names.
+    allow_list: file of 13-grams that contaminate nothing, one a line.
+    reference: JSON-lines files of general knowledge; 13-grams of benchmarks that they
+      and the training files have are allowed, too.
+    part_megabytes: of a training file, done and written at once.
+    num_workers: processes; 0 means as many as there are cores. Nothing that is written
+      depends on it.
+    max_shown: pairs of texts on the page.
+  """
+
+  verb: ClassVar[str] = "decontaminate"
+
+  train: tuple[str, ...]
+  benchmarks: tuple[str, ...]
+  benchmark_dir: str | None = None
+  rule: ContaminationRule = ContaminationRule()
+  with_answers: bool = False
+  fields: tuple[str, ...] = ()
+  allow_list: str | None = None
+  reference: tuple[str, ...] = ()
+  part_megabytes: int = 32
+  num_workers: int = 1
+  max_shown: int = 200
+
+  def __post_init__(self):
+    for name in ("train", "benchmarks"):
+      if not getattr(self, name):
+        raise ConfigError(f"{_ROOT}.{name} is empty: name a file.")
+    for name, least in (("part_megabytes", 1), ("num_workers", 0), ("max_shown", 0)):
+      if getattr(self, name) < least:
+        raise ConfigError(
+          f"{_ROOT}.{name} ({getattr(self, name)}) must be {least} or more."
+        )
+
+
+def resolve_benchmark(given: str, benchmark_dir: str | None) -> tuple[str, str]:
+  """Returns the name and the file of a benchmark.
+
+  Raises:
+    ConfigError: if it is a name alone and no folder has a file of that name.
+  """
+  name, equals, path = given.partition("=")
+  if equals:
+    return name, path
+  if benchmark_dir is None:
+    raise ConfigError(
+      f"{_ROOT}.benchmarks: {given!r} names no file. Write {given}=FILE, or give a "
+      "--benchmark_dir."
+    )
+  file = Path(benchmark_dir) / f"{given}.jsonl"
+  if not file.is_file():
+    known = sorted(path.stem for path in Path(benchmark_dir).glob("*.jsonl"))
+    raise ConfigError(
+      f"{_ROOT}.benchmarks: there is no {file}. In that folder are: "
+      f"{', '.join(known) or 'none'}."
+    )
+  return given, str(file)
+
+
+def find_files(patterns: Sequence[str], field: str) -> list[str]:
+  """Returns the files of all patterns, each once.
+
+  Raises:
+    ConfigError: if a pattern fits no file, or a file is compressed.
+  """
+  files: dict[str, None] = {}
+  for pattern in patterns:
+    found = sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
+    if not found:
+      raise ConfigError(f"{_ROOT}.{field}: no file is called {pattern!r}.")
+    files |= dict.fromkeys(found)
+  for path in files:
+    if Path(path).suffix in (".gz", ".zst", ".bz2", ".xz", ".parquet"):
+      raise ConfigError(
+        f"{_ROOT}.{field}: {path} is not plain JSON lines. Unpack it first."
+      )
+  return list(files)
+
+
+def run(config: DecontaminateConfig, directory: RunDirectory) -> dict[str, Any]:
+  """Does the parts that are not done, and reports them all."""
+  parts = plan_parts(find_files(config.train, "train"), config.part_megabytes << 20)
+  if not parts:
+    raise DataError(f"{_ROOT}.train: all files are empty.")
+  _check_begun(directory.path / "begun.json", config, parts)
+  index_file = directory.path / "benchmarks.index"
+  index = _provide_index(config, index_file, parts)
+  print(_describe_index(index), flush=True)
+  log = io.JsonlLog(directory.path / "parts.jsonl")
+  try:
+    records = {record["part"]: record for record in log.records()}
+    left = [part for part in parts if part.number not in records]
+    settings = (str(directory.path), str(index_file), config.rule, config.fields)
+    progress = _make_progress(parts, records)
+    progress.update(len(records))
+    with process.StopRequest() as stop:
+      for record in _do_parts(left, settings, config.num_workers, stop):
+        log.append(record)
+        records[record["part"]] = record
+        progress.update(len(records))
+      progress.close()
+      stop.raise_if_set(f"stopped after {len(records)} of {len(parts)} parts")
+    in_order = [records[part.number] for part in parts]
+    log.put_in_order(in_order)
+  finally:
+    log.close()
+  return _finish(config, directory.path, index, in_order)
+
+
+def _make_progress(
+  parts: Sequence[Part], records: Mapping[int, dict[str, Any]]
+) -> Progress:
+  """Shows megabytes, those of `records` being done, and how many a second."""
+  sizes = {part.number: (part.end - part.start) / 1e6 for part in parts}
+  begin, before = time.perf_counter(), sum(sizes[number] for number in records)
+
+  def describe(step: int) -> str:
+    del step
+    done = sum(sizes[number] for number in records)
+    rate = (done - before) / max(1e-9, time.perf_counter() - begin)
+    return f"{done:,.1f}/{sum(sizes.values()):,.1f} MB  {rate:,.1f} MB/s"
+
+  return Progress("decontaminate", len(parts), describe=describe)
+
+
+def _check_begun(
+  file: Path, config: DecontaminateConfig, parts: Sequence[Part]
+) -> None:
+  """Notes what this run is made from, or refuses to go on with something else."""
+  files = []
+  for path in dict.fromkeys(part.path for part in parts):
+    stat = os.stat(path)
+    files.append({"path": path, "bytes": stat.st_size, "changed_ns": stat.st_mtime_ns})
+  settings = dataclasses.asdict(config)
+  for name in ("num_workers", "max_shown", "train"):
+    del settings[name]  # they decide no row, or the files say it
+  begun = json.loads(json.dumps({"files": files, "settings": settings}))
+  if not file.exists():
+    io.write_json(file, begun)
+  elif begun != io.read_json(file):
+    raise DataError(
+      f"{file.parent} was begun with other training files (names, sizes, times of "
+      "change) or settings. Remove it to begin again, or choose another --out."
+    )
+
+
+def _provide_index(
+  config: DecontaminateConfig, file: Path, parts: Sequence[Part]
+) -> BenchmarkIndex:
+  """Loads the index of this run, or makes it."""
+  if file.exists():
+    return load_index(file)
+  named = [resolve_benchmark(b, config.benchmark_dir) for b in config.benchmarks]
+  repeated = [name for name, count in Counter(n for n, _ in named).items() if count > 1]
+  if repeated:
+    raise ConfigError(f"{_ROOT}.benchmarks: {repeated[0]!r} is named twice.")
+  index = BenchmarkIndex(
+    item
+    for name, path in named
+    for item in read_items(name, path, with_answers=config.with_answers)
+  )
+  allowed = list(load_allowed(config.allow_list)) if config.allow_list else []
+  if config.reference:
+    paths = find_files(config.reference, "reference")
+    reference = plan_parts(paths, config.part_megabytes << 20)
+    allowed += find_allowed(
+      index, read_texts(reference, config.fields), read_texts(parts, config.fields)
+    )
+  index = index.allowing(allowed) if allowed else index
+  index.save(file)
+  return index
+
+
+def _describe_index(index: BenchmarkIndex) -> str:
+  header = ["benchmark", "items", "under 13 words", "under 7: never found"]
+  rows = [[name, *counts.values()] for name, counts in index.count_items().items()]
+  table = format_table(header, rows)
+  return f"{table}\n{len(index.allowed):,} 13-grams are allowed"
+
+
+def _do_parts(
+  parts: Sequence[Part], settings: tuple[Any, ...], num_workers: int, stop: Any
+) -> Iterator[dict[str, Any]]:
+  """Yields the records of parts as they are done, until a signal comes."""
+  num_workers = min(num_workers or os.cpu_count() or 1, len(parts))
+  if num_workers <= 1:
+    worker = PartWorker(*settings) if parts else None
+    for part in parts:
+      if stop:
+        return
+      assert worker is not None
+      yield worker.do(part)
+    return
+  pool = concurrent.futures.ProcessPoolExecutor(
+    num_workers,
+    mp_context=multiprocessing.get_context("spawn"),
+    initializer=start_worker,
+    initargs=settings,
+  )
+  with pool:
+    futures = [pool.submit(do_part, part) for part in parts]
+    for future in concurrent.futures.as_completed(futures):
+      if stop:
+        pool.shutdown(cancel_futures=True)
+        return
+      yield future.result()
+
+
+def _finish(
+  config: DecontaminateConfig,
+  folder: Path,
+  index: BenchmarkIndex,
+  records: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+  """Adds the parts up, writes the page and returns the result."""
+  totals = {
+    name: sum(record[name] for record in records)
+    for name in ("rows", "kept", "noted", "contaminated", "unreadable")
+  }
+  reasons: Counter[str] = Counter()
+  benchmarks: dict[str, dict[str, int]] = {
+    name: {**counts, **dict.fromkeys(COUNTED, 0), "items_found": 0}
+    for name, counts in index.count_items().items()
+  }
+  found: dict[str, set[str]] = {name: set() for name in benchmarks}
+  for record in records:
+    reasons.update(record["reasons"])
+    for name, hits in record["items"].items():
+      for kind, items in hits.items():
+        benchmarks[name][kind] += len(items)
+        found[name].update(items)
+  for name, items in found.items():
+    benchmarks[name]["items_found"] = len(items)
+  write_page(folder, totals, benchmarks, index, max_shown=config.max_shown)
+  header = ["benchmark", "items", "found", "rows: 13-gram", "7-gram", "partial"]
+  rows = [
+    [name, b["num_items"], b["items_found"], *(b[kind] for kind in COUNTED)]
+    for name, b in benchmarks.items()
+  ]
+  print(format_table(header, rows))
+  print(
+    f"{totals['rows']:,} rows = {totals['kept']:,} kept ({totals['noted']:,} noted) + "
+    f"{totals['contaminated']:,} contaminated + {totals['unreadable']:,} unreadable "
+    f"-> {folder / 'report.html'}",
+    flush=True,
+  )
+  digest = io.text_sha256(
+    "".join(
+      f"{path.relative_to(folder)} {io.file_sha256(path)}\n"
+      for path in sorted(folder.glob("*/part-*.jsonl"))
+    )
+  )
+  return {
+    "metrics": totals,
+    "reasons": dict(sorted(reasons.items())),
+    "benchmarks": benchmarks,
+    "index_sha256": index.digest(),
+    "num_allowed": len(index.allowed),
+    "fingerprint": digest,
+  }
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+  add = parser.add_argument
+  add("--train", action="append", metavar="FILES", help="JSON lines; a pattern is fine")
+  add("--benchmarks", metavar="NAME[=FILE],...", help="what rows are compared with")
+  add("--benchmark_dir", metavar="DIR", help="where benchmarks given by name are")
+  add("--reference", action="append", metavar="FILES", help="makes an allow-list")
+  # Taken out before these are parsed; shown by --help.
+  add("--out", default=argparse.SUPPRESS, metavar="DIR", help="the same as --workdir")
+
+
+def _apply_flags(arguments: argparse.Namespace) -> None:
+  bindings = []
+  for name in ("train", "reference"):
+    if (given := getattr(arguments, name)) is not None:
+      bindings.append(f"{_ROOT}.{name} = {tuple(given)!r}")
+  if arguments.benchmarks is not None:
+    names = tuple(name for name in arguments.benchmarks.split(",") if name)
+    bindings.append(f"{_ROOT}.benchmarks = {names!r}")
+  if arguments.benchmark_dir is not None:
+    bindings.append(f"{_ROOT}.benchmark_dir = {arguments.benchmark_dir!r}")
+  arguments.bindings = bindings + arguments.bindings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  given = list(sys.argv[1:] if argv is None else argv)
+  given = [
+    f"--workdir{word.removeprefix('--out')}"
+    if word.partition("=")[0] == "--out"
+    else word
+    for word in given
+  ]
+  flags = VerbFlags(
+    add=_add_flags, apply=_apply_flags, finish=lambda _: None, example=_EXAMPLE
+  )
+  return run_stage(
+    DecontaminateConfig,
+    run,
+    given,
+    description="Takes the rows out of training files that hold benchmark questions; "
+    "continues when called again.",
+    flags=flags,
+  )
+
+
+if __name__ == "__main__":
+  sys.exit(main())

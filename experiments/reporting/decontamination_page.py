@@ -1,0 +1,140 @@
+"""The page of `phi4 decontaminate`: contaminated rows beside what they were found in."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.reporting.layout import Section, page
+from experiments.reporting.markup import Markup, join, tag
+from phi4_jax.common.io import write_atomic
+from phi4_jax.curation.decontaminate_index import BenchmarkIndex, BenchmarkItem
+from phi4_jax.curation.decontaminate_items import text_of_record
+from phi4_jax.curation.decontaminate_words import normalize
+
+_WORD = re.compile(r"[^\W_]+")
+# Of a text on the page; what is in common is always shown.
+_MAX_CHARACTERS = 4000
+_STYLE = """
+.sides { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
+.sides > div { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .9rem;
+  background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
+  padding: .6rem .8rem; }
+mark { color: inherit; background: var(--up-soft); border-bottom: 2px solid var(--up); }
+mark.long { background: var(--down-soft); border-color: var(--down); }
+@media (max-width: 40rem) { .sides { grid-template-columns: 1fr; } }
+"""
+
+
+def write_page(
+  folder: Path,
+  totals: Mapping[str, int],
+  benchmarks: Mapping[str, Mapping[str, int]],
+  index: BenchmarkIndex,
+  *,
+  max_shown: int,
+) -> None:
+  """Writes report.html from the notes in `folder`."""
+  items = {(item.dataset, item.id): item for item in index.items}
+  sections = [Section("benchmarks", "Benchmarks", _table(benchmarks))]
+  for name, title in (("contaminated", "Put aside"), ("noted", "Kept with a note")):
+    shown = [_pair(note, items) for note in _read(folder / name, max_shown)]
+    text = f"The first {len(shown):,} of {totals[name]:,} rows, in the files' order."
+    sections.append(Section(name, title, join(tag("p", text), shown)))
+  head = tag(
+    "p",
+    f"{totals['rows']:,} rows = {totals['kept']:,} kept (of which {totals['noted']:,} "
+    f"have a note) + {totals['contaminated']:,} contaminated + "
+    f"{totals['unreadable']:,} unreadable. ",
+    tag("mark", "Runs of 7 words"),
+    " and ",
+    tag("mark", "13 words", class_="long"),
+    " that both texts have are marked.",
+    class_="lead",
+  )
+  title = f"{totals['contaminated']:,} of {totals['rows']:,} rows hold benchmark items"
+  footer = tag("p", "Made by phi4 decontaminate; the numbers are in result.json.")
+  html = page(title, "phi4_jax · decontaminate", head, sections, footer)
+  html = html.replace("</style>", f"{_STYLE}</style>", 1)
+  # Half of a surrogate pair cannot be written.
+  write_atomic(folder / "report.html", html.encode("utf-8", "replace"))
+
+
+def _table(benchmarks: Mapping[str, Mapping[str, int]]) -> Markup:
+  names = ["benchmark", *next(iter(benchmarks.values()))]
+  rows = [
+    tag("tr", tag("td", name), [tag("td", f"{n:,}", class_="number") for n in row])
+    for name, row in ((name, counts.values()) for name, counts in benchmarks.items())
+  ]
+  header = tag("tr", [tag("th", name.replace("_", " ")) for name in names])
+  table = tag("table", tag("thead", header), tag("tbody", rows))
+  return tag("div", table, class_="scroll")
+
+
+def _read(folder: Path, count: int) -> Iterator[dict[str, Any]]:
+  for path in sorted(folder.glob("part-*.jsonl")):
+    with open(path, "rb") as file:
+      for line in file:
+        if count <= 0:
+          return
+        count -= 1
+        yield json.loads(line)
+
+
+def _pair(
+  note: Mapping[str, Any], items: Mapping[tuple[str, str], BenchmarkItem]
+) -> Markup:
+  found = note["contamination"]
+  match = found["13gram" if found["rule"] == "13gram" else "7gram"]
+  item = items[match["dataset"], match["id"]]
+  long = [found["13gram"]["segment"]] if "13gram" in found else []
+  short = found.get("7gram", {"overlaps": [], "ratio": 0.0})
+  record = note["record"]
+  text = text_of_record(record) or json.dumps(record)
+  title = (
+    f"{note['file']}, byte {note['byte']:,}: {item}, by its {found['rule']}; "
+    f"7-grams in common with {short.get('dataset', '')} {short.get('id', '')}: "
+    f"{len(short['overlaps'])} ({short['ratio']:.2f})"
+  )
+  sides = [
+    tag("div", mark(side, short["overlaps"], long)) for side in (text, item.text)
+  ]
+  return join(tag("h3", title), tag("div", sides, class_="sides"))
+
+
+def mark(text: str, short: Sequence[str], long: Sequence[str]) -> Markup:
+  """Returns a text with the given runs of normalised words marked."""
+  text = unicodedata.normalize("NFC", text)
+  spans = [match.span() for match in _WORD.finditer(text)]
+  words = [normalize(text[a:b]).decode() for a, b in spans]
+  level = [0] * len(words)
+  for value, runs in ((1, short), (2, long)):
+    wanted = {tuple(run.split()) for run in runs}
+    for length in {len(run) for run in wanted}:
+      for i in range(len(words) - length + 1):
+        if tuple(words[i : i + length]) in wanted:
+          level[i : i + length] = [max(value, old) for old in level[i : i + length]]
+  pieces: list[Markup | str] = []
+  done, i = 0, 0
+  while i < len(words):
+    end = i
+    while end + 1 < len(words) and level[end + 1] == level[i]:
+      end += 1
+    if level[i]:
+      start, stop = spans[i][0], spans[end][1]
+      pieces.append(_shorten(text[done:start]))
+      kind = "long" if level[i] == 2 else None
+      pieces.append(tag("mark", text[start:stop], class_=kind))
+      done = stop
+    i = end + 1
+  pieces.append(_shorten(text[done:]))
+  return join(pieces)
+
+
+def _shorten(text: str) -> str:
+  if len(text) <= _MAX_CHARACTERS:
+    return text
+  half = _MAX_CHARACTERS // 2
+  return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
