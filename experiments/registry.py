@@ -23,6 +23,7 @@ from experiments.sweep import SweepConfig
 from experiments.train_tokenizer import TrainTokenizerConfig
 from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import SamplingLaw
+from phi4_jax.curation.agreement import AgreementConfig
 from phi4_jax.curation.decontaminate import ContaminationRule, Decontaminate
 from phi4_jax.data.data_config import DataConfig
 from phi4_jax.data.key_values import KeyValueSource
@@ -72,6 +73,7 @@ CONFIG_CLASSES = (
   SamplingLaw,
   DataConfig,
   PreferenceConfig,
+  AgreementConfig,
   ContaminationRule,
   Decontaminate,
   DatasetConfig,

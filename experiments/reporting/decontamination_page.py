@@ -1,4 +1,4 @@
-"""The page of `phi4 decontaminate`: contaminated rows beside what they were found in."""
+"""The page of `phi4 decontaminate`: rows beside the items that they hold."""
 
 import json
 import re

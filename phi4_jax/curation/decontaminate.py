@@ -36,8 +36,9 @@ class ContaminationRule:
 
   Source: arXiv:2412.08905 Appendix B, Algorithm 1.
   Differs: the paper does not give the two thresholds (its one example has a share of
-    0.39). Of GSM8K's training questions, which have nothing but their kind in common
-    with its test questions, few reach 0.1.
+    0.39). Of GSM8K's 7,473 training questions 17 have more than 0.1 in common with a
+    test question, 4 of them 13 words in a row. Behind the same instructions of 18 words
+    unrelated questions share up to 0.43 (benchmarks/decontamination.py).
 
   Attributes:
     info_7gram: a share of 7-grams above this is worth a note.
@@ -49,7 +50,7 @@ class ContaminationRule:
   """
 
   info_7gram: float = 0.1
-  contaminated_7gram: float = 0.3
+  contaminated_7gram: float = 0.5
   use_13gram: bool = True
   count_allowed_7grams: bool = True
 

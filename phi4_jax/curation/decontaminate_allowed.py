@@ -1,4 +1,4 @@
-"""The allow-list: 13-grams of benchmarks that are boiler-plate, and contaminate nothing.
+"""The allow-list: 13-grams of benchmarks that are only boiler-plate.
 
 "A B C D choose the one that best completes the sentence" stands in many benchmarks and
 in texts that never saw one.

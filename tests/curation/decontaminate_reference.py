@@ -1,4 +1,4 @@
-"""Algorithm 1 of the paper with Python sets, word for word: what the fast one is held to."""
+"""Algorithm 1 of the paper with Python sets, word for word."""
 
 import re
 import unicodedata

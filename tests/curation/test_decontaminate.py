@@ -23,15 +23,15 @@ from phi4_jax.curation.decontaminate_index import (
   load_index,
 )
 from phi4_jax.curation.decontaminate_words import normalize
-from phi4_jax.curation.steps import Drop, DocumentStep, Keep
+from phi4_jax.curation.steps import DocumentStep, Drop, Keep
 from phi4_jax.data.documents import Document
 
 # The shape of the paper's worked example: sets of 37 and 41 7-grams, 15 in both, in two
 # stretches of which one has 13 words and more.
 TRAIN = (
-  "Question: The average mass of 8 runners on a relay team rises by 1.5 kg overall when "
-  "one of them, who weighs 62 kg, is replaced by a reserve. Find how heavy the reserve "
-  "must be. Show every step and round nothing."
+  "Question: The average mass of 8 runners on a relay team rises by 1.5 kg overall "
+  "when one of them, who weighs 62 kg, is replaced by a reserve. Find how heavy the "
+  "reserve must be. Show every step and round nothing."
 )
 TEST = (
   "The average mass of 8 runners on a relay team rises by 1.5 kg just when one of them "
@@ -69,7 +69,7 @@ def test_pair_of_the_papers_shape_has_15_7grams_in_common():
   [
     ({"info_7gram": 1.0}, "contaminated", "13gram"),
     ({"info_7gram": 1.0, "use_13gram": False}, "clean", None),
-    ({"use_13gram": False}, "contaminated", "7gram"),
+    ({"use_13gram": False}, "partial", "7gram"),
     ({"use_13gram": False, "contaminated_7gram": 15 / 37}, "contaminated", "7gram"),
     ({"use_13gram": False, "contaminated_7gram": 0.41}, "partial", "7gram"),
     # A share must be above the first threshold, and may be at the second.
@@ -92,7 +92,7 @@ def test_allowed_runs_contaminate_nothing_and_7grams_still_count():
   allowed = [" ".join(words[i : i + 13]) for i in range(3)]
   index = make_index(TEST, allowed=allowed)
   found = Decontaminator(index, RULE).check(TRAIN)
-  assert (found.flag, found.rule, found.long) == ("contaminated", "7gram", None)
+  assert (found.flag, found.rule, found.long) == ("partial", "7gram", None)
   assert found.short is not None and len(found.short.overlaps) == 15
   rule = ContaminationRule(count_allowed_7grams=False)
   found = Decontaminator(index, rule).check(TRAIN)
