@@ -174,9 +174,7 @@ class ExtractText:
       return Drop("no_text", "0 bytes")
     return None
 
-  def _extract(
-    self, kind: str, content: bytes | str, charset: str
-  ) -> tuple[str, str]:
+  def _extract(self, kind: str, content: bytes | str, charset: str) -> tuple[str, str]:
     limits, fast = self.limits, self.fast_html
     if isinstance(content, bytes) and kind in ("html", "plain"):
       for signature, name in _SIGNATURES.items():

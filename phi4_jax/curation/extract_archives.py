@@ -125,9 +125,7 @@ def tar_checks_out(data: bytes) -> bool:
   return claimed == sum(header[:148]) + sum(header[156:]) + 8 * 32
 
 
-def epub_to_text(
-  data: bytes, *, fast: bool, limits: ExtractLimits
-) -> tuple[str, str]:
+def epub_to_text(data: bytes, *, fast: bool, limits: ExtractLimits) -> tuple[str, str]:
   """Returns the chapters of a book in reading order, and what took them out.
 
   Raises:
@@ -158,9 +156,7 @@ def epub_to_text(
   return "\n\n".join(texts), "+".join(sorted(extractors))
 
 
-def docx_to_text(
-  data: bytes, *, fast: bool, limits: ExtractLimits
-) -> tuple[str, str]:
+def docx_to_text(data: bytes, *, fast: bool, limits: ExtractLimits) -> tuple[str, str]:
   """Returns the text of a Word document and what took it out.
 
   Raises:
@@ -196,9 +192,7 @@ def docx_to_text(
 
 def _spine(archive: zipfile.ZipFile) -> list[str]:
   container = _parse_xml(archive, "META-INF/container.xml")
-  paths = [
-    element.get("full-path") for element in container.iter("{*}rootfile")
-  ]
+  paths = [element.get("full-path") for element in container.iter("{*}rootfile")]
   if not paths or not paths[0]:
     raise Unextractable("unreadable", "META-INF/container.xml names no package")
   package = _parse_xml(archive, paths[0])

@@ -11,6 +11,7 @@ Differs: the paper's own extractor, which prunes the DOM by tags, CSS classes, c
 """
 
 import copy
+import logging
 import re
 from typing import Any
 
@@ -27,12 +28,49 @@ from phi4_jax.curation.extract_tables import rows_to_markdown, table_rows, unwra
 _CHARSET = re.compile(rb"""charset\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
 _XML_ENCODING = re.compile(rb"""<\?xml[^>]{0,100}encoding\s*=\s*["']([\w.:-]+)""")
 _INVISIBLE = frozenset(
-  "script style noscript template svg canvas iframe object embed".split()
+  [
+    "script",
+    "style",
+    "noscript",
+    "template",
+    "svg",
+    "canvas",
+    "iframe",
+    "object",
+    "embed",
+  ]
 )
-_FURNITURE = frozenset("nav header footer aside form button select dialog".split())
+_FURNITURE = frozenset(
+  ["nav", "header", "footer", "aside", "form", "button", "select", "dialog"]
+)
 _BLOCKS = frozenset(
-  "p div section article li ul ol dl dt dd tr table h1 h2 h3 h4 h5 h6 br hr blockquote "
-  "figure figcaption main pre".split()
+  [
+    "p",
+    "div",
+    "section",
+    "article",
+    "li",
+    "ul",
+    "ol",
+    "dl",
+    "dt",
+    "dd",
+    "tr",
+    "table",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "br",
+    "hr",
+    "blockquote",
+    "figure",
+    "figcaption",
+    "main",
+    "pre",
+  ]
 )
 _HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 _LINE_NUMBERS = re.compile(
@@ -52,6 +90,7 @@ def html_to_text(
   """
   import trafilatura
 
+  logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
   source = data if isinstance(data, str) else decode_html(data, charset=charset)
   tree = parse_html(source, limits=limits)
   marks = Marks(source, max_characters=limits.max_characters)

@@ -20,11 +20,41 @@ _FORMULA_IMAGE = re.compile(
 _GREEK = dict(
   zip(
     "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ",
-    (
-      "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho "
-      "sigma tau upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi "
-      "Psi Omega"
-    ).split(),
+    [
+      "alpha",
+      "beta",
+      "gamma",
+      "delta",
+      "epsilon",
+      "zeta",
+      "eta",
+      "theta",
+      "iota",
+      "kappa",
+      "lambda",
+      "mu",
+      "nu",
+      "xi",
+      "pi",
+      "rho",
+      "sigma",
+      "tau",
+      "upsilon",
+      "phi",
+      "chi",
+      "psi",
+      "omega",
+      "Gamma",
+      "Delta",
+      "Theta",
+      "Lambda",
+      "Xi",
+      "Pi",
+      "Sigma",
+      "Phi",
+      "Psi",
+      "Omega",
+    ],
     strict=True,
   )
 )
@@ -53,8 +83,33 @@ OPERATORS = {
   "\u2064": "",
 }
 _FUNCTIONS = frozenset(
-  "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh exp log ln lim max min "
-  "sup inf det dim gcd arg ker".split()
+  [
+    "sin",
+    "cos",
+    "tan",
+    "cot",
+    "sec",
+    "csc",
+    "arcsin",
+    "arccos",
+    "arctan",
+    "sinh",
+    "cosh",
+    "tanh",
+    "exp",
+    "log",
+    "ln",
+    "lim",
+    "max",
+    "min",
+    "sup",
+    "inf",
+    "det",
+    "dim",
+    "gcd",
+    "arg",
+    "ker",
+  ]
 )
 
 

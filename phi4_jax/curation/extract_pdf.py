@@ -25,7 +25,9 @@ def pdf_to_text(data: bytes, *, limits: ExtractLimits) -> str:
     document = pypdfium2.PdfDocument(data)
   except pypdfium2.PdfiumError as error:
     code = getattr(error, "err_code", None)
-    reason = _FAILURES.get(code, "unreadable") if isinstance(code, int) else "unreadable"
+    reason = (
+      _FAILURES.get(code, "unreadable") if isinstance(code, int) else "unreadable"
+    )
     raise Unextractable(reason, str(error)) from None
   try:
     return _text_of(document, limits=limits)

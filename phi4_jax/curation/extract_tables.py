@@ -39,7 +39,9 @@ def table_rows(table: Any) -> list[list[str]] | None:
     return None
   rows = []
   for row in table.iter("tr"):
-    cells = [" ".join("".join(cell.itertext()).split()) for cell in row.iter("td", "th")]
+    cells = [
+      " ".join("".join(cell.itertext()).split()) for cell in row.iter("td", "th")
+    ]
     if any(cells):
       rows.append(cells)
   if len(rows) < 2 or max(len(row) for row in rows) < 2:

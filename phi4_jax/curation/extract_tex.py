@@ -10,6 +10,7 @@ Differs: the paper's parser is not published. Macros that a document defines are
 """
 
 import functools
+import logging
 import posixpath
 import re
 from collections.abc import Callable, Mapping
@@ -34,10 +35,19 @@ _ENCODINGS = {
 }
 _INCLUDE = re.compile(r"\\(?:input|include|subfile)\s*\{([^{}]{1,200})\}")
 _DOCUMENT = re.compile(r"\\begin\{document\}(.*?)(?:\\end\{document\}|\Z)", re.DOTALL)
-_CODE = frozenset("verbatim verbatim* Verbatim lstlisting minted alltt".split())
-_TABULAR = frozenset("tabular tabular* tabularx tabulary longtable".split())
+_CODE = frozenset(
+  ["verbatim", "verbatim*", "Verbatim", "lstlisting", "minted", "alltt"]
+)
+_TABULAR = frozenset(["tabular", "tabular*", "tabularx", "tabulary", "longtable"])
 _DROPPED = frozenset(
-  "thebibliography tikzpicture pgfpicture filecontents filecontents* comment".split()
+  [
+    "thebibliography",
+    "tikzpicture",
+    "pgfpicture",
+    "filecontents",
+    "filecontents*",
+    "comment",
+  ]
 )
 _BEGIN = re.compile(r"\\begin\{(\w+\*?)\}")
 _OPTIONS = re.compile(r"\s*((?:\[[^\]\n]*\])?(?:\{[^}\n]*\})?)")
@@ -82,7 +92,8 @@ def tex_files_to_text(files: Mapping[str, bytes], *, limits: ExtractLimits) -> s
   mains = [
     name
     for name, source in sources.items()
-    if re.search(r"\\document(?:class|style)\b", source) and "\\begin{document}" in source
+    if re.search(r"\\document(?:class|style)\b", source)
+    and "\\begin{document}" in source
   ]
   if not mains:
     raise Unextractable("no_text", f"{len(files)} files, none of them a TeX document")
@@ -226,9 +237,7 @@ def _table(body: str, marks: Marks, convert) -> str:
     body = body[1 + len(_group(body, 1)) + 1 :].lstrip()
   rows = []
   for line in re.split(r"\\\\(?:\[[^\]]*\])?|\\tabularnewline\b", _RULES.sub("", body)):
-    line = re.sub(
-      r"\\multi(?:column|row)\{[^{}]*\}\{[^{}]*\}\{([^{}]*)\}", r"\1", line
-    )
+    line = re.sub(r"\\multi(?:column|row)\{[^{}]*\}\{[^{}]*\}\{([^{}]*)\}", r"\1", line)
     cells = [convert(cell).strip() for cell in re.split(r"(?<!\\)&", line)]
     if any(cells):
       rows.append([marks.restore(cell) for cell in cells])
@@ -271,6 +280,9 @@ def _convert(source: str, *, limits: ExtractLimits) -> str:
 @functools.cache
 def _converter() -> Any:
   from pylatexenc import latex2text
+
+  # A warning for each macro that is used in an odd way, one a line.
+  logging.getLogger("pylatexenc").setLevel(logging.CRITICAL)
 
   def heading(level: int):
     return lambda node, l2tobj: _heading(node, l2tobj, level)
