@@ -8,7 +8,7 @@ from phi4_jax.data.documents import Document
 SENTENCES = {
   "en": "The children went down to the river because the weather was so warm that day.",
   "de": "Die Kinder gingen an den Fluss, weil das Wetter an diesem Tag so warm war.",
-  "fr": "Les enfants sont descendus à la rivière parce qu'il faisait très chaud ce jour.",
+  "fr": "Les enfants sont descendus à la rivière car il faisait très chaud ce jour-là.",
   "es": "Los niños bajaron al río porque hacía mucho calor aquel día de verano.",
   "pt": "As crianças desceram até o rio porque naquele dia não fazia frio nenhum.",
   "it": "I bambini sono scesi al fiume perché quel giorno faceva davvero molto caldo.",
@@ -78,8 +78,8 @@ def test_wrong_settings_are_refused():
   assert isinstance(IdentifyLanguage(), DocumentStep)
   with pytest.raises(ConfigError, match=r"IdentifyLanguage.keep names xx.*known"):
     IdentifyLanguage(keep=("xx",)).make_judge()
-  with pytest.raises(ConfigError, match=r"IdentifyLanguage.min_score \(2\)"):
-    IdentifyLanguage(min_score=2)
+  with pytest.raises(ConfigError, match=r"IdentifyLanguage.min_score \(2.0\)"):
+    IdentifyLanguage(min_score=2.0)
   with pytest.raises(ConfigError, match=r"IdentifyLanguage.max_characters \(5\)"):
     IdentifyLanguage(max_characters=5)
 
