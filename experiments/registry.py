@@ -25,6 +25,13 @@ from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.curation.agreement import AgreementConfig
 from phi4_jax.curation.decontaminate import ContaminationRule, Decontaminate
+from phi4_jax.curation.corrupt import DropCorruptText
+from phi4_jax.curation.extract import ExtractText
+from phi4_jax.curation.extract_limits import ExtractLimits
+from phi4_jax.curation.filters import FineWebQuality, GopherQuality, GopherRepetition
+from phi4_jax.curation.filters_c4 import C4Lines
+from phi4_jax.curation.language import IdentifyLanguage
+from phi4_jax.curation.personal_data import MaskPersonalData
 from phi4_jax.data.data_config import DataConfig
 from phi4_jax.data.key_values import KeyValueSource
 from phi4_jax.data.packing import PackingConfig
@@ -82,6 +89,15 @@ CONFIG_CLASSES = (
   JsonlSource,
   KeyValueSource,
   VocabularyConfig,
+  ExtractText,
+  ExtractLimits,
+  IdentifyLanguage,
+  DropCorruptText,
+  GopherQuality,
+  GopherRepetition,
+  FineWebQuality,
+  C4Lines,
+  MaskPersonalData,
   ArithmeticTaskConfig,
   Gsm8kConfig,
   KeyValueTaskConfig,

@@ -180,6 +180,8 @@ def docx_to_text(data: bytes, *, fast: bool, limits: ExtractLimits) -> tuple[str
     ).value
   except RecursionError:
     raise Unextractable("too_deep", "elements too deep for the DOCX reader") from None
+  except MemoryError:
+    raise
   except Exception as error:  # anything: it reads what a stranger wrote
     raise _unreadable(error) from None
   if not page.strip():

@@ -72,6 +72,9 @@ _BLOCKS = frozenset(
     "pre",
   ]
 )
+_PIECE = "phi4-piece"  # a tag that is only there while pieces are put away
+# Attributes by which text may be left out, and so have to stay.
+_TELLING = frozenset(["class", "id", "hidden", "style", "aria-hidden"])
 _HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 _LINE_NUMBERS = re.compile(
   r"(?:^|\s)(?:linenos?|linenodiv|gutter|line-numbers|lnt|rouge-gutter)(?:\s|$)"
@@ -98,7 +101,10 @@ def html_to_text(
   body = copy.deepcopy(tree)
   extractor = "trafilatura"
   # Without its own Markdown, which sets a backslash before every underscore.
-  text = trafilatura.extract(tree, fast=fast, include_comments=True)
+  try:
+    text = trafilatura.extract(tree, fast=fast, include_comments=True)
+  except (ValueError, TypeError, AttributeError, IndexError, KeyError):
+    text = ""  # it met a tree that nobody had tried on it
   if not (text or "").strip():
     extractor, text = "body_text", _body_text(body)
   text = tidy_text(marks.restore(text or ""))
@@ -142,6 +148,8 @@ def parse_html(source: str, *, limits: ExtractLimits) -> Any:
   try:
     tree = html.document_fromstring(source.encode("utf-8", "replace"), parser=parser)
   except (etree.LxmlError, ValueError, AssertionError) as error:
+    if "unknown error" in str(error):
+      raise MemoryError from None  # what lxml says where libxml2 got no memory
     raise Unextractable("no_text", f"the parser found nothing: {error}") from None
   if any("Excessive depth" in entry.message for entry in parser.error_log):
     raise Unextractable("too_deep", "tags nested deeper than 2048")
@@ -166,6 +174,8 @@ def parse_html(source: str, *, limits: ExtractLimits) -> Any:
 
 def put_pieces_away(tree: Any, marks: Marks) -> None:
   """Replaces formulas, code and tables in the tree by marks, innermost first."""
+  from lxml import etree
+
   codes, pres, tables, gone = [], [], [], []
   for element in list(tree.iter("*")):
     name = element.tag.rpartition(":")[2]
@@ -183,6 +193,8 @@ def put_pieces_away(tree: Any, marks: Marks) -> None:
       _replace_by_text(element, marks.put(formula))
     elif name == "math" or name in _INVISIBLE or _only_shows(element):
       gone.append(element)
+    elif name == "span" and not _TELLING.intersection(element.keys()):
+      element.tag = _PIECE  # a colour is no reason for a line of its own
     elif name == "code":
       codes.append(element)
     elif name == "pre":
@@ -205,6 +217,7 @@ def put_pieces_away(tree: Any, marks: Marks) -> None:
     else:
       rows = [[marks.restore(cell) for cell in row] for row in rows]
       _replace_by_block(table, marks.put(rows_to_markdown(rows), block=True))
+  etree.strip_tags(tree, _PIECE)
   for element in tree.iter("p", "blockquote", *_HEADINGS):
     if element.tag in _HEADINGS and (element.text or len(element)):
       element.text = marks.heading(int(element.tag[1])) + (element.text or "").lstrip()
@@ -282,6 +295,7 @@ def _uncover(formula: Any) -> None:
     if above.tag != "span":
       return
     above.attrib.clear()
+    above.tag = _PIECE
 
 
 def _remove(element: Any) -> None:
@@ -290,10 +304,11 @@ def _remove(element: Any) -> None:
 
 
 def _replace_by_text(element: Any, text: str) -> None:
-  # In place: to join the text to that of a neighbour takes time for each neighbour.
+  # Joined to the text round it at the end, all at once: one by one, each join would
+  # copy what was joined before.
   if element.getparent() is not None:
     _empty(element)
-    element.tag, element.text = "span", text
+    element.tag, element.text = _PIECE, text
 
 
 def _replace_by_block(element: Any, text: str) -> None:

@@ -65,7 +65,9 @@ class IsolatedJudge:
 
   def _started(self) -> subprocess.Popen:
     if self._child is not None and self._owner == os.getpid():
-      return self._child
+      if self._child.poll() is None:
+        return self._child
+      self.close()  # it died while it had nothing to do
     # After a fork the child belongs to the other process: it answers only to that.
     # -c instead of -m, so that nothing in the working directory is imported.
     command = "from phi4_jax.curation.extract_isolated import serve; serve()"

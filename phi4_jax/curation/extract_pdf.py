@@ -6,7 +6,7 @@ from phi4_jax.curation.extract_limits import ExtractLimits, Unextractable, tidy_
 
 # pypdfium2's way to say what FPDF_GetLastError gave.
 _FAILURES = {4: "encrypted", 5: "encrypted"}
-_SOFT_HYPHEN = re.compile("[\u00ad\ufffe\x02][ \t]*\r?\n?")
+_SOFT_HYPHEN = re.compile("[\u00ad\x02][ \t]*\r?\n?")
 _HYPHEN = re.compile(r"([^\W\d_])-\r?\n(?=[^\W\d_])")
 
 
@@ -66,6 +66,7 @@ def join_broken_words(text: str) -> str:
   >>> join_broken_words("informa-\\ntion and A-\\nLevel")
   'information and A-\\nLevel'
   """
+  text = re.sub("\ufffe\r?\n?", "-\n", text)  # pdfium's hyphen at a line's end
   text = _SOFT_HYPHEN.sub("", text)
 
   def join(match: re.Match) -> str:

@@ -287,6 +287,10 @@ def _converter() -> Any:
   def heading(level: int):
     return lambda node, l2tobj: _heading(node, l2tobj, level)
 
+  # pylatexenc looks at the names of the arguments, which a decorated function hides.
+  key = lambda node, l2tobj: f"[{_last_argument(node, l2tobj)}]"  # noqa: E731
+  caption = lambda node, l2tobj: f"\n\n{_last_argument(node, l2tobj)}\n\n"  # noqa: E731
+
   context = latex2text.get_default_latex_context_db()
   macro = latex2text.MacroTextSpec
   names = ("part", "chapter", "section", "subsection", "subsubsection", "paragraph")
@@ -296,8 +300,8 @@ def _converter() -> Any:
     prepend=True,
     macros=[
       *(macro(name, heading(level)) for name, level in levels.items()),
-      *(macro(name, _key) for name in ("cite", "citet", "citep", "ref", "eqref")),
-      macro("caption", _caption),
+      *(macro(name, key) for name in ("cite", "citet", "citep", "ref", "eqref")),
+      macro("caption", caption),
       macro("maketitle", ""),
       macro("today", ""),
     ],
@@ -315,11 +319,3 @@ def _last_argument(node, l2tobj) -> str:
 
 def _heading(node, l2tobj, level: int) -> str:
   return f"\n\n{'#' * level} {_last_argument(node, l2tobj)}\n\n"
-
-
-def _key(node, l2tobj) -> str:
-  return f"[{_last_argument(node, l2tobj)}]"
-
-
-def _caption(node, l2tobj) -> str:
-  return f"\n\n{_last_argument(node, l2tobj)}\n\n"

@@ -164,9 +164,7 @@ class GopherQuality:
       f"{fraction:.3f} of the words have a letter, {self.min_alphabetic_words} required",
     )
 
-  def stop_words(
-    self, text: TextStatistics, stop_words: frozenset[str]
-  ) -> Drop | None:
+  def stop_words(self, text: TextStatistics, stop_words: frozenset[str]) -> Drop | None:
     if not stop_words or not self.min_stop_words:
       return None
     found = stop_words.intersection(map(str.lower, text.words))

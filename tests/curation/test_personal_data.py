@@ -167,6 +167,4 @@ def test_bytes_are_not_searched():
   ids=range(9),
 )
 def test_hostile_texts_are_searched_in_one_pass(text):
-  assert isinstance(
-    MaskPersonalData().make_judge()(Document(id="d", text=text)), Keep
-  )
+  assert isinstance(MaskPersonalData().make_judge()(Document(id="d", text=text)), Keep)
