@@ -114,7 +114,7 @@ def unpack_files(data: bytes, *, limits: ExtractLimits) -> dict[str, bytes]:
 
 
 def tar_checks_out(data: bytes) -> bool:
-  """Says whether the first header of an old tar file (no magic) has a right checksum."""
+  """Says whether an old tar file (no magic) has a right checksum in its header."""
   header = data[:512]
   if len(header) < 512:
     return False
@@ -218,7 +218,7 @@ def _spine(archive: zipfile.ZipFile) -> list[str]:
 
 
 def _parse_xml(archive: zipfile.ZipFile, name: str):
-  from lxml import etree
+  from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
   content = archive.read(name)
   if b"<!ENTITY" in content:

@@ -138,7 +138,10 @@ def parse_html(source: str, *, limits: ExtractLimits) -> Any:
   Raises:
     Unextractable: if it is no page, or larger or deeper than the limits.
   """
-  from lxml import etree, html
+  from lxml import (
+    etree,  # pyright: ignore[reportAttributeAccessIssue]
+    html,
+  )
 
   if "<" not in source:
     raise Unextractable("wrong_type", "no tag: not HTML")
@@ -174,7 +177,7 @@ def parse_html(source: str, *, limits: ExtractLimits) -> Any:
 
 def put_pieces_away(tree: Any, marks: Marks) -> None:
   """Replaces formulas, code and tables in the tree by marks, innermost first."""
-  from lxml import etree
+  from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
   codes, pres, tables, gone = [], [], [], []
   for element in list(tree.iter("*")):
@@ -325,7 +328,7 @@ def _empty(element: Any) -> None:
 
 def _body_text(tree: Any) -> str:
   """Returns the text of the body without navigation, a line for each block."""
-  from lxml import etree
+  from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
   body = tree.find("body")
   parts: list[str] = []

@@ -18,7 +18,7 @@ def with_formulas_as_text(data: bytes) -> bytes:
   Raises:
     lxml.etree.LxmlError: if the document is no XML.
   """
-  from lxml import etree
+  from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
   with zipfile.ZipFile(io.BytesIO(data)) as archive:
     document = archive.read("word/document.xml")

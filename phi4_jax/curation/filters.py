@@ -161,7 +161,8 @@ class GopherQuality:
       return None
     return Drop(
       "too_few_letters",
-      f"{fraction:.3f} of the words have a letter, {self.min_alphabetic_words} required",
+      f"{fraction:.3f} of the words have a letter, "
+      f"{self.min_alphabetic_words} required",
     )
 
   def stop_words(self, text: TextStatistics, stop_words: frozenset[str]) -> Drop | None:
@@ -317,7 +318,8 @@ class FineWebQuality:
       return None
     return Drop(
       "too_few_line_ends",
-      f"{fraction:.3f} of the lines end with punctuation, {self.min_line_ends} required",
+      f"{fraction:.3f} of the lines end with punctuation, "
+      f"{self.min_line_ends} required",
     )
 
   def duplicate_lines(self, text: TextStatistics) -> Drop | None:

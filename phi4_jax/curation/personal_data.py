@@ -153,9 +153,9 @@ class _Spans:
 
 
 _TECHNICAL = re.compile(
-  r"^(?P<fence>`{3,})[^\n]*\n.*?(?:^(?P=fence)|\Z)|`[^`\n]{1,300}`"
+  r"^(?P<fence>`{3,}+)[^\n]*+\n.*?(?:^(?P=fence)|\Z)|`[^`\n]{1,300}`"
   r"|\$\$[^$]{1,3000}\$\$|\$[^$\n]{1,300}\$|\\\([^\n]{1,300}?\\\)"
-  r"|\\\[.{1,3000}?\\\]|\\begin\{(?P<name>\w+)\*?\}.{1,3000}?\\end\{(?P=name)",
+  r"|\\\[.{1,1000}?\\\]|\\begin\{(?P<name>\w+)\*?\}.{1,3000}?\\end\{(?P=name)",
   re.DOTALL | re.MULTILINE,
 )
 
@@ -164,7 +164,7 @@ def _technical_spans(text: str) -> list[tuple[int, int, str]]:
   return [(m.start(), m.end(), "") for m in _TECHNICAL.finditer(text)]
 
 
-# --- e-mail -----------------------------------------------------------------------
+# --- e-mail ------------------------------------------------------------------------
 
 _EMAIL = re.compile(
   r"(?<![\w.+/@-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9][A-Za-z0-9-]{0,62}\.){1,5}"
@@ -172,9 +172,12 @@ _EMAIL = re.compile(
 )
 # Endings of addresses that are not two letters; a word of code is none of them.
 _LONG_DOMAINS = frozenset(
-  "com org net edu gov mil int info biz name pro mobi app dev online site shop tech "
-  "cloud email blog museum aero coop travel jobs".split()
-)
+  (
+    "com", "org", "net", "edu", "gov", "mil", "int", "info", "biz", "name", "pro",
+    "mobi", "app", "dev", "online", "site", "shop", "tech", "cloud", "email", "blog",
+    "museum", "aero", "coop", "travel", "jobs",
+  )
+)  # fmt: skip
 # RFC 2606 keeps these for examples: nobody's address.
 _RESERVED = re.compile(r"@(?:.*\.)?(?:example\.(?:com|org|net|edu)|test|localhost)$")
 
@@ -191,7 +194,7 @@ def _is_email(match: Match, cued: bool) -> bool:
   return not _RESERVED.search(address.lower())
 
 
-# --- bank accounts and cards ---------------------------------------------------------
+# --- bank accounts and cards -------------------------------------------------------
 
 _IBAN = re.compile(
   r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?"
@@ -241,7 +244,7 @@ def _is_card(match: Match, cued: bool) -> bool:
   return known and passes_luhn(digits)
 
 
-# --- social security -------------------------------------------------------------------
+# --- social security ---------------------------------------------------------------
 
 _SSN = re.compile(r"(?<![\w.+/-])(\d{3})-(\d{2})-(\d{4})(?![\w/-]|\.\d)")
 _SSN_CUE = re.compile(r"\b(?:ssn|social security|tax(?:payer)? id)\b", re.IGNORECASE)
@@ -264,7 +267,7 @@ def _looks_like_arithmetic(match: Match) -> bool:
   )
 
 
-# --- addresses of machines ---------------------------------------------------------------
+# --- addresses of machines ---------------------------------------------------------
 
 _IP = re.compile(
   r"(?<![\w.:/-])(?:\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"
@@ -293,7 +296,7 @@ def _is_ip(match: Match, cued: bool) -> bool:
 
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 
-# --- phone -------------------------------------------------------------------------------
+# --- phone --------------------------------------------------------------------------
 
 _PHONE = re.compile(
   r"(?<![\w.+/=*^-])(?:\+[1-9]\d{0,2}(?:[ ./-]?\(?\d{1,5}\)?){1,6}"  # +49 30 123456

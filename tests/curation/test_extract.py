@@ -57,7 +57,7 @@ def html(body: str) -> str:
   return extract(page(f"<article>{body}</article>"), "text/html").text or ""
 
 
-# --- HTML -----------------------------------------------------------------------------
+# --- HTML --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,8 @@ def html(body: str) -> str:
     ),
     (
       "<p>Is <math><mfrac><mn>1</mn><mrow><mi>x</mi><mo>+</mo><mi>α</mi></mrow></mfrac>"
-      "<mo>≤</mo><msup><mrow><mi>a</mi><mi>b</mi></mrow><mn>2</mn></msup></math> so.</p>",
+      "<mo>≤</mo><msup><mrow><mi>a</mi><mi>b</mi></mrow><mn>2</mn></msup></math> so."
+      "</p>",
       r"Is $\frac{1}{x+\alpha}\leq {ab}^{2}$ so.",
     ),
     (
@@ -101,13 +102,15 @@ def test_formulas_and_code_in_the_text(body, text):
 
 def test_what_only_shows_a_formula_is_not_a_second_one():
   katex = (
-    '<span class="katex"><span class="katex-mathml"><math><semantics><mrow/><annotation '
+    '<span class="katex"><span class="katex-mathml"><math><semantics><mrow/>'
+    "<annotation "
     'encoding="application/x-tex">c^2</annotation></semantics></math></span>'
     '<span class="katex-html" aria-hidden="true">c2</span></span>'
   )
   wikipedia = (
     '<span class="mwe-math-element"><span style="display: none;"><math><semantics>'
-    '<mrow/><annotation encoding="application/x-tex">{\\displaystyle a^{2}}</annotation>'
+    '<mrow/><annotation encoding="application/x-tex">{\\displaystyle a^{2}}'
+    "</annotation>"
     '</semantics></math></span><img class="mwe-math-fallback-image-inline" '
     'alt="{\\displaystyle a^{2}}"></span>'
   )
@@ -195,7 +198,7 @@ def test_pieces_come_back_although_a_page_writes_about_marks():
   assert marks.restore("zqxmq99b and zqxmq5e") == " and "
 
 
-# --- TeX ------------------------------------------------------------------------------
+# --- TeX ---------------------------------------------------------------------------
 
 
 def test_tex():
@@ -246,7 +249,7 @@ def test_tex_in_old_encodings():
   assert extract(declared.encode("mac-roman"), "application/x-tex").text == "für"
 
 
-# --- PDF, ePub, DOCX, plain -------------------------------------------------------------
+# --- PDF, ePub, DOCX, plain --------------------------------------------------------
 
 
 def test_pdf():
@@ -314,7 +317,7 @@ def test_plain_text(data, text):
   assert extract(data, "text/plain").text == text
 
 
-# --- The step ---------------------------------------------------------------------------
+# --- The step ----------------------------------------------------------------------
 
 
 def test_what_is_text_already_goes_on_as_it_is():

@@ -217,7 +217,7 @@ def test_the_zips_that_are_accepted_are_what_was_broken():
   assert zipfile.is_zipfile(io.BytesIO(BOOK))
 
 
-# --- In a process of its own ------------------------------------------------------------
+# --- In a process of its own -------------------------------------------------------
 
 SLOW = Document(id="slow", data=rb"\verb|a" * 100_000, media_type=TEX)
 GOOD = Document(id="good", data=b"<p>Good text</p>", media_type=HTML)
