@@ -248,8 +248,8 @@ def _is_card(match: Match, cued: bool) -> bool:
 
 _SSN = re.compile(r"(?<![\w.+/-])(\d{3})-(\d{2})-(\d{4})(?![\w/-]|\.\d)")
 _SSN_CUE = re.compile(r"\b(?:ssn|social security|tax(?:payer)? id)\b", re.IGNORECASE)
-_ARITHMETIC_BEFORE = re.compile(r"[-=+*/^<>($\\]\s*$")
-_ARITHMETIC_AFTER = re.compile(r"\s*[=+*/^<>)$\\]")
+_ARITHMETIC_BEFORE = re.compile(r"[-=+*/^<>($\\][ \t]*$")
+_ARITHMETIC_AFTER = re.compile(r"[ \t]*[=+*/^<>)$\\]")
 
 
 def _is_ssn(match: Match, cued: bool) -> bool:
