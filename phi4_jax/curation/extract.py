@@ -83,8 +83,8 @@ class ExtractText:
   Attributes:
     kinds: which of html, pdf, epub, docx, tex and plain are taken; others are dropped.
     isolate: work in a child process, with the last two limits in force.
-    fast_html: let trafilatura do without its second opinions: about twice as fast, and
-      more pages end in "body_text".
+    fast_html: let trafilatura do without its second opinions: somewhat faster, and the
+      main text of unusual pages is missed more often.
     limits: what a file may cost.
   """
 
