@@ -280,6 +280,8 @@ class FineWebQuality:
   no_lines, not_extracted. A conversation goes on unjudged.
 
   Source: arXiv:2406.17557 (additional heuristic filters; the three thresholds).
+  Differs: the re-implementation in datatrove has 0.01 for repeated lines and also
+    bounds the ratio of lines to words (0.3); a threshold that is just met keeps here.
 
   Attributes:
     min_line_ends: fraction of lines that end with punctuation.
