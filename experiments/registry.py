@@ -24,8 +24,8 @@ from experiments.train_tokenizer import TrainTokenizerConfig
 from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.curation.agreement import AgreementConfig
-from phi4_jax.curation.decontaminate import ContaminationRule, Decontaminate
 from phi4_jax.curation.corrupt import DropCorruptText
+from phi4_jax.curation.decontaminate import ContaminationRule, Decontaminate
 from phi4_jax.curation.extract import ExtractText
 from phi4_jax.curation.extract_limits import ExtractLimits
 from phi4_jax.curation.filters import FineWebQuality, GopherQuality, GopherRepetition
