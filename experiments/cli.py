@@ -21,6 +21,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "experiments.train_tokenizer",
     "train a SentencePiece vocabulary on the documents of a run",
   ),
+  "train_quality": (
+    "experiments.train_quality",
+    "train a classifier of quality or topics from annotated texts",
+  ),
   "materialize": (
     "experiments.materialize",
     "tokenize and pack documents into rows on disk",

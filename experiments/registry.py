@@ -20,6 +20,7 @@ from experiments.rollouts_program import RolloutsConfig
 from experiments.sample_program import SampleConfig
 from experiments.sft import SftConfig
 from experiments.sweep import SweepConfig
+from experiments.train_quality import TrainQualityConfig
 from experiments.train_tokenizer import TrainTokenizerConfig
 from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import SamplingLaw
@@ -32,6 +33,11 @@ from phi4_jax.curation.filters import FineWebQuality, GopherQuality, GopherRepet
 from phi4_jax.curation.filters_c4 import C4Lines
 from phi4_jax.curation.language import IdentifyLanguage
 from phi4_jax.curation.personal_data import MaskPersonalData
+from phi4_jax.curation.amplify import AmplifyConfig, FilterQualityByTopic
+from phi4_jax.curation.dedup import DropExactDuplicates, DropNearDuplicates
+from phi4_jax.curation.quality import FilterQuality
+from phi4_jax.curation.quality_annotations import AnnotationFile, GeneratedAnnotations
+from phi4_jax.curation.quality_training import QualityTrainingConfig
 from phi4_jax.data.data_config import DataConfig
 from phi4_jax.data.key_values import KeyValueSource
 from phi4_jax.data.packing import PackingConfig
@@ -60,6 +66,7 @@ from phi4_jax.training.optimizer import OptimizerConfig
 
 CONFIG_CLASSES = (
   TrainTokenizerConfig,
+  TrainQualityConfig,
   MaterializeConfig,
   DecontaminateConfig,
   PretrainConfig,
@@ -98,6 +105,14 @@ CONFIG_CLASSES = (
   FineWebQuality,
   C4Lines,
   MaskPersonalData,
+  AnnotationFile,
+  GeneratedAnnotations,
+  QualityTrainingConfig,
+  AmplifyConfig,
+  DropExactDuplicates,
+  DropNearDuplicates,
+  FilterQuality,
+  FilterQualityByTopic,
   ArithmeticTaskConfig,
   Gsm8kConfig,
   KeyValueTaskConfig,

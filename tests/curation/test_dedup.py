@@ -169,5 +169,3 @@ def test_keys_are_small_and_do_not_depend_on_the_others():
 def test_settings_that_cannot_be(settings, message):
   with pytest.raises(ConfigError, match=message):
     DropNearDuplicates(**settings)
-
-
