@@ -66,6 +66,12 @@ EXTRAS = {
     "accelerate",
     "tiktoken>=0.9",
     "gguf>=0.17",
+    # Near-duplicates. datatrove needs the two after it and does not say so.
+    "datatrove>=0.10",
+    "regex",
+    "xxhash<4",
+    "datasketch>=2",
+    "rensa>=0.5,<0.6",
   ],
   "dev": [
     # Compiles for real TPU topologies on a CPU: `phi4 plan`, `python -m kernels.check`.

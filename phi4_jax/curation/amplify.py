@@ -115,11 +115,12 @@ class TopicThresholds:
     ]
     header = ["topic", "amplified", "of all", "kept before", "kept after", "threshold"]
     before, after = self.amplified_shares()
+    wanted = self.config
     return (
-      f"{format_table(header, cells)}\n\nAmplified topics: {before:.1%} of what is "
-      f"kept before, {after:.1%} after ({self.config.amplified_share:.1%} wanted). Kept of "
-      f"all: {self.kept_before:.1%} before, {self.kept_after:.1%} after "
-      f"({self.config.keep_share:.1%} wanted)."
+      f"{format_table(header, cells)}\n\n"
+      f"Amplified topics: {before:.1%} of what is kept before, {after:.1%} after "
+      f"({wanted.amplified_share:.1%} wanted). Kept of all: {self.kept_before:.1%} "
+      f"before, {self.kept_after:.1%} after ({wanted.keep_share:.1%} wanted)."
     )
 
 

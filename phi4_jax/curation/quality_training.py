@@ -266,8 +266,8 @@ class _Fit:
     self._flipped = self._matrix.T.tocsr()
     self._targets = np.eye(int(labels.max()) + 1)[labels]
     # The last row is the bias.
-    shape = (matrix.shape[1] + 1, self._targets.shape[1])
-    self._weights = np.zeros(shape)
+    num_features = self._matrix.get_shape()[1]
+    self._weights = np.zeros((num_features + 1, self._targets.shape[1]))
 
   def run(self, l2: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns the weights (float32) and the bias that are best under `l2`."""
