@@ -181,18 +181,22 @@ class DropNearDuplicates:
     def make_key(document: Document) -> bytes:
       if document.data is not None:
         return _NOT_TEXT
-      shingles = self.make_shingles("\n".join(document_texts(document)))
+      # What stands twice in a set changes no minimum: it need not be sorted out.
+      shingles = self._windows("\n".join(document_texts(document)))
       return sign(shingles).astype("<u4").tobytes() if shingles.size else _NO_SHINGLE
 
     return make_key
 
   def make_shingles(self, text: str) -> np.ndarray:
     """Returns the set that stands for a text, as sorted hashes."""
+    return np.unique(self._windows(text))
+
+  def _windows(self, text: str) -> np.ndarray:
     if self.shingles == "words":
       items = minhash_shingles.hash_words(text)
     else:
       items = minhash_shingles.hash_characters(text)
-    return minhash_shingles.hash_shingles(items, self.shingle_size)
+    return minhash_shingles.hash_windows(items, self.shingle_size)
 
   def judge_keys(self, keys: Iterable[bytes]) -> Iterator[Drop | None]:
     with tempfile.TemporaryFile() as file:

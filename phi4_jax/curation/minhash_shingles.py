@@ -42,6 +42,8 @@ _ITEM_BASE = np.uint64(0xD1342543DE82EF95)
 
 def normalise_text(text: str) -> str:
   """Returns a text in NFKC form and without case."""
+  if text.isascii():
+    return text.lower()
   return unicodedata.normalize("NFKC", text).casefold()
 
 
@@ -59,14 +61,11 @@ def hash_characters(text: str) -> np.ndarray:
   return _join(parts)
 
 
-def hash_shingles(items: np.ndarray, n: int) -> np.ndarray:
-  """Returns the set of all `n` items that follow each other, as sorted hashes.
+def hash_windows(items: np.ndarray, n: int) -> np.ndarray:
+  """Returns a hash of each `n` items that follow each other, in order.
 
-  A text with fewer than `n` items is one shingle, all of it, so that it is equal to
-  its own copies and to nothing else; one without items has no shingle.
-
-  >>> hash_shingles(hash_words("to be or not to be"), 2).size
-  4
+  A text with fewer than `n` items is one window, all of it, so that it is equal to its
+  own copies and to nothing else; one without items has none.
   """
   if items.size == 0:
     return items
@@ -74,7 +73,16 @@ def hash_shingles(items: np.ndarray, n: int) -> np.ndarray:
   total = np.full(items.size - n + 1, n, np.uint64)
   for i, weight in enumerate(_powers(_ITEM_BASE, n)):
     total += items[i : items.size - n + 1 + i] * weight
-  return np.unique(mix(total))
+  return mix(total)
+
+
+def hash_shingles(items: np.ndarray, n: int) -> np.ndarray:
+  """Returns the set of `hash_windows`, ascending.
+
+  >>> hash_shingles(hash_words("to be or not to be"), 2).size
+  4
+  """
+  return np.unique(hash_windows(items, n))
 
 
 def jaccard(left: np.ndarray, right: np.ndarray) -> float:
@@ -125,14 +133,15 @@ def _hash_block_words(block: str) -> np.ndarray:
   offsets = numbers - np.maximum.accumulate(np.where(begins, numbers, 0))
   offsets %= _MAX_WORD_CHARACTERS
   starts = np.flatnonzero(offsets == 0)
-  weights = np.array(_powers(_CHARACTER_BASE, _MAX_WORD_CHARACTERS), np.uint64)
+  weights = _powers(_CHARACTER_BASE, _MAX_WORD_CHARACTERS)
   terms = (codes[places].astype(np.uint64) + np.uint64(1)) * weights[offsets]
   return mix(np.add.reduceat(terms, starts))
 
 
-def _powers(base: np.uint64, count: int) -> list[np.uint64]:
+@functools.cache
+def _powers(base: np.uint64, count: int) -> np.ndarray:
   """Returns base, base^2 ... modulo 2^64."""
-  return list(np.cumprod(np.full(count, base, np.uint64), dtype=np.uint64))
+  return np.cumprod(np.full(count, base, np.uint64), dtype=np.uint64)
 
 
 @functools.cache

@@ -24,7 +24,7 @@ class Interval(NamedTuple):
     return f"{self.estimate:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
 
-def wilson(successes: float, trials: float) -> Interval:
+def wilson(successes: int | float, trials: int | float) -> Interval:
   """Wilson's score interval of a share."""
   share = successes / trials
   shrink = 1 + _Z**2 / trials

@@ -17,15 +17,18 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize, sparse
+from scipy import sparse
 
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.curation import quality_metrics
 from phi4_jax.curation.quality_annotations import Annotation
 from phi4_jax.curation.quality_features import make_matrix
+from phi4_jax.curation.quality_lbfgs import minimise
 from phi4_jax.curation.quality_model import NUM_QUANTILES, QualityModel
 
 _MIN_HELD_OUT = 10
+# Of the gradient of the mean loss.
+_TOLERANCE = 1e-6
 # Keeps the scale finite where the documents to calibrate on are told apart perfectly.
 _SCALE_PENALTY = 1e-3
 
@@ -110,8 +113,8 @@ def train_quality_classifier(
 ) -> tuple[QualityModel, HeldOut]:
   """Returns a calibrated model, and its scores of the held-out documents.
 
-  The same annotations give the same model on the same machine; another machine's BLAS
-  may round otherwise in the last bit.
+  The same annotations give the same model, for any number of cores; another processor
+  or another numpy may round otherwise in the last bit.
 
   Args:
     positive: the class that `score` and thresholds speak of.
@@ -280,14 +283,13 @@ class _Fit:
       gradient[:-1] += l2 * weights[:-1]
       return value + 0.5 * l2 * float((weights[:-1] ** 2).sum()), gradient.ravel()
 
-    found = optimize.minimize(
+    found, _ = minimise(
       loss,
       self._weights.ravel(),
-      jac=True,
-      method="L-BFGS-B",
-      options={"maxiter": self.config.max_iterations, "gtol": 1e-6},
+      max_iterations=self.config.max_iterations,
+      tolerance=_TOLERANCE,
     )
-    self._weights = found.x.reshape(self._weights.shape)
+    self._weights = found.reshape(self._weights.shape)
     return self._weights[:-1].astype(np.float32), self._weights[-1]
 
 
@@ -308,8 +310,8 @@ def _calibrate(
     return value + _SCALE_PENALTY * float((flat**2).sum()), gradient
 
   start = np.zeros(1 + logits.shape[1])
-  found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B")
-  return np.exp(found.x[:1]), found.x[1:], float(found.fun)
+  found, value = minimise(loss, start, max_iterations=200, tolerance=1e-9)
+  return np.exp(found[:1]), found[1:], value
 
 
 def _softmax_loss(logits: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
