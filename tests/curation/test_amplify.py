@@ -13,6 +13,7 @@ from phi4_jax.curation.amplify import (
   load_thresholds,
   save_thresholds,
 )
+from phi4_jax.curation.quality import FilterQuality
 from phi4_jax.curation.quality_annotations import GeneratedAnnotations
 from phi4_jax.curation.quality_training import (
   QualityTrainingConfig,
@@ -131,6 +132,29 @@ def test_the_step_keeps_the_wanted_share(files):
     "low_quality_for_topic"
   }
   assert judge(Document(id="x", data=b"PK")).reason == "not_text"
+
+
+def test_the_share_of_the_true_topics_rises_too(files):
+  """The classifier of topics errs, so that the share is not exactly the wanted one."""
+  folder, texts, chosen, _ = files
+  fresh = GeneratedAnnotations(num_documents=2000, seed=9, label="topic")
+  topics = [annotation.label for annotation in fresh.annotations()]
+  judge = make_step(folder).make_judge()
+  documents = [Document(id=str(i), text=text) for i, text in enumerate(texts)]
+  after = [
+    topic for d, topic in zip(documents, topics, strict=True)
+    if isinstance(judge(d), Keep)
+  ]  # fmt: skip
+  plain = FilterQuality(
+    model=str(folder / "quality.npz"), threshold=chosen.common_threshold
+  ).make_judge()
+  before = [
+    topic for d, topic in zip(documents, topics, strict=True)
+    if isinstance(plain(d), Keep)
+  ]  # fmt: skip
+  shares = [sum(t != "stem" for t in kept) / len(kept) for kept in (before, after)]
+  assert shares[1] > shares[0] + 0.03
+  assert shares[1] == pytest.approx(0.7, abs=0.05)
 
 
 def test_the_recipe_names_no_place(files):
