@@ -1,6 +1,6 @@
 """Are near-duplicates found, how many wrongly, and how fast beside other libraries?
 
-  python -m benchmarks.near_duplicates            # 12,000 documents, 38 MB
+  python -m benchmarks.near_duplicates            # 12,000 documents, 29 MB
   python -m benchmarks.near_duplicates --quick    # 1,200 documents
 
 Texts are generated; every second one has a copy with words replaced, near a Jaccard

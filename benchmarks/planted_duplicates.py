@@ -16,6 +16,7 @@ from typing import Any
 SHINGLE_SIZE = 5
 LEVELS = (0.6, 0.7, 0.8, 0.9)
 _VOCABULARY = 30_000
+_FREQUENT = 20  # more texts than this have it: boiler-plate
 
 
 def write_corpus(folder: Path, *, num_originals: int, seed: int) -> None:
@@ -80,24 +81,30 @@ def similar_pairs(
 ) -> dict[tuple[int, int], float]:
   """Returns the exact Jaccard index of all pairs that have `least` or more.
 
-  Pairs that share no set element have none; the others are found through an index of
-  all elements, so that no pair is left out.
+  Such a pair shares at least this part of the larger set. Candidates come from an index
+  of the elements that few texts have; since boiler-plate is a smaller part of each
+  text, as is checked, no pair is left out.
   """
+  sets = [shingles_of(text) for text in texts]
   holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
-  sizes = []
-  for number, text in enumerate(texts):
-    shingles = shingles_of(text)
-    sizes.append(len(shingles))
+  for number, shingles in enumerate(sets):
     for shingle in shingles:
       holders[shingle].append(number)
-  shared: dict[tuple[int, int], int] = defaultdict(int)
-  for numbers in holders.values():
-    for i, first in enumerate(numbers):
-      for second in numbers[i + 1 :]:
-        shared[first, second] += 1
+  frequent = {s for s, numbers in holders.items() if len(numbers) > _FREQUENT}
+  for number, shingles in enumerate(sets):
+    if len(shingles & frequent) >= least * len(shingles):
+      raise ValueError(f"Text {number} is mostly boiler-plate: pairs may be missed.")
+  candidates = {
+    (first, second)
+    for shingle, numbers in holders.items()
+    if shingle not in frequent
+    for i, first in enumerate(numbers)
+    for second in numbers[i + 1 :]
+  }
   found = {}
-  for (i, j), both in shared.items():
-    value = both / (sizes[i] + sizes[j] - both)
+  for i, j in candidates:
+    both = len(sets[i] & sets[j])
+    value = both / (len(sets[i]) + len(sets[j]) - both)
     if value >= least:
       found[i, j] = value
   return found

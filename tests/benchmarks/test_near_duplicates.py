@@ -30,6 +30,14 @@ def test_the_exact_answer_is_that_of_all_pairs(folder):
   assert len(expected) == 40
 
 
+def test_boiler_plate_is_passed_over_only_where_it_cannot_matter(monkeypatch):
+  texts = ["a b c d e f", "a b c d e g", "h i j k l m"]
+  assert planted_duplicates.similar_pairs(texts, least=0.3) == {(0, 1): 1 / 3}
+  monkeypatch.setattr(planted_duplicates, "_FREQUENT", 1)
+  with pytest.raises(ValueError, match="Text 0 is mostly boiler-plate"):
+    planted_duplicates.similar_pairs(texts, least=0.3)
+
+
 def test_pairs_lie_near_their_levels(folder):
   truth = planted_duplicates.read_truth(folder)
   for level in planted_duplicates.LEVELS:
