@@ -25,16 +25,16 @@ from experiments.train_tokenizer import TrainTokenizerConfig
 from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.curation.agreement import AgreementConfig
+from phi4_jax.curation.amplify import AmplifyConfig, FilterQualityByTopic
 from phi4_jax.curation.corrupt import DropCorruptText
 from phi4_jax.curation.decontaminate import ContaminationRule, Decontaminate
+from phi4_jax.curation.dedup import DropExactDuplicates, DropNearDuplicates
 from phi4_jax.curation.extract import ExtractText
 from phi4_jax.curation.extract_limits import ExtractLimits
 from phi4_jax.curation.filters import FineWebQuality, GopherQuality, GopherRepetition
 from phi4_jax.curation.filters_c4 import C4Lines
 from phi4_jax.curation.language import IdentifyLanguage
 from phi4_jax.curation.personal_data import MaskPersonalData
-from phi4_jax.curation.amplify import AmplifyConfig, FilterQualityByTopic
-from phi4_jax.curation.dedup import DropExactDuplicates, DropNearDuplicates
 from phi4_jax.curation.quality import FilterQuality
 from phi4_jax.curation.quality_annotations import AnnotationFile, GeneratedAnnotations
 from phi4_jax.curation.quality_training import QualityTrainingConfig
