@@ -7,6 +7,7 @@ the rooms of the library in the order of CONTRIBUTING.md.
 from experiments.compare import CompareConfig
 from experiments.convert_in import ConvertConfig
 from experiments.decontaminate import DecontaminateConfig
+from experiments.curate import CurateConfig
 from experiments.dpo import DpoConfig
 from experiments.evaluate import EvaluateConfig
 from experiments.find_pivotal_tokens import FindPivotalTokensConfig
@@ -40,7 +41,12 @@ from phi4_jax.curation.quality_annotations import AnnotationFile, GeneratedAnnot
 from phi4_jax.curation.quality_training import QualityTrainingConfig
 from phi4_jax.data.data_config import DataConfig
 from phi4_jax.data.key_values import KeyValueSource
+from phi4_jax.curation.basic_steps import DropDuplicateIds, SampleStep
+from phi4_jax.curation.executors import BeamExecutor, LocalExecutor
+from phi4_jax.data.curated import CuratedSource
+from phi4_jax.data.loader import DataConfig
 from phi4_jax.data.packing import PackingConfig
+from phi4_jax.data.planted import PlantedSource
 from phi4_jax.data.preferences import PreferenceConfig
 from phi4_jax.data.sources import ArithmeticSource, JsonlSource
 from phi4_jax.data.tokenizer import VocabularyConfig
@@ -67,6 +73,7 @@ from phi4_jax.training.optimizer import OptimizerConfig
 CONFIG_CLASSES = (
   TrainTokenizerConfig,
   TrainQualityConfig,
+  CurateConfig,
   MaterializeConfig,
   DecontaminateConfig,
   PretrainConfig,
@@ -95,6 +102,12 @@ CONFIG_CLASSES = (
   ArithmeticSource,
   JsonlSource,
   KeyValueSource,
+  CuratedSource,
+  PlantedSource,
+  LocalExecutor,
+  BeamExecutor,
+  SampleStep,
+  DropDuplicateIds,
   VocabularyConfig,
   ExtractText,
   ExtractLimits,

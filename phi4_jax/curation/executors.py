@@ -5,6 +5,7 @@ Refuses to know what a task does.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import logging
 import multiprocessing
@@ -12,7 +13,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Any, Protocol
@@ -92,7 +93,8 @@ def _run_in_processes(tasks: Sequence[ShardTask], poll: Poll, workers: int) -> N
     poll(finished, *new)
 
   try:
-    pending = {pool.submit(_run_in_worker, task): task for task in tasks}
+    with _interrupts_held():
+      pending = {pool.submit(_run_in_worker, task): task for task in tasks}
     while pending:
       done, _ = concurrent.futures.wait(
         pending, _POLL_SECONDS, concurrent.futures.FIRST_COMPLETED
@@ -108,6 +110,16 @@ def _run_in_processes(tasks: Sequence[ShardTask], poll: Poll, workers: int) -> N
       child.terminate()
       child.join(5)
     raise
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+  """Holds Ctrl-C back; processes that start meanwhile hold it for all their life."""
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _result_of(future: concurrent.futures.Future, task: ShardTask) -> None:
@@ -135,8 +147,7 @@ _counters: list[Any] = []
 
 
 def _start_worker(counters: list[Any]) -> None:
-  """Prepares a worker: it leaves Ctrl-C to its parent, and never outlives it."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  """Prepares a worker, which must never outlive its parent."""
   _counters[:] = counters
   parent = multiprocessing.parent_process()
   assert parent is not None, "a worker has a parent"

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,7 +146,9 @@ def run_pipeline(
     on_progress=on_progress or (lambda progress: None),
   )
   summaries = run.run()
-  report = make_report(name_steps(steps), summaries, samples_per_reason)
+  report = make_report(
+    name_steps(steps), summaries, samples_per_reason, run.judge_seconds
+  )
   report = {"run": digest(plan), **report}
   _publish(out_dir, run, report)
   if not keep_work:
@@ -233,6 +236,7 @@ class _Run:
   executor: Executor
   on_progress: OnProgress
   tasks: list[dict[str, ShardTask]] = dataclasses.field(default_factory=list)
+  judge_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def run(self) -> list[list[dict[str, Any]]]:
     """Runs all passes; returns the summaries of each, shard by shard."""
@@ -311,11 +315,13 @@ class _Run:
   ) -> None:
     """Lets a corpus step compare the keys of all shards, and writes its verdicts."""
     marker = self.work / f"{digest([task.key for task in tasks.values()])[:16]}.judged"
-    if marker.exists():
-      return
     keys_of = self.passes[len(self.tasks) - 1].keys_of
     assert keys_of is not None, "a pass with verdicts follows one with keys"
     step, name = keys_of[1], self.passes[0].names[keys_of[0]]
+    if marker.exists():
+      self.judge_seconds[name] = io.read_json(marker)["seconds"]
+      return
+    began = time.perf_counter()
     total = sum(summary["kept"] for summary in before)
     verdicts = self._compare(step, name, total)
     for task, summary in zip(tasks.values(), before, strict=True):
@@ -337,7 +343,9 @@ class _Run:
           lines.write(line.encode("ascii"))
     if next(verdicts, self) is not self:
       raise DataError(f"{name}.judge_keys has judged more than the {total} documents.")
-    io.write_atomic(marker, "")
+    seconds = time.perf_counter() - began
+    io.write_json(marker, {"seconds": seconds})
+    self.judge_seconds[name] = seconds
 
   def _compare(self, step: CorpusStep, name: str, total: int) -> Iterator[Drop | None]:
     previous = self.tasks[-1]

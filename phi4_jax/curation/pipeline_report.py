@@ -3,7 +3,7 @@
 Knows counts; refuses to know documents and how a page looks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from phi4_jax.common.text import format_table
@@ -19,7 +19,10 @@ Summaries = Sequence[Sequence[dict[str, Any]]]
 
 
 def make_report(
-  names: Sequence[str], summaries: Summaries, num_samples: int
+  names: Sequence[str],
+  summaries: Summaries,
+  num_samples: int,
+  judge_seconds: Mapping[str, float],
 ) -> dict[str, Any]:
   """Returns the report of all passes.
 
@@ -27,6 +30,7 @@ def make_report(
     names: of the steps, in order.
     summaries: what `run_shard` has counted, by pass and then by shard.
     num_samples: of each step and reason.
+    judge_seconds: what each corpus step took to compare its keys.
 
   Returns:
     JSON. All of it but "perf" is decided by the documents and steps alone.
@@ -45,7 +49,10 @@ def make_report(
   """
   first, last = summaries[0], summaries[-1]
   steps = [_merge_step(names[i], i, summaries, num_samples) for i in range(len(names))]
-  step_seconds = {step["name"]: step.pop("seconds") for step in steps}
+  step_seconds = {
+    step["name"]: step.pop("seconds") + judge_seconds.get(step["name"], 0.0)
+    for step in steps
+  }
   shards = [
     {
       "name": shard["shard"],
@@ -72,6 +79,7 @@ def make_report(
     "kept": sum(shard["bytes_kept"] for shard in last),
   }
   seconds = sum(shard["seconds"] for part in summaries for shard in part)
+  seconds += sum(judge_seconds.values())
   return {
     "documents": documents,
     "bytes": size,
