@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError, DataError
@@ -29,6 +29,7 @@ Poll = Callable[[int, int, int], None]
 _POLL_SECONDS = 0.2
 
 
+@runtime_checkable
 class Executor(Protocol):
   """Runs tasks in any order; returns when all are finished."""
 

@@ -97,11 +97,11 @@ class LineWriter:
     self._whole.__exit__(kind, error, trace)
 
 
-def _compress(raw: IO[bytes], compression: Compression) -> IO[bytes]:
+def _compress(raw: IO[bytes], compression: Compression) -> Any:
   if compression == "gz":
     # Neither a name nor a time in the header: the same lines are the same bytes.
     file = gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, mtime=0)
-    return cast(IO[bytes], io.BufferedWriter(cast(Any, file), 1 << 16))
+    return io.BufferedWriter(cast(Any, file), 1 << 16)
   compressor = _zstandard().ZstdCompressor(level=_ZSTD_LEVEL)
   return compressor.stream_writer(raw, closefd=False)
 

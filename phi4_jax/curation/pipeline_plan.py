@@ -133,7 +133,7 @@ def make_passes(steps: Sequence[Step]) -> list[Pass]:
   return passes
 
 
-def name_steps(steps: Sequence[Step]) -> tuple[str, ...]:
+def name_steps(steps: Sequence[Any]) -> tuple[str, ...]:
   """Returns a name for each step: its class, and a number where that is not enough.
 
   Raises:

@@ -138,7 +138,7 @@ def _by_source(names: Sequence[str], summaries: Summaries) -> dict[str, Any]:
   return found
 
 
-def share(part: float, whole: float) -> str:
+def share(part: int, whole: int) -> str:
   """Formats a share in percent; what is there is never shown as 0.
 
   >>> share(1, 3), share(1, 100_000), share(0, 3)
