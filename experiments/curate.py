@@ -1,8 +1,8 @@
 """phi4 curate: raw documents -> kept documents, dropped ones with reasons, a report.
 
-  kept/      documents that every step kept; what `materialize` reads (CuratedSource)
-  dropped/   the others, each with its step, reason and detail
-  report.html  report.json
+kept/      documents that every step kept; what `materialize` reads (CuratedSource)
+dropped/   the others, each with its step, reason and detail
+report.html  report.json
 """
 
 import dataclasses
@@ -61,7 +61,8 @@ class CurateConfig(StageConfig):
       raise ConfigError("CurateConfig.sources is empty: name a source.")
     if self.samples_per_reason < 0:
       raise ConfigError(
-        f"CurateConfig.samples_per_reason ({self.samples_per_reason}) must be 0 or more."
+        f"CurateConfig.samples_per_reason ({self.samples_per_reason}) must be 0 or "
+        "more."
       )
     check_compression(self.compression, "CurateConfig.compression")
 

@@ -42,14 +42,18 @@ def curation_page(report: Mapping[str, Any], folder: Path) -> str:
   ]
   if any(step["changed"] for step in report["steps"]):
     sections.append(
-      layout.Section("changes", "What steps changed in what they kept", _changes(report))
+      layout.Section(
+        "changes", "What steps changed in what they kept", _changes(report)
+      )
     )
   sections += [
     layout.Section("kept", "Documents that were kept", _kept(report)),
     layout.Section("sources", "By source", _sources(report)),
   ]
   if report["labels"]:
-    sections.append(layout.Section("labels", "Labels of what was kept", _labels(report)))
+    sections.append(
+      layout.Section("labels", "Labels of what was kept", _labels(report))
+    )
   sections.append(layout.Section("files", "Files and settings", _files(report, folder)))
   footer = tag(
     "p",
@@ -215,7 +219,12 @@ def _sources(report: Mapping[str, Any]) -> Markup:
     reason = next(iter(found["reasons"].items()), None)
     most = f"{reason[0]} ({share(reason[1], found['in'])})" if reason else ""
     rows.append(
-      [name, f"{found['in']:,}", f"{found['kept']:,}", share(found["kept"], found["in"])]
+      [
+        name,
+        f"{found['in']:,}",
+        f"{found['kept']:,}",
+        share(found["kept"], found["in"]),
+      ]
       + [f"{found['bytes_in'] / 1e6:,.2f}", f"{found['bytes_kept'] / 1e6:,.2f}", most]
     )
   header = ["source", "in", "kept", "share", "MB in", "MB kept", "most frequent reason"]

@@ -128,11 +128,11 @@ def _result_of(future: concurrent.futures.Future, task: ShardTask) -> None:
     future.result()
   except BrokenProcessPool as error:
     raise DataError(
-      f"A worker process died without a word while shards were at work, {task.shard.name}"
-      " among them. Most often the memory was not enough: lower "
-      "LocalExecutor.num_workers or look at that shard's documents. (A script of your own "
-      "must be guarded by `if __name__ == '__main__'`.) Finished shards are kept; the "
-      "same command continues."
+      "A worker process died without a word while shards were at work, "
+      f"{task.shard.name} among them. Most often the memory was not enough: lower "
+      "LocalExecutor.num_workers or look at that shard's documents. (A script of your "
+      "own must be guarded by `if __name__ == '__main__'`.) Finished shards are kept; "
+      "the same command continues."
     ) from error
   except (pickle.PicklingError, AttributeError) as error:
     if "pickle" not in str(error):
@@ -211,8 +211,8 @@ class BeamExecutor:
       summary = task.load_summary()
       if summary is None:
         raise DataError(
-          f"Beam has ended without a result for shard {task.shard.name} in {task.work}. "
-          "Its workers must see that folder under the same path."
+          f"Beam has ended without a result for shard {task.shard.name} in "
+          f"{task.work}. Its workers must see that folder under the same path."
         )
       poll(1, summary["in"], summary["bytes_in"])
 

@@ -145,7 +145,11 @@ def run_pipeline(
     executor=executor or LocalExecutor(),
     on_progress=on_progress or (lambda progress: None),
   )
-  summaries = run.run()
+  try:
+    summaries = run.run()
+  except BaseException:
+    remove_leftovers(work)  # of workers that were stopped
+    raise
   report = make_report(
     name_steps(steps), summaries, samples_per_reason, run.judge_seconds
   )
@@ -283,9 +287,7 @@ class _Run:
       for shard in self.shards
     }
 
-  def _run_pass(
-    self, pass_: Pass, tasks: Sequence[ShardTask]
-  ) -> list[dict[str, Any]]:
+  def _run_pass(self, pass_: Pass, tasks: Sequence[ShardTask]) -> list[dict[str, Any]]:
     part = f"pass {pass_.index + 1}/{len(self.passes)}"
     summaries = [task.load_summary() for task in tasks]
     waiting = [t for t, s in zip(tasks, summaries, strict=True) if s is None]
@@ -377,6 +379,4 @@ class _Run:
           f"Shard {shard.name} between two passes", before["kept"], after["in"], 0
         )
       dropped = sum(summary["dropped"] for summary in passes)
-      check_balance(
-        f"Shard {shard.name}", passes[0]["in"], passes[-1]["kept"], dropped
-      )
+      check_balance(f"Shard {shard.name}", passes[0]["in"], passes[-1]["kept"], dropped)

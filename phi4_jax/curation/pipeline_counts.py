@@ -179,9 +179,7 @@ def _difference(before: Document, after: Document) -> dict[str, Any]:
     return {"before": printable(str(both[0])), "after": printable(str(both[1]))}
   at = next(
     (
-      i
-      for i, (a, b) in enumerate(zip(before.text, after.text, strict=False))
-      if a != b
+      i for i, (a, b) in enumerate(zip(before.text, after.text, strict=False)) if a != b
     ),
     min(len(before.text), len(after.text)),
   )

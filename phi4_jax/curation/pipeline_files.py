@@ -50,8 +50,11 @@ class AtomicFile:
       self._file.close()
       if kind is None:
         os.replace(self._temporary, self._path)
-    finally:
-      self._temporary.unlink(missing_ok=True)
+        return
+    except OSError:
+      self._temporary.unlink(missing_ok=True)  # room for others where the disk is full
+      raise
+    self._temporary.unlink(missing_ok=True)
 
 
 class LineWriter:
@@ -65,7 +68,7 @@ class LineWriter:
 
   def __init__(self, path: Path, compression: Compression):
     self._whole = AtomicFile(path)
-    self._compression = compression
+    self._compression: Compression = compression
     self.count = 0
     self._hash = hashlib.sha256()
 

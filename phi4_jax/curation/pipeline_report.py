@@ -190,6 +190,9 @@ def _right(rows: list[list[Any]]) -> list[list[Any]]:
   """Pads all columns but the first on the left: numbers that are text already."""
   widths = [max((len(row[i]) for row in rows), default=0) for i in range(len(rows[0]))]
   return [
-    [row[0], *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+    [
+      row[0],
+      *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+    ]
     for row in rows
   ]

@@ -182,8 +182,8 @@ class _ShardRun:
       yield row, size
     if waiting is not None:
       raise DataError(
-        f"{self._task.verdicts} speaks of document {waiting[0]}, but the shard has only "
-        f"{self._in}. Delete the folder {self._task.work} and run again."
+        f"{self._task.verdicts} speaks of document {waiting[0]}, but the shard has "
+        f"only {self._in}. Delete the folder {self._task.work} and run again."
       )
 
   def _read(self) -> Iterator[Document]:

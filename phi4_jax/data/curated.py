@@ -7,6 +7,7 @@ what they were curated by.
 import dataclasses
 import gzip
 import hashlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,4 +98,7 @@ def _open(path: Path):
     return gzip.open(path, "rb")
   import zstandard
 
-  return zstandard.open(path, "rb")
+  raw = zstandard.ZstdDecompressor().stream_reader(
+    open(path, "rb"), read_across_frames=True
+  )
+  return io.BufferedReader(raw)

@@ -27,7 +27,13 @@ _OBJECTS = (
   *("the price of copper", "the number of its divisors", "what was said before"),
   *("a table of results", "the smallest of the three", "the edge of the map"),
 )
-_ENDS = ("", " in most cases", " by a factor of %d", " since %d", ", as Figure %d shows")
+_ENDS = (
+  "",
+  " in most cases",
+  " by a factor of %d",
+  " since %d",
+  ", as Figure %d shows",
+)
 _GERMAN = (
   "Der Fluss ändert im Frühjahr seinen Lauf, und die Brücke muss geschlossen werden.",
   "Niemand weiß genau, warum die Glocke an diesem Morgen nicht geläutet hat.",

@@ -12,7 +12,10 @@ from phi4_jax.curation.pipeline_plan import Shard
 from phi4_jax.curation.steps import Drop, Judge, Keep, make_recipe
 from phi4_jax.data.documents import Document
 
-_WORDS = "tree stone river cloud house seven light under every water".split()
+_WORDS = (
+  *("tree", "stone", "river", "cloud", "house"),
+  *("seven", "light", "under", "every", "water"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,7 @@ def make_shard(name: str, texts: Iterable[str], **fields: Any) -> Shard:
   return Shard(name=name, source=source, group=name.partition("-")[0])
 
 
-def make_corpus(num_shards: int = 4, size: int = 60, **fields: Any) -> list[Shard]:
+def make_corpus(num_shards: int = 2, size: int = 60, **fields: Any) -> list[Shard]:
   """Shards of random words, one of them empty, with some texts in several of them."""
   common = make_texts(5, seed=99)
   shards = [

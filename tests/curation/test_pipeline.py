@@ -149,9 +149,7 @@ def test_samples_do_not_depend_on_how_documents_are_sharded(tmp_path):
 
 
 def test_shards_without_a_document(tmp_path):
-  report = run_pipeline(
-    [make_shard("a", ()), make_shard("b", ())], STEPS, tmp_path
-  )
+  report = run_pipeline([make_shard("a", ()), make_shard("b", ())], STEPS, tmp_path)
   assert report["documents"] == {"in": 0, "kept": 0, "dropped": 0}
   assert len(read_outputs(tmp_path)) == 4
   assert read_kept(tmp_path) == []
@@ -161,7 +159,7 @@ def test_shards_without_a_document(tmp_path):
 def test_no_step_keeps_everything(tmp_path):
   report = run_pipeline(make_corpus(), [], tmp_path)
   assert report["documents"]["dropped"] == 0
-  assert len(read_kept(tmp_path)) == report["documents"]["in"] > 200
+  assert len(read_kept(tmp_path)) == report["documents"]["in"] > 100
 
 
 @pytest.mark.parametrize(
@@ -214,9 +212,9 @@ class TestAgain:
     first = run_pipeline(self.corpus(tmp_path), STEPS, tmp_path / "out")
     again = run_pipeline(self.corpus(tmp_path), STEPS, tmp_path / "out")
     assert again == first
-    assert self.num_read(tmp_path) == 5
+    assert self.num_read(tmp_path) == 3
 
-  @pytest.mark.parametrize("stop_at", [0, 1, 3, 7, 9, 13])
+  @pytest.mark.parametrize("stop_at", [0, 2, 5, 9])
   def test_what_was_stopped_goes_on_where_it_was(self, tmp_path, stop_at):
     class Stopped(Exception):
       pass
@@ -237,7 +235,7 @@ class TestAgain:
     run_pipeline(self.corpus(tmp_path), STEPS, out)
     read = (tmp_path / "read.log").read_text().split()
     assert all(read.count(summary["shard"]) == 1 for summary in done)
-    assert len(read) <= 6  # the shard that was being read, once more
+    assert len(read) <= 4  # the shard that was being read, once more
     run_pipeline(self.corpus(tmp_path), STEPS, tmp_path / "other")
     assert read_outputs(out) == read_outputs(tmp_path / "other")
 
@@ -260,16 +258,14 @@ class TestAgain:
     with pytest.raises(ConfigError, match=r"other shards \(web-1\)"):
       run_pipeline(shards, STEPS, tmp_path / "out")
     with pytest.raises(ConfigError, match="other settings"):
-      run_pipeline(
-        self.corpus(tmp_path), STEPS, tmp_path / "out", samples_per_reason=1
-      )
+      run_pipeline(self.corpus(tmp_path), STEPS, tmp_path / "out", samples_per_reason=1)
 
   def test_kept_work_repeats_only_the_last_steps(self, tmp_path):
     out = tmp_path / "out"
     run_pipeline(self.corpus(tmp_path), STEPS, out, keep_work=True)
     changed = [*STEPS[:-1], SampleStep(fraction=0.5)]
     run_pipeline(self.corpus(tmp_path), changed, out, keep_work=True, replace=True)
-    assert self.num_read(tmp_path) == 5  # the first pass was there
+    assert self.num_read(tmp_path) == 3  # the first pass was there
     run_pipeline(self.corpus(tmp_path), changed, tmp_path / "new")
     assert read_outputs(out) == read_outputs(tmp_path / "new")
 
@@ -282,7 +278,7 @@ class TestAgain:
 
     with pytest.raises(InterruptedError):
       run_pipeline(self.corpus(tmp_path), STEPS, out, on_progress=stop)
-    (victim,) = (out / "work").glob("0-web-2-*.documents.jsonl.gz")
+    (victim,) = (out / "work").glob("0-web-1-*.documents.jsonl.gz")
     victim.write_bytes(victim.read_bytes()[:-9])
     with pytest.raises(DataError, match=r"should be \d+ bytes long and has \d+"):
       run_pipeline(self.corpus(tmp_path), STEPS, out)

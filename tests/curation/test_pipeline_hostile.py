@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import sys
+from typing import Any
 
 import pytest
 
@@ -64,14 +65,23 @@ HOSTILE = {
   "returns_none": (lambda d: None, "answered NoneType; Keep or Drop is required"),
   "returns_a_bool": (lambda d: True, "answered bool"),
   "returns_a_document": (lambda d: d, "answered Document"),
-  "keeps_text": (lambda d: unchecked(Keep, document=d.text), "kept a str; a Document is required"),
+  "keeps_text": (
+    lambda d: unchecked(Keep, document=d.text),
+    "kept a str; a Document is required",
+  ),
   "changes_the_id": (
     lambda d: Keep(dataclasses.replace(d, id="other")),
     "changed the id to 'other'",
   ),
   "has_no_reason": (lambda d: Drop(""), "gave '' as the reason"),
-  "has_a_number_as_reason": (lambda d: unchecked(Drop, reason=404), "gave 404 as the reason"),
-  "has_a_number_as_detail": (lambda d: unchecked(Drop, reason="bad", detail=3), "gave a int as the detail"),
+  "has_a_number_as_reason": (
+    lambda d: unchecked(Drop, reason=404),
+    "gave 404 as the reason",
+  ),
+  "has_a_number_as_detail": (
+    lambda d: unchecked(Drop, reason="bad", detail=3),
+    "gave a int as the detail",
+  ),
   "makes_no_json": (_relabel({"seen": {1, 2}}), "made a document that is no JSON"),
   "makes_nan": (_relabel({"quality": math.nan}), "made a document that is no JSON"),
   "makes_half_a_text": (
@@ -127,8 +137,8 @@ def test_ctrl_c_in_a_step_is_no_failure(tmp_path):
 class Keyed:
   """A corpus step made of functions."""
 
-  key: object = lambda document: document.text.encode()
-  judge: object = lambda keys: (None for _ in keys)
+  key: Any = lambda document: document.text.encode()
+  judge: Any = lambda keys: (None for _ in keys)
 
   def make_key(self):
     return self.key
@@ -201,7 +211,9 @@ def test_a_source_that_fails_is_an_error_that_names_it(tmp_path, values, message
 
 
 def test_a_dropped_document_is_kept_aside_whatever_its_labels(tmp_path):
-  shard = Shard(name="a", source=Yields((Document(id="\ud800", text="x", labels={"a": {2}}),)))
+  shard = Shard(
+    name="a", source=Yields((Document(id="\ud800", text="x", labels={"a": {2}}),))
+  )
   run_pipeline([shard], [MinWords(words=5)], tmp_path)
   (line,) = read_lines(tmp_path / "dropped" / "a.jsonl.gz")
   record = json.loads(line)

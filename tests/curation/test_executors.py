@@ -1,0 +1,187 @@
+"""The same bytes for any executor; killed runs go on; workers that die are named."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from phi4_jax.common.errors import ConfigError, DataError
+from phi4_jax.curation.basic_steps import DropDuplicateIds, SampleStep
+from phi4_jax.curation.executors import BeamExecutor, LocalExecutor
+from phi4_jax.curation.pipeline import run_pipeline
+from phi4_jax.curation.steps import Keep
+from tests.curation.corpora import (
+  Calls,
+  DropSameText,
+  MinWords,
+  Shout,
+  Slow,
+  make_corpus,
+  make_shard,
+  read_outputs,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = [
+  *(MinWords(), DropSameText(), Shout(), SampleStep(fraction=0.8)),
+  *(DropDuplicateIds(), MinWords(words=6)),
+]
+
+
+def _decided(report):
+  return {name: value for name, value in report.items() if name != "perf"}
+
+
+def test_bytes_do_not_depend_on_the_executor(tmp_path):
+  found = {}
+  executors = {
+    "here": LocalExecutor(),
+    "two": LocalExecutor(num_workers=2),
+    "cores": LocalExecutor(num_workers=0),
+    "beam": BeamExecutor(),
+  }
+  for name, executor in executors.items():
+    report = run_pipeline(make_corpus(), STEPS, tmp_path / name, executor=executor)
+    found[name] = _decided(report), read_outputs(tmp_path / name)
+  assert found["here"][0]["documents"]["dropped"] > 20
+  for name, outputs in found.items():
+    assert outputs == found["here"], name
+
+
+def test_beam_passes_errors_on(tmp_path):
+  shard = make_shard("a", ["text"] * 12)
+  with pytest.raises(DataError, match=r"Fails failed on every .* ZeroDivisionError"):
+    run_pipeline([shard], [Fails()], tmp_path, executor=BeamExecutor())
+  assert not list(tmp_path.glob("work/*"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fails(MinWords):
+  """Fails on every document."""
+
+  def make_judge(self):
+    return lambda document: 1 // 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dies(MinWords):
+  """Takes its process with it, as the kernel does when there is no memory left."""
+
+  def make_judge(self):
+    def judge(document):
+      if document.text == "monster":
+        os.kill(os.getpid(), signal.SIGKILL)
+      return Keep(document)
+
+    return judge
+
+
+def test_a_worker_that_dies_is_an_error_and_the_others_work_is_kept(tmp_path):
+  shards = [
+    make_shard("a", ["fine"] * 5),
+    make_shard("b", ["fine"] * 5),
+    make_shard("c", ["monster"]),
+  ]
+  executor = LocalExecutor(num_workers=2)
+  with pytest.raises(DataError, match="A worker process died without a word"):
+    run_pipeline(shards, [Dies()], tmp_path, executor=executor)
+  assert not (tmp_path / "kept").exists()
+
+
+def test_errors_of_workers_come_through(tmp_path):
+  shard = make_shard("a", ["text"] * 12)
+  executor = LocalExecutor(num_workers=2)
+  with pytest.raises(DataError, match="ZeroDivisionError"):
+    run_pipeline([shard], [Fails()], tmp_path / "1", executor=executor)
+  local = Calls(lambda document: Keep(document))
+  with pytest.raises(ConfigError, match=r"cannot be sent to another process"):
+    run_pipeline([shard], [local], tmp_path / "2", executor=executor)
+  with pytest.raises(ConfigError, match=r"LocalExecutor\.num_workers \(-1\)"):
+    LocalExecutor(num_workers=-1)
+
+
+def test_judges_are_made_once_in_each_process(tmp_path):
+  log = tmp_path / "log"
+  shards = make_corpus(6, 8)
+  executor = LocalExecutor(num_workers=2)
+  step = Slow(seconds=0.0, log=str(log))
+  run_pipeline(shards, [step], tmp_path / "out", executor=executor)
+  made = log.read_text().splitlines()
+  assert 1 <= len(made) == len(set(made)) <= 2
+  assert f"judge {os.getpid()}" not in made
+
+
+_RUN = """
+import sys
+from phi4_jax.curation.executors import LocalExecutor
+from phi4_jax.curation.pipeline import run_pipeline
+from tests.curation.test_executors import killed_arguments
+
+if __name__ == "__main__":
+  shards, steps = killed_arguments(sys.argv[1], 0.01)
+  run_pipeline(
+    shards, steps, sys.argv[1] + "/out", executor=LocalExecutor(num_workers=2)
+  )
+"""
+
+
+def killed_arguments(folder, seconds):
+  shards = make_corpus(8, 30, log=f"{folder}/read.log")
+  return shards, [Slow(seconds=seconds, log=f"{folder}/judges.log"), *STEPS]
+
+
+def _wait(condition, seconds=60.0):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end
+    time.sleep(0.02)
+
+
+def _is_alive(pid):
+  try:
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+  except FileNotFoundError:
+    return False
+  return state != "Z"
+
+
+def test_a_killed_run_goes_on_and_repeats_no_finished_shard(tmp_path):
+  script = tmp_path / "run.py"
+  script.write_text(_RUN)
+  work = tmp_path / "out" / "work"
+  process = subprocess.Popen(
+    [sys.executable, str(script), str(tmp_path)],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+  )
+  try:
+    _wait(lambda: len(list(work.glob("0-*.summary.json"))) >= 3)
+  finally:
+    process.kill()
+    process.wait()
+  workers = [
+    int(line.split()[1]) for line in (tmp_path / "judges.log").read_text().splitlines()
+  ]
+  assert workers
+  _wait(lambda: not any(_is_alive(pid) for pid in workers), 10)
+  finished = {
+    json.loads(path.read_text())["shard"] for path in work.glob("0-*.summary.json")
+  }
+  assert 3 <= len(finished) < 9
+  before = (tmp_path / "read.log").read_text().split()
+
+  shards, steps = killed_arguments(tmp_path, 0.0)
+  run_pipeline(shards, steps, tmp_path / "out")
+  again = (tmp_path / "read.log").read_text().split()[len(before) :]
+  assert not finished & set(again)
+  assert finished | set(again) == {shard.name for shard in shards}
+  (tmp_path / "other").mkdir()
+  shards, steps = killed_arguments(tmp_path / "other", 0.0)
+  run_pipeline(shards, steps, tmp_path / "other" / "out")
+  assert read_outputs(tmp_path / "out") == read_outputs(tmp_path / "other" / "out")

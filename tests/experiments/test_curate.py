@@ -1,0 +1,164 @@
+"""phi4 curate: the run's folder, its page, Ctrl-C, and what takes its documents."""
+
+import dataclasses
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments import curate
+from experiments.config import load
+from experiments.curate import CurateConfig
+from experiments.curate_progress import CurateProgress
+from experiments.materialize import MaterializeConfig
+from experiments.reporting.curation_page import curation_page
+from phi4_jax.common.errors import ConfigError
+from phi4_jax.curation.pipeline import PipelineProgress, run_pipeline
+from phi4_jax.curation.steps import Drop
+from phi4_jax.data.curated import CuratedSource
+from tests.curation.corpora import Calls, MinWords, Shout, make_shard, read_outputs
+
+DEMO = "--gin_file=gin_configs/curate/demo.gin"
+
+
+def demo(workdir, *arguments):
+  return curate.main(
+    [DEMO, f"--workdir={workdir}", "--gin.PlantedSource.num_documents=200", *arguments]
+  )
+
+
+def test_the_demo(tmp_path, capsys):
+  assert demo(tmp_path / "a") == 0
+  out = capsys.readouterr().out
+  assert re.search(r"\| DropDuplicateIds +\| +200 \|", out)
+  assert "curate: done" in out
+  result = json.loads((tmp_path / "a" / "result.json").read_text())
+  metrics = result["metrics"]
+  assert metrics["documents_in"] == 200
+  assert metrics["documents_kept"] + metrics["documents_dropped"] == 200
+  assert metrics["dropped"] == {
+    "DropDuplicateIds": {"duplicate_id": metrics["documents_dropped"]}
+  }
+  kept = list(CuratedSource(path=str(tmp_path / "a")).documents())
+  assert len(kept) == metrics["documents_kept"] > 150
+  assert (tmp_path / "a" / "report.html").stat().st_size > 5000
+  assert demo(tmp_path / "b", "--gin.LocalExecutor.num_workers=2") == 0
+  assert read_outputs(tmp_path / "a") == read_outputs(tmp_path / "b")
+  other = json.loads((tmp_path / "b" / "result.json").read_text())
+  assert other["fingerprint"] == result["fingerprint"]
+
+
+def test_other_settings_need_to_be_said(tmp_path, capsys):
+  assert demo(tmp_path) == 0
+  before = read_outputs(tmp_path)
+  fewer = "--gin.CurateConfig.steps=()"
+  assert demo(tmp_path, fewer) == 2
+  assert "another configuration" in capsys.readouterr().err
+  assert read_outputs(tmp_path) == before
+  assert demo(tmp_path, fewer, "--allow_config_change") == 0
+  result = json.loads((tmp_path / "result.json").read_text())
+  assert result["metrics"]["documents_dropped"] == 0
+  assert read_outputs(tmp_path) != before
+
+
+def test_ctrl_c_stops_soon_and_the_same_command_goes_on(tmp_path):
+  command = [
+    *(sys.executable, "-m", "experiments.cli", "curate", DEMO),
+    *(f"--workdir={tmp_path}", "--gin.PlantedSource.num_documents=12000"),
+    *("--gin.PlantedSource.num_shards=24", "--gin.LocalExecutor.num_workers=2"),
+  ]
+  process = subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+  )
+  end = time.monotonic() + 60
+  while not list((tmp_path / "work").glob("*.summary.json")):
+    assert process.poll() is None and time.monotonic() < end
+    time.sleep(0.02)
+  os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+  said = process.communicate(timeout=30)[0].decode()
+  assert process.returncode == 130, said
+  assert "finished shards are kept. The same command continues." in said
+  assert "Traceback" not in said
+  finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()}
+  assert not [path for path in finished if path.name.startswith(".")]
+  done = [path.name for path in finished if path.name.endswith("summary.json")]
+  assert 1 <= len(done) < 24
+  again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+  assert again.returncode == 0, again.stderr
+  assert f"pass 1/2  {len(done)}/24 shards" in again.stderr
+  assert (
+    json.loads((tmp_path / "result.json").read_text())["metrics"]["documents_in"]
+    == 12000
+  )
+
+
+@pytest.mark.parametrize(
+  "fields, message",
+  [
+    ({"sources": {}}, "CurateConfig.sources is empty"),
+    ({"samples_per_reason": -1}, "CurateConfig.samples_per_reason"),
+    ({"compression": "bz2"}, r"CurateConfig.compression \('bz2'\) must be one of gz"),
+  ],
+)
+def test_settings_that_cannot_be(fields, message):
+  config = load(CurateConfig, ["gin_configs/curate/demo.gin"])
+  with pytest.raises(ConfigError, match=message):
+    dataclasses.replace(config, **fields)
+
+
+def test_materialize_takes_kept_documents():
+  config = load(
+    MaterializeConfig,
+    ["gin_configs/materialize/smollm2.gin"],
+    ["DatasetConfig.source = @CuratedSource()", "CuratedSource.path = 'runs/web'"],
+  )
+  assert config.datasets["chat"].source == CuratedSource(path="runs/web")
+
+
+def test_the_page_shows_what_was_dropped_and_escapes_it(tmp_path):
+  texts = ["<script>alert(1)</script> & more words", "<b>", "two words", *"abc"]
+  ids = ("<i>0</i>", "1", "2", "3", "4", "5")
+  raised = Calls(lambda document: Drop("odd <reason>", "<img src=x>"))
+  steps = [MinWords(words=2), Shout(word="words")]
+  report = run_pipeline(
+    [make_shard("web-0", texts, ids=ids, labels={"language": "<de>"})],
+    steps,
+    tmp_path / "1",
+  )
+  page = curation_page(report, tmp_path)
+  assert "2 of 6 documents kept" in page
+  assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more WORDS" in page
+  assert "<script" not in page and "<i>0" not in page and "<de>" not in page
+  assert "prefers-color-scheme: dark" in page
+  assert "https://" not in page.replace("http://www.w3.org", "")
+  for words in ("too_short", "1 words, 2 required", "share_of_trees", "language"):
+    assert words in page
+  report = run_pipeline([make_shard("a", "xyz")], [raised], tmp_path / "2")
+  page = curation_page(report, tmp_path)
+  assert "odd &lt;reason&gt;" in page and "<img" not in page
+  empty = run_pipeline([make_shard("a", ())], [], tmp_path / "3")
+  assert "The sources had no document." in curation_page(empty, tmp_path)
+
+
+def test_progress_says_how_far_and_how_fast():
+  now, stream = [0.0], io.StringIO()
+  with CurateProgress(stream=stream, clock=lambda: now[0]) as show:
+    for at, done, documents in ((0.0, 0, 0), (40.0, 1, 4000), (80.0, 2, 8000)):
+      now[0] = at
+      show(
+        PipelineProgress(
+          part="pass 1/2", done=done, total=4, documents=documents, num_bytes=8_000_000
+        )
+      )
+    show(PipelineProgress(part="DropX", done=5, total=9, documents=5, num_bytes=0))
+  lines = stream.getvalue().splitlines()
+  assert lines[-2] == (
+    "curate  pass 1/2  2/4 shards  8,000 documents  100/s  0.1 MB/s  1m20s left"
+  )
+  assert lines[-1] == "curate  DropX  5/9 keys"
