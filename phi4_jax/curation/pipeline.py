@@ -262,10 +262,15 @@ class _Run:
     self, pass_: Pass, token: str, before: Sequence[dict[str, Any]]
   ) -> dict[str, ShardTask]:
     previous = self.tasks[-1] if self.tasks else {}
-    firsts, place = [], 0
-    for shard, summary in zip(self.shards if before else [], before, strict=True):
-      firsts.append((place, previous[shard.name].key))
-      place += summary["kept"]
+    corpus = digest(list(self.source_recipes.items()))
+    places = None
+    if pass_.index:
+      firsts, place = [], 0
+      for shard, summary in zip(self.shards, before, strict=True):
+        firsts.append([place, previous[shard.name].key])
+        place += summary["kept"]
+      places = self.work / f"{digest(firsts)[:16]}.places.json"
+      io.write_json(places, firsts)
     return {
       shard.name: ShardTask(
         token=token,
@@ -275,12 +280,13 @@ class _Run:
         key=task_key(
           pass_,
           shard,
-          source_recipes=self.source_recipes,
+          source_recipe=self.source_recipes[shard.name],
+          corpus=corpus,
           recipes=self.recipes,
           settings=self.settings,
         ),
         previous=previous[shard.name].key if previous else None,
-        firsts=tuple(firsts),
+        places=places,
         compression=self.settings["compression"],
         num_samples=self.settings["samples"],
       )

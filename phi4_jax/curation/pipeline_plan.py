@@ -167,8 +167,8 @@ class ShardTask:
     work: the folder of all results.
     key: names this task's results.
     previous: names those of the pass before, if there is one.
-    firsts: place in the corpus of each shard's first document of the pass before, and
-      the name of that shard's results: what "#17" is looked up in.
+    places: a file with the place in the corpus of each shard's first document of the
+      pass before, and the name of that shard's results: what "#17" is looked up in.
     num_samples: of each step and reason.
   """
 
@@ -178,7 +178,7 @@ class ShardTask:
   work: Path
   key: str
   previous: str | None
-  firsts: tuple[tuple[int, str], ...]
+  places: Path | None
   compression: Compression
   num_samples: int
 
@@ -247,24 +247,23 @@ def task_key(
   pass_: Pass,
   shard: Shard,
   *,
-  source_recipes: Mapping[str, str],
+  source_recipe: str,
+  corpus: str,
   recipes: Sequence[str],
   settings: Any,
 ) -> str:
   """Returns the name of a task's results.
 
-  A first pass depends on its own shard alone; the verdicts that a later one applies
-  depend on all of them.
+  A first pass depends on the recipe of its own shard alone; the verdicts that a later
+  one applies depend on all of them, of which `corpus` is the digest.
   """
   last = max(
     [position for position, _ in pass_.steps]
     + [-1 if pass_.verdicts_of is None else pass_.verdicts_of]
     + [-1 if pass_.keys_of is None else pass_.keys_of[0]]
   )
-  inputs = {shard.name: source_recipes[shard.name]}
-  if pass_.index:
-    inputs = dict(source_recipes)
-  decides = [_FORMAT, pass_.index, list(inputs.items()), recipes[: last + 1], settings]
+  inputs = corpus if pass_.index else source_recipe
+  decides = [_FORMAT, pass_.index, inputs, recipes[: last + 1], settings]
   # Two runs of equal steps may end their passes at different ones.
   decides.append(pass_.keys_of is None)
   decides.append(shard.name)

@@ -347,7 +347,9 @@ class _Places:
 
   def __init__(self, task: ShardTask):
     self._task = task
-    self._firsts = [first for first, _ in task.firsts]
+    assert task.places is not None, "a pass with verdicts has places"
+    self._shards = io.read_json(task.places)
+    self._firsts = [first for first, _ in self._shards]
     self._readers: dict[str, BlobReader] = {}
 
   def name(self, detail: str) -> str:
@@ -359,7 +361,7 @@ class _Places:
     at = bisect.bisect_right(self._firsts, place) - 1
     if at < 0:
       return match[0]
-    first, key = self._task.firsts[at]
+    first, key = self._shards[at]
     if key not in self._readers:
       file = result_file(self._task.work, key, "ids", self._task.compression)
       self._readers[key] = BlobReader(file)
