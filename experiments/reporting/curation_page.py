@@ -102,7 +102,7 @@ def _steps(report: Mapping[str, Any]) -> Markup:
   return join(
     layout.figure(
       charts.responsive(lambda width: _funnel(report, width)),
-      "Documents that are left after each step; pale: those that it dropped.",
+      "Documents that are left after each step; grey: those that it dropped.",
     ),
     layout.table(
       [*header, "\N{MICRO SIGN}s a document"],

@@ -44,6 +44,7 @@ from phi4_jax.curation.pipeline_plan import (
   digest,
   make_passes,
   name_steps,
+  step_name,
   step_recipes,
   task_key,
 )
@@ -373,7 +374,7 @@ class _Run:
     """Refuses a step that failed on all documents of all shards."""
     for position in summaries[0]["steps"]:
       tally = merge_tallies((s["steps"][position] for s in summaries), 1)
-      name = self.passes[0].names[int(position)]
+      name = step_name(self.passes[0].names, int(position))
       raise_if_all_failed(tally, name, "all shards")
 
   def _check_chain(self, found: Sequence[Sequence[dict[str, Any]]]) -> None:

@@ -24,6 +24,8 @@ COMPRESSIONS = ("gz", "zst")
 # Three times as fast as zlib's default of 6, for files that are a tenth larger.
 _GZIP_LEVEL = 3
 _ZSTD_LEVEL = 3
+# All but tab and newline: on a terminal they are commands, on a page they are nothing.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 
 
@@ -254,8 +256,10 @@ def remove_leftovers(folder: Path) -> None:
 def printable(text: str, limit: int = 500) -> str:
   """Returns a message that can be written, and is the same in every process.
 
-  Halves of surrogate pairs are escaped, addresses in memory are taken out.
+  Control characters and halves of surrogate pairs are escaped, addresses in memory are
+  taken out.
   """
   text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+  text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
   text = _ADDRESS.sub("0x...", text)
   return text if len(text) <= limit else f"{text[:limit]} ..."

@@ -26,6 +26,8 @@ from phi4_jax.data.sources import Source
 
 # Raised whenever the same steps on the same documents write other files.
 _FORMAT = 1
+# The position of what comes before all steps: rows that a source leaves out.
+SOURCE = -1
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
@@ -131,6 +133,11 @@ def make_passes(steps: Sequence[Step]) -> list[Pass]:
       pending.append((position, step))
   close(None)
   return passes
+
+
+def step_name(names: Sequence[str], position: int) -> str:
+  """Returns the name of a step, or of what stands before all: the source."""
+  return "source" if position == SOURCE else names[position]
 
 
 def name_steps(steps: Sequence[Any]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from phi4_jax.curation.pipeline_counts import (
   merge_samples,
   merge_tallies,
 )
-from phi4_jax.curation.pipeline_plan import digest
+from phi4_jax.curation.pipeline_plan import SOURCE, digest, step_name
 
 Summaries = Sequence[Sequence[dict[str, Any]]]
 
@@ -35,7 +35,8 @@ def make_report(
   Returns:
     JSON. All of it but "perf" is decided by the documents and steps alone.
       documents, bytes: {"in", "kept", "dropped"}.
-      steps: for each step "name", "in", "out", "bytes_in", "bytes_out", "changed",
+      steps: for each step (and "source", where rows were left out) "name", "in", "out",
+        "bytes_in", "bytes_out", "changed",
         "reasons" {reason: {"count", "bytes", "samples"}} and "changes" (samples).
       sources: the same counts by source, and its drops as {"Step: reason": count}.
       labels: histograms over kept documents.
@@ -48,7 +49,12 @@ def make_report(
     CountsError: if documents in are not those kept and dropped.
   """
   first, last = summaries[0], summaries[-1]
-  steps = [_merge_step(names[i], i, summaries, num_samples) for i in range(len(names))]
+  steps = [
+    _merge_step(step_name(names, i), i, summaries, num_samples)
+    for i in range(SOURCE, len(names))
+  ]
+  if not steps[0]["reasons"]:
+    del steps[0]  # the sources have left no row out
   step_seconds = {
     step["name"]: step.pop("seconds") + judge_seconds.get(step["name"], 0.0)
     for step in steps
@@ -129,7 +135,7 @@ def _by_source(names: Sequence[str], summaries: Summaries) -> dict[str, Any]:
       entry["dropped"] += part[i]["dropped"]
       for position, tally in part[i]["steps"].items():
         for reason, counted in tally["reasons"].items():
-          name = f"{names[int(position)]}: {reason}"
+          name = f"{step_name(names, int(position))}: {reason}"
           entry["reasons"][name] = entry["reasons"].get(name, 0) + counted["count"]
   for entry in found.values():
     entry["reasons"] = dict(

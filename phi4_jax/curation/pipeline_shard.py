@@ -7,6 +7,7 @@ result is the same bytes. Refuses to know of other shards and of who calls it.
 import bisect
 import contextlib
 import dataclasses
+import inspect
 import json
 import re
 import threading
@@ -17,7 +18,6 @@ from typing import Any
 from phi4_jax.common import io
 from phi4_jax.common.errors import DataError
 from phi4_jax.curation.pipeline_counts import (
-  STEP_FAILED,
   LabelCounts,
   Samples,
   StepTally,
@@ -33,8 +33,20 @@ from phi4_jax.curation.pipeline_files import (
   printable,
   read_lines,
 )
-from phi4_jax.curation.pipeline_plan import Pass, ShardTask, result_file
-from phi4_jax.curation.steps import Drop, Judge, Keep
+from phi4_jax.curation.pipeline_plan import (
+  SOURCE,
+  Pass,
+  ShardTask,
+  result_file,
+  step_name,
+)
+from phi4_jax.curation.pipeline_verdicts import (
+  StepFailure,
+  check_verdict,
+  check_writable,
+  make_failure,
+)
+from phi4_jax.curation.steps import Drop, Judge
 from phi4_jax.data.documents import (
   Document,
   document_from_json,
@@ -97,52 +109,6 @@ def _judges(task: ShardTask) -> tuple[list[Judge], Callable[[Document], bytes] |
   return _made.judges
 
 
-class _Failed(Exception):
-  """A step has not answered as a step must."""
-
-
-def _check_verdict(verdict: Any, document: Document) -> Keep | Drop:
-  """Raises `_Failed` unless a judge's answer is one."""
-  if isinstance(verdict, Drop):
-    if not isinstance(verdict.reason, str) or not verdict.reason:
-      raise _Failed(f"gave {verdict.reason!r} as the reason to drop it")
-    if not isinstance(verdict.detail, str):
-      raise _Failed(f"gave a {type(verdict.detail).__name__} as the detail of a Drop")
-    return verdict
-  if not isinstance(verdict, Keep):
-    raise _Failed(f"answered {type(verdict).__name__}; Keep or Drop is required")
-  kept = verdict.document
-  if not isinstance(kept, Document):
-    raise _Failed(f"kept a {type(kept).__name__}; a Document is required")
-  if kept.id != document.id:
-    raise _Failed(f"changed the id to {kept.id!r}")
-  if kept is not document:
-    try:
-      _check_writable(kept)
-    except Exception as error:
-      raise _Failed(f"made a document that is no JSON: {error}") from None
-  return verdict
-
-
-def _check_writable(document: Document) -> None:
-  """Raises what JSON says of a document's smaller parts.
-
-  Its content has been checked when it was made.
-  """
-  parts = [document.id, dict(document.labels), document.lineage]
-  parts += [document.media_type, document.source, document.license]
-  json.dumps(parts, ensure_ascii=False, allow_nan=False).encode("utf-8")
-
-
-def _failure(error: BaseException) -> Drop:
-  try:
-    said = str(error)
-  except Exception:
-    said = "(an error that cannot be shown)"
-  said = said if isinstance(error, _Failed) else f"{type(error).__name__}: {said}"
-  return Drop(STEP_FAILED, printable(said))
-
-
 class _ShardRun:
   """The state of one task while it runs."""
 
@@ -189,7 +155,7 @@ class _ShardRun:
   def _read(self) -> Iterator[Document]:
     task = self._task
     if task.previous is None:
-      for document in task.shard.source.documents():
+      for document in self._source_documents():
         if not isinstance(document, Document):
           raise DataError(
             f"The source of shard {task.shard.name} yielded a "
@@ -200,6 +166,24 @@ class _ShardRun:
     file = result_file(task.work, task.previous, "documents", task.compression)
     for line in read_lines(file):
       yield document_from_json(line)
+
+  def _source_documents(self) -> Iterator[Any]:
+    """Yields what the source yields, and counts the rows that it leaves out."""
+    documents: Callable[..., Iterator[Any]] = self._task.shard.source.documents
+    if "on_drop" in inspect.signature(documents).parameters:
+      return documents(on_drop=self._drop_row)
+    return documents()
+
+  def _drop_row(self, row: Any) -> None:
+    """Puts a row aside of which no document could be made: its id and why."""
+    drop = Drop(printable(row.reason, 100), printable(row.detail, _MAX_DETAIL))
+    self._in += 1
+    tally = self._tallies[SOURCE]
+    tally.enter(0)
+    stand_in = Document(id=row.id, text="")
+    tally.drop(stand_in, drop, self._in - 1, 0)
+    body = json.dumps({"id": printable(row.id)}, ensure_ascii=False)
+    self._write_dropped(SOURCE, drop, body.encode("utf-8"))
 
   def _read_verdicts(self) -> Iterator[tuple[int, Drop]]:
     if self._pass.verdicts_of is None:
@@ -212,6 +196,9 @@ class _ShardRun:
 
   def _judge(self, row: int, document: Document, size: int, drop: Drop | None) -> None:
     """Takes one document through the pass, and writes it where it ends."""
+    if self._pass.index == 0:
+      self._tallies[SOURCE].enter(size)
+      self._tallies[SOURCE].leave(size)
     if self._pass.verdicts_of is not None:
       # It entered this step in the pass before, where its key was made.
       if drop is not None:
@@ -224,11 +211,11 @@ class _ShardRun:
       before, size_before = document, size
       began = time.perf_counter()
       try:
-        verdict = _check_verdict(judge(document), document)
+        verdict = check_verdict(judge(document), document)
       except KeyboardInterrupt:
         raise
       except BaseException as error:  # panics of Rust libraries are no Exceptions
-        verdict = _failure(error)
+        verdict = make_failure(error)
       tally.seconds += time.perf_counter() - began
       if isinstance(verdict, Drop):
         self._drop(position, row, before, size_before, verdict)
@@ -244,7 +231,7 @@ class _ShardRun:
   def _keep(self, row: int, document: Document, size: int) -> None:
     shard = self._task.shard.name
     try:
-      _check_writable(document)
+      check_writable(document)
       line = document_to_json(document).encode("utf-8")
     except Exception as error:
       raise DataError(
@@ -271,11 +258,13 @@ class _ShardRun:
     try:
       key = self._make_key(document)
       if not isinstance(key, bytes):
-        raise _Failed(f"made a key that is a {type(key).__name__}; bytes are required")
+        raise StepFailure(
+          f"made a key that is a {type(key).__name__}; bytes are required"
+        )
     except KeyboardInterrupt:
       raise
     except BaseException as error:
-      self._drop(position, row, document, size, _failure(error))
+      self._drop(position, row, document, size, make_failure(error))
       return False
     finally:
       tally.seconds += time.perf_counter() - began
@@ -289,18 +278,21 @@ class _ShardRun:
     """Puts a document aside as it was when its step saw it."""
     drop = Drop(printable(drop.reason, 100), printable(drop.detail, _MAX_DETAIL))
     self._tallies[position].drop(document, drop, row, size)
-    said = {
-      "step": self._pass.names[position],
-      "reason": drop.reason,
-      "detail": drop.detail,
-    }
-    head = json.dumps(said, ensure_ascii=False)
     try:
       body = document_to_json(document).encode("utf-8")
     except Exception:  # a label that is no JSON: shown in place of being lost
       labels = {"unwritable": printable(repr(document.labels))}
       whole = dataclasses.replace(document, labels=labels)
       body = document_to_json(whole).encode("utf-8", "backslashreplace")
+    self._write_dropped(position, drop, body)
+
+  def _write_dropped(self, position: int, drop: Drop, body: bytes) -> None:
+    said = {
+      "step": step_name(self._pass.names, position),
+      "reason": drop.reason,
+      "detail": drop.detail,
+    }
+    head = json.dumps(said, ensure_ascii=False)
     self._dropped.write(head[:-1].encode("utf-8") + b', "document": ' + body + b"}")
 
   def finish(self) -> dict[str, Any]:
@@ -317,7 +309,7 @@ class _ShardRun:
     }
     for position, tally in tallies.items():
       if tally["in"] >= _MIN_BROKEN:
-        step = self._pass.names[int(position)]
+        step = step_name(self._pass.names, int(position))
         raise_if_all_failed(tally, step, f"shard {name}")
     return {
       "shard": name,
@@ -337,7 +329,8 @@ class _ShardRun:
 
 
 def _positions(pass_: Pass) -> list[int]:
-  found = [] if pass_.verdicts_of is None else [pass_.verdicts_of]
+  found = [SOURCE] if pass_.index == 0 else []
+  found += [] if pass_.verdicts_of is None else [pass_.verdicts_of]
   found += [position for position, _ in pass_.steps]
   return found if pass_.keys_of is None else [*found, pass_.keys_of[0]]
 

@@ -316,4 +316,4 @@ def test_bytes_and_messages_are_documents_too(tmp_path):
   assert report["bytes"] == {"in": 5, "kept": 3}
   assert [d.id for d in read_kept(tmp_path)] == ["b"]
   (sample,) = report["steps"][0]["reasons"]["bytes"]["samples"]
-  assert sample["text"] == "2 bytes of application/pdf: \\xff\x00"
+  assert sample["text"] == "2 bytes of application/pdf: \\xff\\x00"

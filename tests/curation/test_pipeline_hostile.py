@@ -210,6 +210,52 @@ def test_a_source_that_fails_is_an_error_that_names_it(tmp_path, values, message
   assert not list(tmp_path.glob("work/.*"))
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A row that a source leaves out."""
+
+  id: str
+  reason: str
+  detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LeavesOut(Yields):
+  """A source that leaves rows out and says so, where somebody listens."""
+
+  def documents(self, on_drop=None):
+    for value in self.values:
+      if not isinstance(value, Row):
+        yield value
+      elif on_drop is not None:
+        on_drop(value)
+
+
+def test_rows_that_a_source_leaves_out_are_counted_and_kept_aside(tmp_path):
+  bad = Row("f.jsonl:2", "not_json", "Row 2 of f.jsonl is not JSON: \ud800\x1b.")
+  fine = [Document(id=f"f.jsonl:{i}", text=f"text {i}") for i in (1, 3)]
+  shards = [
+    Shard(name="a", source=LeavesOut((fine[0], bad, fine[1], bad)), group="a"),
+    Shard(name="b", source=LeavesOut((fine[0],)), group="b"),
+  ]
+  report = run_pipeline(shards, [DropSameText()], tmp_path)
+  assert report["documents"] == {"in": 5, "kept": 2, "dropped": 3}
+  source, same = report["steps"]
+  assert (source["name"], source["in"], source["out"]) == ("source", 5, 3)
+  assert source["reasons"]["not_json"]["count"] == 2
+  assert (same["in"], same["out"]) == (3, 2)
+  assert report["sources"]["a"]["reasons"] == {"source: not_json": 2}
+  lines = list(read_lines(tmp_path / "dropped" / "a.jsonl.gz"))
+  assert json.loads(lines[0]) == {
+    "step": "source",
+    "reason": "not_json",
+    "detail": "Row 2 of f.jsonl is not JSON: \\ud800\\x1b.",
+    "document": {"id": "f.jsonl:2"},
+  }
+  report = run_pipeline(shards[1:], [DropSameText()], tmp_path / "none")
+  assert [step["name"] for step in report["steps"]] == ["DropSameText"]
+
+
 def test_a_dropped_document_is_kept_aside_whatever_its_labels(tmp_path):
   shard = Shard(
     name="a", source=Yields((Document(id="\ud800", text="x", labels={"a": {2}}),))
