@@ -166,7 +166,25 @@ def _run_in_worker(task: ShardTask) -> None:
       with counter.get_lock():
         counter.value += new
 
-  run_shard(task, tick)
+  try:
+    run_shard(task, tick)
+  except Exception as error:
+    raise _portable(error) from error
+
+
+def _portable(error: Exception) -> Exception:
+  """Returns an error that another process can read.
+
+  One with a constructor of its own as a rule cannot be, and would end the whole pool.
+  """
+  for kind in (ConfigError, DataError):
+    if isinstance(error, kind):
+      return kind(str(error))
+  try:
+    pickle.loads(pickle.dumps(error))
+  except Exception:
+    return RuntimeError(f"{type(error).__name__}: {error}")
+  return error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,7 +245,7 @@ def _run_packed(packed: bytes) -> None:
   try:
     run_shard(task)
   except (ConfigError, DataError) as error:
-    noted = {"kind": type(error).__name__, "message": str(error)}
+    noted = {"kind": type(_portable(error)).__name__, "message": str(error)}
     io.write_json(_error_file(task), noted)
 
 

@@ -258,9 +258,8 @@ class _ShardRun:
     try:
       key = self._make_key(document)
       if not isinstance(key, bytes):
-        raise StepFailure(
-          f"made a key that is a {type(key).__name__}; bytes are required"
-        )
+        kind = type(key).__name__
+        raise StepFailure(f"made a key that is a {kind}; bytes are required")
     except KeyboardInterrupt:
       raise
     except BaseException as error:

@@ -15,10 +15,12 @@ from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.curation.basic_steps import DropDuplicateIds, SampleStep
 from phi4_jax.curation.executors import BeamExecutor, LocalExecutor
 from phi4_jax.curation.pipeline import run_pipeline
+from phi4_jax.curation.pipeline_plan import Shard
 from phi4_jax.curation.steps import Keep
 from tests.curation.corpora import (
   Calls,
   DropSameText,
+  ListSource,
   MinWords,
   Shout,
   Slow,
@@ -104,6 +106,48 @@ def test_errors_of_workers_come_through(tmp_path):
     run_pipeline([shard], [local], tmp_path / "2", executor=executor)
   with pytest.raises(ConfigError, match=r"LocalExecutor\.num_workers \(-1\)"):
     LocalExecutor(num_workers=-1)
+
+
+class OwnDataError(DataError):
+  """An error that cannot be pickled, as those of sources are."""
+
+  def __init__(self, reason, message):
+    super().__init__(message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unreadable(ListSource):
+  """A source that cannot be read."""
+
+  own: bool
+
+  def documents(self):
+    yield from super().documents()
+    if self.own:
+      raise OwnDataError("not_json", "Row 2 of a.jsonl is not JSON.")
+    raise Foreign("not_json", "the disk is gone")
+
+
+class Foreign(Exception):
+  """No error of ours, and one that cannot be pickled."""
+
+  def __init__(self, reason, message):
+    super().__init__(message)
+
+
+@pytest.mark.parametrize("executor", [LocalExecutor(num_workers=2), BeamExecutor()])
+def test_an_error_of_a_source_comes_through(tmp_path, executor):
+  source = Unreadable(name="a", texts=("text",), own=True)
+  shards = [Shard(name="a", source=source)]
+  with pytest.raises(DataError, match=r"^Row 2 of a\.jsonl is not JSON\.$"):
+    run_pipeline(shards, [MinWords()], tmp_path, executor=executor)
+
+
+def test_a_foreign_error_comes_through(tmp_path):
+  source = Unreadable(name="a", texts=("text",), own=False)
+  shards = [Shard(name="a", source=source)]
+  with pytest.raises(RuntimeError, match="Foreign: the disk is gone"):
+    run_pipeline(shards, [MinWords()], tmp_path, executor=LocalExecutor(num_workers=2))
 
 
 def test_judges_are_made_once_in_each_process(tmp_path):
