@@ -12,28 +12,25 @@ from typing import Any
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.data.documents import Document
 
-_SUBJECTS = (
-  *("The river", "A small engine", "Each cell", "The old library", "This proof"),
-  *("A careful reader", "The compiler", "Most of the light", "The second method"),
-  *("Every planet", "The committee", "A colony of ants", "The northern road"),
+_ADJECTIVES = (
+  *("narrow", "old", "careful", "bright", "second", "northern", "silent", "early"),
+  *("heavy", "small", "broken", "distant", "simple", "warm", "curious", "plain"),
+  *("steep", "hollow", "patient", "local", "finite", "common", "sudden", "green"),
+)
+_NOUNS = (
+  *("river", "engine", "cell", "library", "proof", "reader", "compiler", "road"),
+  *("planet", "committee", "colony", "valley", "theorem", "gas", "bread", "winter"),
+  *("letter", "price", "divisor", "table", "map", "glacier", "harbour", "sentence"),
+  *("orchard", "lens", "bridge", "circuit", "market", "violin", "forest", "sample"),
+  *("clock", "treaty", "enzyme", "village", "current", "pattern", "window", "seed"),
 )
 _VERBS = (
-  *("carries", "explains", "slows", "changes", "depends on", "describes"),
-  *("is measured by", "separates", "resembles", "needs", "returns to", "counts"),
+  *("carries", "explains", "slows", "changes", "follows", "describes", "measures"),
+  *("separates", "resembles", "needs", "counts", "hides", "repairs", "crosses"),
+  *("outlives", "supports", "reflects", "divides", "joins", "warms", "delays"),
 )
-_OBJECTS = (
-  *("the shape of the valley", "an older theorem", "the pressure of the gas"),
-  *("several kinds of bread", "the order of the letters", "a long winter"),
-  *("the price of copper", "the number of its divisors", "what was said before"),
-  *("a table of results", "the smallest of the three", "the edge of the map"),
-)
-_ENDS = (
-  "",
-  " in most cases",
-  " by a factor of %d",
-  " since %d",
-  ", as Figure %d shows",
-)
+_JOINTS = ("because", "while", "although", "and so", "until", "before", "whenever")
+_PREPOSITIONS = ("near", "without", "under", "beyond", "after", "against", "within")
 _GERMAN = (
   "Der Fluss ändert im Frühjahr seinen Lauf, und die Brücke muss geschlossen werden.",
   "Niemand weiß genau, warum die Glocke an diesem Morgen nicht geläutet hat.",
@@ -49,10 +46,24 @@ KINDS = (
 )
 
 
+def _thing(rng: random.Random) -> str:
+  article = rng.choice(("the", "the", "each", "this", "another"))
+  adjective = f"{rng.choice(_ADJECTIVES)} " if rng.random() < 0.6 else ""
+  return f"{article} {adjective}{rng.choice(_NOUNS)}"
+
+
+def _clause(rng: random.Random) -> str:
+  clause = f"{_thing(rng)} {rng.choice(_VERBS)} {_thing(rng)}"
+  if rng.random() < 0.5:
+    clause += f" {rng.choice(_PREPOSITIONS)} {_thing(rng)}"
+  return clause
+
+
 def _sentence(rng: random.Random) -> str:
-  end = rng.choice(_ENDS)
-  end = end % rng.randint(2, 1999) if "%" in end else end
-  return f"{rng.choice(_SUBJECTS)} {rng.choice(_VERBS)} {rng.choice(_OBJECTS)}{end}."
+  sentence = _clause(rng)
+  if rng.random() < 0.4:
+    sentence += f" {rng.choice(_JOINTS)} {_clause(rng)}"
+  return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def _prose(rng: random.Random) -> str:
