@@ -30,7 +30,7 @@ _VERBS = (
   *("outlives", "supports", "reflects", "divides", "joins", "warms", "delays"),
 )
 _JOINTS = ("because", "while", "although", "and so", "until", "before", "whenever")
-_PREPOSITIONS = ("near", "without", "under", "beyond", "after", "against", "within")
+_PREPOSITIONS = ("near", "without", "under", "beyond", "after", "against", "with")
 _GERMAN = (
   "Der Fluss ändert im Frühjahr seinen Lauf, und die Brücke muss geschlossen werden.",
   "Niemand weiß genau, warum die Glocke an diesem Morgen nicht geläutet hat.",
@@ -49,7 +49,8 @@ KINDS = (
 def _thing(rng: random.Random) -> str:
   article = rng.choice(("the", "the", "each", "this", "another"))
   adjective = f"{rng.choice(_ADJECTIVES)} " if rng.random() < 0.6 else ""
-  return f"{article} {adjective}{rng.choice(_NOUNS)}"
+  owner = f" of the {rng.choice(_NOUNS)}" if rng.random() < 0.3 else ""
+  return f"{article} {adjective}{rng.choice(_NOUNS)}{owner}"
 
 
 def _clause(rng: random.Random) -> str:
