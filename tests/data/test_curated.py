@@ -20,7 +20,7 @@ PLANTED = PlantedSource(num_documents=90, num_shards=3)
 def folder(tmp_path, request):
   run_pipeline(
     make_shards({"crawl": PLANTED}),
-    [MinWords(words=4), Shout(word="river")],
+    [MinWords(words=20), Shout(word="river")],
     tmp_path,
     compression=request.param,
   )
@@ -34,7 +34,7 @@ def test_kept_documents_come_back(folder):
   verdicts = [
     judge(document)
     for document in PLANTED.documents()
-    if len((document.text or "").split()) >= 4
+    if len((document.text or "").split()) >= 20
   ]
   wanted = [verdict.document for verdict in verdicts if isinstance(verdict, Keep)]
   assert found == wanted
