@@ -22,6 +22,7 @@ from experiments.stage import StageConfig, run_stage
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.text import format_table
+from phi4_jax.data.curated import CuratedSource
 from phi4_jax.data.documents import document_texts
 from phi4_jax.data.key_values import KeyValueSource
 from phi4_jax.data.materialize import Manifest, Progress
@@ -46,7 +47,7 @@ class DatasetConfig:
     packing: how documents are laid into rows.
   """
 
-  source: ArithmeticSource | JsonlSource | KeyValueSource | None = None
+  source: ArithmeticSource | JsonlSource | KeyValueSource | CuratedSource | None = None
   task: str | None = None
   split: str | None = None
   packing: PackingConfig

@@ -44,7 +44,8 @@ from phi4_jax.data.key_values import KeyValueSource
 from phi4_jax.curation.basic_steps import DropDuplicateIds, SampleStep
 from phi4_jax.curation.executors import BeamExecutor, LocalExecutor
 from phi4_jax.data.curated import CuratedSource
-from phi4_jax.data.loader import DataConfig
+from phi4_jax.data.data_config import DataConfig
+from phi4_jax.data.key_values import KeyValueSource
 from phi4_jax.data.packing import PackingConfig
 from phi4_jax.data.planted import PlantedSource
 from phi4_jax.data.preferences import PreferenceConfig
