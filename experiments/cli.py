@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
   "train_quality": (
     "experiments.train_quality",
     "train a classifier of quality or topics from annotated texts",
+  ),
   "curate": (
     "experiments.curate",
     "let steps keep or drop raw documents, with reasons and a report",

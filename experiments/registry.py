@@ -6,8 +6,8 @@ the rooms of the library in the order of CONTRIBUTING.md.
 
 from experiments.compare import CompareConfig
 from experiments.convert_in import ConvertConfig
-from experiments.decontaminate import DecontaminateConfig
 from experiments.curate import CurateConfig
+from experiments.decontaminate import DecontaminateConfig
 from experiments.dpo import DpoConfig
 from experiments.evaluate import EvaluateConfig
 from experiments.find_pivotal_tokens import FindPivotalTokensConfig
@@ -27,9 +27,11 @@ from phi4_jax.common.mesh import MeshConfig
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.curation.agreement import AgreementConfig
 from phi4_jax.curation.amplify import AmplifyConfig, FilterQualityByTopic
+from phi4_jax.curation.basic_steps import DropDuplicateIds, SampleStep
 from phi4_jax.curation.corrupt import DropCorruptText
 from phi4_jax.curation.decontaminate import ContaminationRule, Decontaminate
 from phi4_jax.curation.dedup import DropExactDuplicates, DropNearDuplicates
+from phi4_jax.curation.executors import BeamExecutor, LocalExecutor
 from phi4_jax.curation.extract import ExtractText
 from phi4_jax.curation.extract_limits import ExtractLimits
 from phi4_jax.curation.filters import FineWebQuality, GopherQuality, GopherRepetition
@@ -39,10 +41,6 @@ from phi4_jax.curation.personal_data import MaskPersonalData
 from phi4_jax.curation.quality import FilterQuality
 from phi4_jax.curation.quality_annotations import AnnotationFile, GeneratedAnnotations
 from phi4_jax.curation.quality_training import QualityTrainingConfig
-from phi4_jax.data.data_config import DataConfig
-from phi4_jax.data.key_values import KeyValueSource
-from phi4_jax.curation.basic_steps import DropDuplicateIds, SampleStep
-from phi4_jax.curation.executors import BeamExecutor, LocalExecutor
 from phi4_jax.data.curated import CuratedSource
 from phi4_jax.data.data_config import DataConfig
 from phi4_jax.data.key_values import KeyValueSource
