@@ -22,12 +22,10 @@ from experiments.stage import StageConfig, run_stage
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.text import format_table
-from phi4_jax.data.curated import CuratedSource
 from phi4_jax.data.documents import document_texts
-from phi4_jax.data.key_values import KeyValueSource
 from phi4_jax.data.materialize import Manifest, Progress
 from phi4_jax.data.packing import PackingConfig
-from phi4_jax.data.sources import ArithmeticSource, JsonlSource
+from phi4_jax.data.sources import SourceConfig
 from phi4_jax.data.tokenizer import (
   Vocabulary,
   VocabularyConfig,
@@ -47,7 +45,7 @@ class DatasetConfig:
     packing: how documents are laid into rows.
   """
 
-  source: ArithmeticSource | JsonlSource | KeyValueSource | CuratedSource | None = None
+  source: SourceConfig | None = None
   task: str | None = None
   split: str | None = None
   packing: PackingConfig

@@ -48,6 +48,9 @@ from phi4_jax.data.packing import PackingConfig
 from phi4_jax.data.planted import PlantedSource
 from phi4_jax.data.preferences import PreferenceConfig
 from phi4_jax.data.sources import ArithmeticSource, JsonlSource
+from phi4_jax.data.sources_binary import ArrayRecordSource, TfdsSource, TFRecordSource
+from phi4_jax.data.sources_folders import FolderSource
+from phi4_jax.data.sources_tables import CsvSource, HuggingFaceSource, ParquetSource
 from phi4_jax.data.tokenizer import VocabularyConfig
 from phi4_jax.eval.tasks.arithmetic import ArithmeticTaskConfig
 from phi4_jax.eval.tasks.gsm8k import Gsm8kConfig
@@ -107,6 +110,13 @@ CONFIG_CLASSES = (
   BeamExecutor,
   SampleStep,
   DropDuplicateIds,
+  ParquetSource,
+  CsvSource,
+  HuggingFaceSource,
+  ArrayRecordSource,
+  TFRecordSource,
+  TfdsSource,
+  FolderSource,
   VocabularyConfig,
   ExtractText,
   ExtractLimits,

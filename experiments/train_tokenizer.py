@@ -10,8 +10,7 @@ from experiments.run_directory import RunDirectory
 from experiments.stage import StageConfig, run_stage
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.data.documents import document_texts
-from phi4_jax.data.key_values import KeyValueSource
-from phi4_jax.data.sources import ArithmeticSource, JsonlSource
+from phi4_jax.data.sources import SourceConfig
 from phi4_jax.data.tokenizer import VocabularyConfig, train_vocabulary
 
 
@@ -28,7 +27,7 @@ class TrainTokenizerConfig(StageConfig):
   verb: ClassVar[str] = "train_tokenizer"
 
   vocabulary: VocabularyConfig
-  sources: tuple[ArithmeticSource | JsonlSource | KeyValueSource, ...]
+  sources: tuple[SourceConfig, ...]
   max_documents: int = 100_000
 
   def __post_init__(self):

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.data.documents import Document, Message
+from phi4_jax.data.source_files import OnDrop, SourceConfig
 
 Style = Literal["word", "uuid"]
 _CONSONANTS = "bcdfghjklmnprstvwxyz"
@@ -84,7 +85,7 @@ def check_pairs(where: str, *, num_pairs: int, seed: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KeyValueSource:
+class KeyValueSource(SourceConfig):
   """Exchanges about JSON objects, as a source of documents.
 
   Attributes:
@@ -128,7 +129,8 @@ class KeyValueSource:
         f"KeyValueSource.style ({self.style!r}) must be 'word' or 'uuid'."
       )
 
-  def documents(self) -> Iterator[Document]:
+  def documents(self, on_drop: OnDrop | None = None) -> Iterator[Document]:
+    del on_drop  # every document is good
     # Even seeds, odd ones are the evaluation's.
     rng = random.Random(4 * self.seed + (0 if self.form == "chat" else 2))
     for i in range(self.num_documents):

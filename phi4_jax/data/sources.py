@@ -1,39 +1,32 @@
-"""Where documents come from: a generator of arithmetic, or a JSON-lines file.
+"""Where documents come from: a generator of arithmetic, or JSON-lines files.
 
 A source is a frozen config with `documents()`, which may be called again and then
-yields the same documents in the same order, and `recipe()`, which names its
-content exactly, so that data made from it can be recognised later.
+yields the same documents in the same order, `recipe()`, which names its content
+exactly, so that data made from it can be recognised later, and `shards()`, which cuts
+it at the borders of files. Tables, binary records and folders of files are in the
+`sources_*.py` beside this file.
 """
 
 import dataclasses
+import json
 import random
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
-from phi4_jax.common.errors import ConfigError, DataError
-from phi4_jax.common.io import file_sha256, read_jsonl, require_text
+from phi4_jax.common.errors import ConfigError
+from phi4_jax.data import files as files_lib
 from phi4_jax.data import toy
-from phi4_jax.data.documents import Document, Message, check_messages
+from phi4_jax.data.documents import Document
+from phi4_jax.data.source_files import BadRow, OnDrop, Source, SourceConfig
+from phi4_jax.data.source_records import RecordSource, decode_text, make_exchange
+
+__all__ = ["ArithmeticSource", "JsonlSource", "Source", "SourceConfig"]
 
 _FORMS = ("web", "synthetic", "chat")
 
 
-@runtime_checkable
-class Source(Protocol):
-  """Yields documents, the same ones each time it is asked."""
-
-  def documents(self) -> Iterator[Document]:
-    """Yields every document, in a fixed order."""
-    ...
-
-  def recipe(self) -> dict[str, Any]:
-    """Returns small JSON that differs whenever the documents differ."""
-    ...
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ArithmeticSource:
+class ArithmeticSource(SourceConfig):
   """Documents of the toy task (`toy.py`); only training questions are used.
 
   Attributes:
@@ -78,7 +71,8 @@ class ArithmeticSource:
       return self.min_ops
     return 4 if self.form == "chat" else 2
 
-  def documents(self) -> Iterator[Document]:
+  def documents(self, on_drop: OnDrop | None = None) -> Iterator[Document]:
+    del on_drop  # every question is good
     # An integer seed for each (seed, form): the three forms share no questions'
     # order, and Python keeps integer seeding stable between versions.
     rng = random.Random(self.seed * 8 + _FORMS.index(self.form))
@@ -97,91 +91,56 @@ class ArithmeticSource:
         yield Document(id=name, text=toy.draw_synthetic(rng, question))
       else:
         asked, answered = toy.draw_chat(rng, question)
-        yield Document(id=name, messages=_exchange(asked, answered))
+        yield Document(id=name, messages=make_exchange(asked, answered))
 
   def recipe(self) -> dict[str, Any]:
     return {"source": "ArithmeticSource", **dataclasses.asdict(self)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JsonlSource:
-  """Documents from a JSON-lines file.
+class JsonlSource(RecordSource):
+  """Documents from JSON-lines files: one object a line, perhaps .gz or .zst."""
 
-  Attributes:
-    path: the file; one JSON object a line.
-    form: "text" (one text field), "question_answer" (two fields joined into one
-      text), "chat" (the same two fields as a user and an assistant turn) or
-      "messages" (a field that holds the turns themselves).
-    text_field: the field of "text".
-    question_field: the user's part of "question_answer" and "chat".
-    answer_field: the assistant's part of "question_answer" and "chat".
-    messages_field: the field of "messages".
-    max_documents: read only the first so many; None reads all.
-  """
+  def files(self) -> list[str]:
+    return files_lib.list_files(self.path, suffixes=_JSONL)
 
-  path: str
-  form: Literal["text", "question_answer", "chat", "messages"] = "text"
-  text_field: str = "text"
-  question_field: str = "question"
-  answer_field: str = "answer"
-  messages_field: str = "messages"
-  max_documents: int | None = None
-
-  def __post_init__(self):
-    if self.form not in ("text", "question_answer", "chat", "messages"):
-      raise ConfigError(
-        f"JsonlSource.form ({self.form!r}) must be one of text, question_answer, "
-        "chat, messages."
-      )
-    if self.max_documents is not None and self.max_documents < 1:
-      raise ConfigError(
-        f"JsonlSource.max_documents ({self.max_documents}) must be positive, or None."
-      )
-
-  def documents(self) -> Iterator[Document]:
-    """Yields the documents in file order.
-
-    Raises:
-      DataError: naming file and row, if the file is missing, empty or not UTF-8,
-        or if a field is missing, mistyped or blank.
-    """
-    name = Path(self.path).name
-    for count, (row, record) in enumerate(read_jsonl(self.path)):
-      if count == self.max_documents:
-        return
-      yield self._document(f"{name}:{row}", row, record)
-
-  def _document(self, name: str, row: int, record: dict[str, Any]) -> Document:
-    if self.form == "text":
-      text = require_text(record, self.text_field, path=self.path, row=row)
-      return Document(id=name, text=text)
-    if self.form == "messages":
-      where = f"Row {row} of {self.path}"
-      messages = record.get(self.messages_field)
-      if not isinstance(messages, list):
-        raise DataError(
-          f"{where} has no list {self.messages_field!r} (found: "
-          f"{', '.join(repr(key) for key in record) or 'nothing'})."
-        )
-      check_messages(messages, where=where)
-      return Document(id=name, messages=tuple(messages))
-    question = require_text(record, self.question_field, path=self.path, row=row)
-    answer = require_text(record, self.answer_field, path=self.path, row=row)
-    if self.form == "chat":
-      return Document(id=name, messages=_exchange(question, answer))
-    return Document(id=name, text=f"Question: {question}\nAnswer: {answer}")
-
-  def recipe(self) -> dict[str, Any]:
-    fields = dataclasses.asdict(self)
-    # The content decides, not where the file lies.
-    del fields["path"]
-    if not Path(self.path).is_file():
-      raise DataError(f"{self.path} does not exist (or is not a file).")
-    return {"source": "JsonlSource", "sha256": file_sha256(self.path), **fields}
+  def read_file(self, file: str) -> Iterator[tuple[str, Any]]:
+    with files_lib.open_file(file) as lines:
+      for row, line in files_lib.read_lines(lines, self.max_row_bytes):
+        if line is None:
+          where = f"Row {row} of {file}"
+          yield str(row), _too_long(where, self)
+        elif line.strip():
+          yield str(row), _parse(line, file, row)
 
 
-def _exchange(question: str, answer: str) -> tuple[Message, ...]:
-  return (
-    {"role": "user", "content": question},
-    {"role": "assistant", "content": answer},
+_JSONL = tuple(
+  kind + end for kind in (".jsonl", ".json") for end in ("", ".gz", ".zst", ".zstd")
+)
+
+
+def _too_long(where: str, source: RecordSource) -> BadRow:
+  return BadRow(
+    "too_long",
+    f"{where} has more than {source.max_row_bytes:,} bytes. Raise "
+    f"{type(source).__name__}.max_row_bytes if it is meant.",
   )
+
+
+def _parse(line: bytes, file: str, row: int) -> dict[str, Any] | BadRow:
+  """Returns the object that a line holds, or why it holds none."""
+  where = f"Row {row} of {file}"
+  try:
+    text = decode_text(line, where)
+    record = json.loads(text.removeprefix("\ufeff") if row == 1 else text)
+  except BadRow as error:
+    return error
+  except (json.JSONDecodeError, RecursionError, ValueError) as error:
+    return BadRow("not_json", f"{where} is not JSON: {error}.")
+  if not isinstance(record, dict):
+    return BadRow(
+      "not_an_object",
+      f"{where} is a JSON {type(record).__name__}; an object with named fields is "
+      "required.",
+    )
+  return record

@@ -1,0 +1,217 @@
+"""What a source is, and what those share that read files.
+
+A file is read row by row; a row that cannot be used is an error that names file and
+row, or is left out and counted. The formats are in the `sources*.py` beside this file.
+"""
+
+import abc
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from phi4_jax.common.errors import ConfigError, DataError
+from phi4_jax.data import files as files_lib
+from phi4_jax.data.documents import Document
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class DroppedRow:
+  """A row that a source has left out.
+
+  Attributes:
+    id: the id that its document would have had: file and row.
+    reason: a few words in snake_case that are counted: "not_json".
+    detail: the sentence that would have been the error.
+  """
+
+  id: str
+  reason: str
+  detail: str
+
+
+OnDrop = Callable[[DroppedRow], None]
+
+
+@runtime_checkable
+class Source(Protocol):
+  """Yields documents, the same ones each time it is asked."""
+
+  def documents(self) -> Iterator[Document]:
+    """Yields every document, in a fixed order."""
+    ...
+
+  def recipe(self) -> dict[str, Any]:
+    """Returns small JSON that differs whenever the documents differ."""
+    ...
+
+
+class SourceConfig(abc.ABC):
+  """A source that a gin file can spell; a config field of this type takes any."""
+
+  @abc.abstractmethod
+  def documents(self, on_drop: OnDrop | None = None) -> Iterator[Document]:
+    """Yields every document, in a fixed order.
+
+    Args:
+      on_drop: told of each row that is left out. Without it they are counted and
+        logged.
+    """
+
+  @abc.abstractmethod
+  def recipe(self) -> dict[str, Any]:
+    """Returns small JSON that differs whenever the documents differ."""
+
+  def shards(self) -> tuple["SourceConfig", ...]:
+    """Returns sources that together yield the same documents in the same order.
+
+    One for each file, so that work can be divided and taken up again by file.
+    """
+    return (self,)
+
+
+class BadRow(DataError):
+  """A row that is unusable; `reason` is what it is counted under."""
+
+  def __init__(self, reason: str, message: str):
+    super().__init__(message)
+    self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileSource(SourceConfig):
+  """Documents from files.
+
+  Attributes:
+    path: a file, a folder or a pattern (`data/part-*.jsonl`), on the local disk or
+      behind gs://, s3:// and what else fsspec knows; or several of these.
+    base: ids name files relative to this folder; None takes the folder that all files
+      share. A shard has the base of the whole.
+    source: what `Document.source` says; "" leaves it out.
+    license: what `Document.license` says, as SPDX names it where it can.
+    on_bad_row: "error" stops at a row that cannot be used, naming it; "drop" leaves it
+      out and counts it. A file that ends early or is empty is one bad row.
+    max_row_bytes: a row of more is a bad row, and is not held in memory where its
+      format allows.
+    max_documents: read only the first so many; None reads all.
+  """
+
+  path: files_lib.Paths
+  base: str | None = None
+  source: str = ""
+  license: str = ""
+  on_bad_row: Literal["error", "drop"] = "error"
+  max_row_bytes: int = 64 << 20
+  max_documents: int | None = None
+
+  def __post_init__(self):
+    name = type(self).__name__
+    if not self.path:
+      raise ConfigError(f"{name}.path is empty; name a file, a folder or a pattern.")
+    if self.on_bad_row not in ("error", "drop"):
+      raise ConfigError(
+        f"{name}.on_bad_row ({self.on_bad_row!r}) must be one of error, drop."
+      )
+    if self.max_row_bytes < 1:
+      raise ConfigError(f"{name}.max_row_bytes ({self.max_row_bytes}) must be 1 up.")
+    if self.max_documents is not None and self.max_documents < 1:
+      raise ConfigError(
+        f"{name}.max_documents ({self.max_documents}) must be positive, or None."
+      )
+
+  def files(self) -> list[str]:
+    """Returns the files that are read, in order.
+
+    Raises:
+      DataError: if there is none.
+    """
+    return files_lib.list_files(self.path)
+
+  @abc.abstractmethod
+  def read_file(self, file: str) -> Iterator[tuple[str, Any]]:
+    """Yields (row, what is in it or the `BadRow` that it is) of one file.
+
+    Raises:
+      DataError: if the file cannot be read on.
+    """
+
+  @abc.abstractmethod
+  def make_document(self, name: str, where: str, row: Any) -> Document:
+    """Makes a document of a row.
+
+    Args:
+      name: file and row, as an id.
+      where: file and row, to open a sentence.
+      row: what `read_file` yielded.
+
+    Raises:
+      DataError: if it cannot; a `BadRow` says as what it is counted.
+    """
+
+  def rows(self) -> Iterator[tuple[str, str, Any]]:
+    """Yields (id, file and row in words, row or BadRow) of all files."""
+    files = self.files()
+    base = files_lib.common_folder(files) if self.base is None else self.base
+    for file in files:
+      name = files_lib.name_in(base, file)
+      last = "0"
+      try:
+        for last, row in self.read_file(file):
+          where = f"Row {last} of {file}" if last else file
+          yield f"{name}:{last}" if last else name, where, row
+      except BadRow as error:
+        yield name, file, error
+      except DataError as error:
+        yield f"{name}:{last}+", file, BadRow("damaged_file", str(error))
+      else:
+        if last == "0":
+          why = f"{file} is empty: it holds no record."
+          yield name, file, BadRow("empty_file", why)
+
+  def documents(self, on_drop: OnDrop | None = None) -> Iterator[Document]:
+    """Yields the documents in file order.
+
+    Raises:
+      DataError: naming file and row, if a file is missing, or a row or file is
+        unusable and `on_bad_row` is "error".
+    """
+    dropped: Counter[str] = Counter()
+    count = 0
+    for name, where, row in self.rows():
+      if count == self.max_documents:
+        break
+      try:
+        if isinstance(row, BadRow):
+          raise row
+        document = self.make_document(name, where, row)
+      except DataError as error:
+        if self.on_bad_row == "error":
+          raise
+        reason = error.reason if isinstance(error, BadRow) else "not_unicode"
+        dropped[reason] += 1
+        if on_drop is not None:
+          on_drop(DroppedRow(name, reason, str(error)))
+        continue
+      count += 1
+      yield document
+    if dropped and on_drop is None:
+      reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(dropped.items()))
+      _log.warning("%s: %d rows dropped (%s).", self.path, dropped.total(), reasons)
+
+  def recipe(self) -> dict[str, Any]:
+    fields = dataclasses.asdict(self)
+    # The content decides, not where the files lie.
+    del fields["path"], fields["base"]
+    digest = files_lib.content_digest(self.files())
+    return {"source": type(self).__name__, "sha256": digest, **fields}
+
+  def shards(self) -> tuple["FileSource", ...]:
+    """Returns one source for each file; one for all with max_documents."""
+    if self.max_documents is not None:
+      return (self,)
+    files = self.files()
+    base = files_lib.common_folder(files) if self.base is None else self.base
+    return tuple(dataclasses.replace(self, path=file, base=base) for file in files)

@@ -1,0 +1,101 @@
+"""Sources of whole files: a text, a page, a book or a paper each.
+
+Files of text become texts. What has markup or is binary (HTML, TeX, PDF, ePub, DOCX)
+becomes `data` bytes with its media type: a step of curation takes the text out.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from phi4_jax.common.errors import ConfigError
+from phi4_jax.data import files as files_lib
+from phi4_jax.data.documents import Document
+from phi4_jax.data.source_files import BadRow, FileSource
+from phi4_jax.data.source_records import decode_text
+
+# By the end of the name; .gz and .zst behind it are taken off.
+TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
+MEDIA_TYPES = {
+  ".html": "text/html",
+  ".htm": "text/html",
+  ".xhtml": "application/xhtml+xml",
+  ".tex": "application/x-tex",
+  ".pdf": "application/pdf",
+  ".epub": "application/epub+zip",
+  ".docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+}
+_COMPRESSED = (".gz", ".zst", ".zstd")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderSource(FileSource):
+  """Documents that are a file each.
+
+  Attributes:
+    as_text: ends of names (".py") that are text beside .txt, .text, .md and .rst.
+    files_per_shard: how many files a shard has; in other sources it has one.
+  """
+
+  as_text: tuple[str, ...] = ()
+  files_per_shard: int = 1000
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.files_per_shard < 1:
+      raise ConfigError(
+        f"FolderSource.files_per_shard ({self.files_per_shard}) must be 1 or more."
+      )
+    bad = [suffix for suffix in self.as_text if not suffix.startswith(".")]
+    if bad:
+      raise ConfigError(f"FolderSource.as_text: {bad[0]!r} must begin with a dot.")
+
+  def files(self) -> list[str]:
+    kinds = (*TEXT_SUFFIXES, *MEDIA_TYPES, *self.as_text)
+    suffixes = tuple(kind + end for kind in kinds for end in ("", *_COMPRESSED))
+    return files_lib.list_files(self.path, suffixes=suffixes)
+
+  def read_file(self, file: str) -> Iterator[tuple[str, Any]]:
+    """Yields the one row that a file is, its bytes; it has no number."""
+    with files_lib.open_file(file) as opened:
+      data = opened.read(self.max_row_bytes + 1)
+    if len(data) > self.max_row_bytes:
+      yield (
+        "",
+        BadRow(
+          "too_long",
+          f"{file} has more than {self.max_row_bytes:,} bytes. Raise "
+          "FolderSource.max_row_bytes if it is meant.",
+        ),
+      )
+    elif not data.strip():
+      yield "", BadRow("blank", f"{file} is empty.")
+    else:
+      yield "", data
+
+  def make_document(self, name: str, where: str, row: bytes) -> Document:
+    ending = name.lower()
+    for suffix in _COMPRESSED:
+      ending = ending.removesuffix(suffix)
+    known: dict[str, Any] = {"source": self.source, "license": self.license}
+    if ending.endswith((*TEXT_SUFFIXES, *self.as_text)):
+      text = decode_text(row, where).removeprefix("\ufeff")
+      return Document(id=name, text=text, **known)
+    for suffix, media_type in MEDIA_TYPES.items():
+      if ending.endswith(suffix):
+        return Document(id=name, data=row, media_type=media_type, **known)
+    raise BadRow(
+      "unknown_kind",
+      f"{where} is of no known kind. Known are {', '.join(TEXT_SUFFIXES)}, "
+      f"{', '.join(MEDIA_TYPES)}; FolderSource.as_text makes others text.",
+    )
+
+  def shards(self) -> tuple[FileSource, ...]:
+    """Returns one source for each `files_per_shard` files."""
+    if self.max_documents is not None:
+      return (self,)
+    files = self.files()
+    base = files_lib.common_folder(files) if self.base is None else self.base
+    size = self.files_per_shard
+    groups = [tuple(files[i : i + size]) for i in range(0, len(files), size)]
+    return tuple(dataclasses.replace(self, path=group, base=base) for group in groups)
