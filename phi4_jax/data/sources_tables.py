@@ -6,7 +6,7 @@ Arrow is read with pyarrow alone: the `datasets` package is not needed.
 import csv
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,14 @@ class _TableSource(RecordSource):
       )
     return record
 
-  def _read_parquet(self, file: str) -> Iterator[tuple[str, Any]]:
+  def _read_parquet(
+    self, file: str, columns: Collection[str]
+  ) -> Iterator[tuple[str, Any]]:
     pa = _import_pyarrow()
     with files_lib.open_file(file) as opened:
       try:
         table = pa.parquet.ParquetFile(opened)
-        wanted = [n for n in table.schema_arrow.names if n in self.field_names()]
+        wanted = [name for name in table.schema_arrow.names if name in columns]
         row = 1
         # Without any of the fields, the error shall name those that there are.
         for batch in table.iter_batches(_BATCH_ROWS, columns=wanted or None):
@@ -115,7 +117,12 @@ class ParquetSource(_TableSource):
     return files_lib.list_files(self.path, suffixes=(".parquet",))
 
   def read_file(self, file: str) -> Iterator[tuple[str, Any]]:
-    return self._read_parquet(file)
+    return self._read_parquet(file, self.field_names())
+
+  def read_columns(
+    self, file: str, columns: Collection[str]
+  ) -> Iterator[tuple[str, Any]]:
+    return self._read_parquet(file, columns)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
