@@ -9,15 +9,18 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from array_record.python import array_record_module  # pyright: ignore
 
 from phi4_jax.common.differences import list_differences
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.io import file_sha256, write_json
+from phi4_jax.data.batch import make_batch
 from phi4_jax.data.chat import EncodedDocument
 from phi4_jax.data.packing import PackingConfig, PackingStats, Row, pack
 from phi4_jax.data.rows import (
@@ -116,11 +119,14 @@ def write_dataset(
   vocabulary: Vocabulary,
   packing: PackingConfig,
   rows_per_shard: int = ROWS_PER_SHARD,
+  source_drops: Mapping[str, int] | None = None,
   on_progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
   """Packs documents and writes them as a dataset; the manifest is written last.
 
-  When the folder already holds this dataset, complete, `documents` is not touched.
+  When the folder already holds this dataset, complete, `documents` is not touched. A
+  row in which nothing counts in the loss (the inside of a long question that
+  concat_split has cut) is left out and counted.
 
   Args:
     documents: encoded by `vocabulary`; read once, in order.
@@ -130,6 +136,8 @@ def write_dataset(
     vocabulary: decides which ids are valid.
     packing: how documents are laid into rows.
     rows_per_shard: how many rows one file holds.
+    source_drops: rows that the source leaves out while `documents` are drawn, by
+      reason; they are counted with the documents that packing leaves out.
     on_progress: called about once a second, and at the end.
 
   Raises:
@@ -147,17 +155,28 @@ def write_dataset(
   stats = PackingStats()
   started = reported = time.monotonic()
   checked = _check_ids(documents, vocabulary.size)
+  dropped: Counter[str] = Counter()
+  filled = 0
   with _ShardWriter(out_dir, rows_per_shard) as writer:
     for row in pack(checked, packing, stats):
-      writer.write(row)
+      if has_loss(row):
+        writer.write(row)
+        filled += int(np.count_nonzero(row[1]))
+      else:
+        dropped["row_without_loss"] += 1
       now = time.monotonic()
       if on_progress and now - reported >= 1:
         reported = now
         on_progress(_progress(stats, now - started))
-    if not stats.rows:
-      reasons = f"; dropped: {stats.dropped}" if stats.dropped else ""
+    left_out = dict(source_drops or {})
+    dropped.update(stats.dropped)
+    dropped.update(left_out)
+    num_documents = stats.documents + sum(left_out.values())
+    num_rows = sum(shard.rows for shard in writer.shards) + writer.open_rows
+    if not num_rows:
+      reasons = f"; dropped: {dict(sorted(dropped.items()))}" if dropped else ""
       raise DataError(
-        f"Task {task} gave no row: it has {stats.documents} documents{reasons}."
+        f"Task {task} gave no row: it has {num_documents} documents{reasons}."
       )
   manifest = Manifest(
     format=FORMAT,
@@ -166,19 +185,24 @@ def write_dataset(
     vocabulary_fingerprint=vocabulary.fingerprint,
     vocabulary_size=vocabulary.size,
     row_length=packing.row_length,
-    rows=stats.rows,
-    documents=stats.documents,
+    rows=num_rows,
+    documents=num_documents,
     tokens=stats.tokens,
     loss_tokens=stats.loss_tokens,
-    fill=round(stats.filled / (stats.rows * (packing.row_length + 1)), 6),
+    fill=round(filled / (num_rows * (packing.row_length + 1)), 6),
     truncated=stats.truncated,
-    dropped=dict(sorted(stats.dropped.items())),
+    dropped=dict(sorted(dropped.items())),
     shards=tuple(writer.shards),
   )
   write_json(out_dir / MANIFEST, dataclasses.asdict(manifest))
   if on_progress:
     on_progress(_progress(stats, time.monotonic() - started))
   return manifest
+
+
+def has_loss(row: Row) -> bool:
+  """Whether a row has a target that counts: one that opens no document."""
+  return bool(make_batch(row[None])["loss_weights"].any())
 
 
 def _progress(stats: PackingStats, seconds: float) -> Progress:
@@ -225,6 +249,11 @@ class _ShardWriter:
       self._finish_shard()
     elif self._writer is not None:
       self._writer.close()
+
+  @property
+  def open_rows(self) -> int:
+    """Rows in the file that is not finished."""
+    return self._rows
 
   @property
   def _temporary(self) -> Path:

@@ -8,6 +8,7 @@ SeqIO's feature converters are not used: they take id 0 for padding, and shift a
 mask on their own; here `packing.py` and `batch.py` do that.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -19,8 +20,12 @@ import seqio
 import tensorflow as tf
 
 from phi4_jax.common.errors import ConfigError, DataError
-from phi4_jax.data.chat import EncodedDocument, encode_document
-from phi4_jax.data.documents import Document, document_from_json, document_to_json
+from phi4_jax.data import example_readers as readers
+from phi4_jax.data.chat import EncodedDocument
+from phi4_jax.data.documents import document_from_json, document_to_json
+from phi4_jax.data.fill_in_middle import FillInMiddleConfig
+from phi4_jax.data.known_files import KnownTaskSource, Places, find_files
+from phi4_jax.data.known_tasks import split_name, task_names
 from phi4_jax.data.materialize import (
   ROWS_PER_SHARD,
   Manifest,
@@ -28,7 +33,8 @@ from phi4_jax.data.materialize import (
   write_dataset,
 )
 from phi4_jax.data.packing import PackingConfig
-from phi4_jax.data.sources import Source
+from phi4_jax.data.relay import Relay
+from phi4_jax.data.source_files import Source
 from phi4_jax.data.vocabularies import Vocabulary
 
 # Documents that cross between TensorFlow and Python together; one by one, the
@@ -103,36 +109,25 @@ class SeqioVocabulary(seqio.Vocabulary):
     return hash(self.wrapped.fingerprint)
 
 
-class _Relay:
-  """Keeps the exception that TensorFlow turns into its own on the way out."""
-
-  def __init__(self):
-    self.error: Exception | None = None
-
-  def __call__(self, function: Callable) -> Callable:
-    @functools.wraps(function)
-    def guarded(*args):
-      try:
-        return function(*args)
-      except Exception as error:
-        self.error = error
-        raise
-
-    return guarded
-
-  def iterate(self, items: Iterator) -> Iterator:
-    try:
-      yield from items
-    except Exception as error:
-      self.error = error
-      raise
-
-
 # What our own tasks were made of: task name -> (recipe of the source, relay).
-_MADE: dict[str, tuple[dict[str, Any], _Relay]] = {}
+_MADE: dict[str, tuple[dict[str, Any], Relay]] = {}
 
 
-def make_task(name: str, source: Source, vocabulary: Vocabulary) -> seqio.Task:
+def _with_middle(
+  recipe: dict[str, Any], fill_in_middle: FillInMiddleConfig | None
+) -> dict[str, Any]:
+  if fill_in_middle is None:
+    return recipe
+  return {**recipe, "fill_in_middle": dataclasses.asdict(fill_in_middle)}
+
+
+def make_task(
+  name: str,
+  source: Source,
+  vocabulary: Vocabulary,
+  *,
+  fill_in_middle: FillInMiddleConfig | None = None,
+) -> seqio.Task:
   """Registers a source as a SeqIO task with features `token_ids` and `loss_mask`.
 
   An example is one document; its features `token_ids` (int32 [tokens]) and
@@ -140,9 +135,11 @@ def make_task(name: str, source: Source, vocabulary: Vocabulary) -> seqio.Task:
   and `id` names it. Registering the same again returns the first task.
 
   Raises:
-    ConfigError: if the name is taken by another task.
+    ConfigError: if the name is taken by another task, or the vocabulary has no tokens
+      for `fill_in_middle`.
   """
-  recipe = source.recipe()
+  recipe = _with_middle(source.recipe(), fill_in_middle)
+  encoder = readers.make_encoder(vocabulary, fill_in_middle)
   if name in seqio.TaskRegistry.names():
     task = seqio.TaskRegistry.get(name)
     made = _MADE.get(name)
@@ -153,14 +150,14 @@ def make_task(name: str, source: Source, vocabulary: Vocabulary) -> seqio.Task:
       f"A SeqIO task {name!r} exists already and was made otherwise. Choose another "
       "name."
     )
-  relay = _Relay()
+  relay = Relay()
   _MADE[name] = (recipe, relay)
 
   def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None):
     del split, shuffle_files, seed  # one split; rows are shuffled when they are read
 
     def groups() -> Iterator[dict[str, list[str]]]:
-      documents = relay.iterate(source.documents())
+      documents = relay.read(source)
       while group := list(itertools.islice(documents, _GROUP)):
         yield {"document": [document_to_json(document) for document in group]}
 
@@ -170,7 +167,7 @@ def make_task(name: str, source: Source, vocabulary: Vocabulary) -> seqio.Task:
   return seqio.TaskRegistry.add(
     name,
     source=seqio.FunctionDataSource(dataset_fn, splits=["train"]),  # pyright: ignore
-    preprocessors=[_make_tokenizer(vocabulary, relay)],
+    preprocessors=[_make_tokenizer(encoder, relay)],
     output_features={
       "token_ids": seqio.Feature(SeqioVocabulary(vocabulary), add_eos=False),
       "loss_mask": seqio.Feature(seqio.PassThroughVocabulary(2), add_eos=False),
@@ -179,14 +176,32 @@ def make_task(name: str, source: Source, vocabulary: Vocabulary) -> seqio.Task:
   )
 
 
+def register_known_tasks(vocabulary: Vocabulary, places: Places) -> list[str]:
+  """Registers every published question set that is found; returns the tasks' names.
+
+  For who works with SeqIO itself; `phi4 materialize` registers what it is asked for.
+  """
+  found = []
+  for name in task_names():
+    parts = split_name(name)
+    assert parts is not None, "task_names() lists names that split_name knows"
+    known, form = parts
+    path = find_files(known, known.first_split, places)
+    if path is not None:
+      source = KnownTaskSource(path=path, task=known.name, form=form)  # pyright: ignore
+      make_task(name, source, vocabulary)
+      found.append(name)
+  return found
+
+
 def _make_tokenizer(
-  vocabulary: Vocabulary, relay: _Relay
+  encoder: readers.Encoder, relay: Relay
 ) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
   """Returns the preprocessor that encodes documents, many at a crossing."""
 
   @relay
   def encode(lines: np.ndarray) -> tuple[np.ndarray, ...]:
-    encoded = [encode_document(document_from_json(line), vocabulary) for line in lines]
+    encoded = [encoder(document_from_json(line)) for line in lines]
     return (
       np.asarray([document.id.encode() for document in encoded], object),
       np.concatenate([document.token_ids for document in encoded]),
@@ -224,6 +239,7 @@ def materialize_task(
   packing: PackingConfig,
   split: str = "train",
   rows_per_shard: int = ROWS_PER_SHARD,
+  fill_in_middle: FillInMiddleConfig | None = None,
   on_progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
   """Runs a task once, in order, and writes its documents as packed rows.
@@ -234,6 +250,7 @@ def materialize_task(
     inputs, targets        the targets; one after the other, no token added
     text                   (strings) every token and a closing eos
   `inputs` and `targets` that are strings become a user and an assistant turn.
+  `fill_in_middle` is for tasks of `text`; those of `make_task` bring their own.
 
   A dataset that is complete is not made again. A task that this file did not make
   is known by its name only: after changing it, choose another folder.
@@ -244,10 +261,10 @@ def materialize_task(
     DataError: if a document is unusable.
   """
   found = _get_task(task) if isinstance(task, str) else task
-  recipe, relay = _MADE.get(found.name, ({"seqio_task": found.name}, _Relay()))
+  recipe, relay = _MADE.get(found.name, ({"seqio_task": found.name}, Relay()))
   if found.name not in _MADE:
-    recipe = {**recipe, "split": split}
-  read = _choose_reader(found, vocabulary)
+    recipe = _with_middle({**recipe, "split": split}, fill_in_middle)
+  read = _choose_reader(found, vocabulary, fill_in_middle)
 
   def documents() -> Iterator[EncodedDocument]:
     try:
@@ -278,6 +295,7 @@ def materialize_task(
     vocabulary=vocabulary,
     packing=packing,
     rows_per_shard=rows_per_shard,
+    source_drops=relay.dropped,
     on_progress=on_progress,
   )
 
@@ -302,24 +320,28 @@ def _feature_vocabulary(task: seqio.Task, feature: str) -> Any:
   return declared.vocabulary if declared is not None else None
 
 
-# Reads a group of examples: yields (name or "", document).
-_Reader = Callable[[dict[str, Any]], Iterator[tuple[str, EncodedDocument]]]
-
-
-def _choose_reader(task: seqio.Task, vocabulary: Vocabulary) -> _Reader:
+def _choose_reader(
+  task: seqio.Task, vocabulary: Vocabulary, fill_in_middle: FillInMiddleConfig | None
+) -> readers.Reader:
   """Returns how this task's examples are read, by their declared features."""
   features = task.output_features
+  if fill_in_middle is not None and task.name not in _MADE and "text" not in features:
+    raise ConfigError(
+      f"SeqIO task {task.name} has no feature 'text' (it has {', '.join(features)}), "
+      "so DatasetConfig.fill_in_middle has nothing to cut. Leave it out."
+    )
   for names in (("token_ids", "loss_mask"), ("tokens",), ("inputs", "targets")):
     if not set(names) <= set(features):
       continue
     if features[names[-1]].dtype == tf.string:
-      return functools.partial(_read_exchanges, vocabulary=vocabulary)
+      return functools.partial(readers.read_exchanges, vocabulary=vocabulary)
     for name in names:
       if name != "loss_mask":
         _check_vocabulary(task, name, vocabulary)
-    return functools.partial(_read_tokens, names=names)
+    return functools.partial(readers.read_tokens, names=names)
   if "text" in features and features["text"].dtype == tf.string:
-    return functools.partial(_read_texts, vocabulary=vocabulary)
+    encoder = readers.make_encoder(vocabulary, fill_in_middle)
+    return functools.partial(readers.read_texts, encoder=encoder)
   raise ConfigError(
     f"SeqIO task {task.name} has the features {', '.join(features)}; required are "
     "token_ids and loss_mask, or tokens, or inputs and targets, or text (string)."
@@ -332,59 +354,3 @@ def _check_vocabulary(task: seqio.Task, feature: str, vocabulary: Vocabulary) ->
       f"SeqIO task {task.name} makes {feature!r} with another vocabulary than the one "
       "given. Register the task with SeqioVocabulary(vocabulary)."
     )
-
-
-def _names(group: dict[str, Any], count: int) -> list[str]:
-  if "id" not in group or group["id"].dtype != tf.string:
-    return [""] * count
-  return [name.decode("utf-8") for name in group["id"].numpy()]
-
-
-def _ragged(feature: Any) -> list[np.ndarray]:
-  """Splits a group's feature [documents, (tokens)] into one array a document."""
-  if isinstance(feature, tf.RaggedTensor):
-    ends = feature.row_splits.numpy()[1:-1]
-    return np.split(feature.flat_values.numpy(), ends)
-  return list(feature.numpy())
-
-
-def _read_tokens(
-  group: dict[str, Any], *, names: tuple[str, ...]
-) -> Iterator[tuple[str, EncodedDocument]]:
-  parts = [_ragged(group[name]) for name in names]
-  for name, *arrays in zip(_names(group, len(parts[0])), *parts, strict=True):
-    first = arrays[0].astype(np.int32)
-    if names[-1] == "targets":
-      mask = np.repeat([False, True], [len(array) for array in arrays])
-      first = np.concatenate(arrays).astype(np.int32)
-    elif names[-1] == "loss_mask":
-      mask = arrays[1].astype(bool)
-    else:
-      mask = np.ones(len(first), bool)
-    yield name, EncodedDocument(name, first, mask)
-
-
-def _read_texts(
-  group: dict[str, Any], *, vocabulary: Vocabulary
-) -> Iterator[tuple[str, EncodedDocument]]:
-  texts = group["text"].numpy()
-  for name, text in zip(_names(group, len(texts)), texts, strict=True):
-    document = Document(id=name or "(unnamed)", text=text.decode("utf-8"))
-    yield name, encode_document(document, vocabulary)
-
-
-def _read_exchanges(
-  group: dict[str, Any], *, vocabulary: Vocabulary
-) -> Iterator[tuple[str, EncodedDocument]]:
-  inputs, targets = group["inputs"].numpy(), group["targets"].numpy()
-  for name, question, answer in zip(
-    _names(group, len(inputs)), inputs, targets, strict=True
-  ):
-    document = Document(
-      id=name or "(unnamed)",
-      messages=(
-        {"role": "user", "content": question.decode("utf-8")},
-        {"role": "assistant", "content": answer.decode("utf-8")},
-      ),
-    )
-    yield name, encode_document(document, vocabulary)
