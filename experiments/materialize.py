@@ -17,12 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from experiments import cli, materialize_flags
 from experiments.run_directory import RunDirectory
 from experiments.stage import StageConfig, run_stage
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.text import format_table
 from phi4_jax.data.documents import document_texts
+from phi4_jax.data.fill_in_middle import FillInMiddleConfig
 from phi4_jax.data.materialize import Manifest, Progress
 from phi4_jax.data.packing import PackingConfig
 from phi4_jax.data.sources import SourceConfig
@@ -43,12 +45,15 @@ class DatasetConfig:
     task: the name of a registered SeqIO task (see MaterializeConfig.modules).
     split: of the SeqIO task; None means "train".
     packing: how documents are laid into rows.
+    fill_in_middle: for texts: which of them are cut, and their middle moved to the
+      end; None leaves all as they are.
   """
 
   source: SourceConfig | None = None
   task: str | None = None
   split: str | None = None
   packing: PackingConfig
+  fill_in_middle: FillInMiddleConfig | None = None
 
   def __post_init__(self):
     if (self.source is None) == (self.task is None):
@@ -59,6 +64,12 @@ class DatasetConfig:
     if self.source is not None and self.split is not None:
       raise ConfigError(
         f"DatasetConfig.split ({self.split!r}) has no effect with a source. Remove it."
+      )
+    form = getattr(self.source, "form", None)
+    if self.fill_in_middle is not None and form in ("chat", "messages"):
+      raise ConfigError(
+        "DatasetConfig.fill_in_middle cuts texts, and "
+        f"{type(self.source).__name__}.form ({form!r}) makes conversations. Remove one."
       )
 
 
@@ -124,7 +135,9 @@ def run(config: MaterializeConfig, directory: RunDirectory) -> dict[str, Any]:
 
     task = dataset.task
     if dataset.source is not None:
-      task = seqio_tasks.make_task(name, dataset.source, vocabulary)
+      task = seqio_tasks.make_task(
+        name, dataset.source, vocabulary, fill_in_middle=dataset.fill_in_middle
+      )
     assert task is not None, "DatasetConfig has a source or a task"
     manifests[name] = seqio_tasks.materialize_task(
       task,
@@ -132,6 +145,7 @@ def run(config: MaterializeConfig, directory: RunDirectory) -> dict[str, Any]:
       vocabulary=vocabulary,
       packing=dataset.packing,
       split=dataset.split or "train",
+      fill_in_middle=dataset.fill_in_middle,
       on_progress=report,
     )
   rows = [
@@ -181,11 +195,15 @@ def _provide_vocabulary(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+  arguments = materialize_flags.spell_out(sys.argv[1:] if argv is None else argv)
+  if "--list" in arguments and not {"-h", "--help"} & set(arguments):
+    return cli.run_verb(lambda: materialize_flags.print_list(arguments))
   return run_stage(
     MaterializeConfig,
     run,
-    argv,
+    arguments,
     description="Turns documents into packed rows on disk, once, for all trainings.",
+    flags=materialize_flags.make_flags(),
   )
 
 

@@ -43,7 +43,10 @@ from phi4_jax.curation.quality_annotations import AnnotationFile, GeneratedAnnot
 from phi4_jax.curation.quality_training import QualityTrainingConfig
 from phi4_jax.data.curated import CuratedSource
 from phi4_jax.data.data_config import DataConfig
+from phi4_jax.data.fill_in_middle import FillInMiddleConfig
 from phi4_jax.data.key_values import KeyValueSource
+from phi4_jax.data.known_files import KnownTaskSource
+from phi4_jax.data.loader import DataConfig
 from phi4_jax.data.packing import PackingConfig
 from phi4_jax.data.planted import PlantedSource
 from phi4_jax.data.preferences import PreferenceConfig
@@ -117,6 +120,8 @@ CONFIG_CLASSES = (
   TFRecordSource,
   TfdsSource,
   FolderSource,
+  KnownTaskSource,
+  FillInMiddleConfig,
   VocabularyConfig,
   ExtractText,
   ExtractLimits,

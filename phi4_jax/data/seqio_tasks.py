@@ -300,6 +300,14 @@ def materialize_task(
   )
 
 
+def registered() -> dict[str, list[str]]:
+  """Returns all SeqIO tasks, with [], and mixtures, with the names of their tasks."""
+  found: dict[str, list[str]] = {name: [] for name in seqio.TaskRegistry.names()}
+  for name in seqio.MixtureRegistry.names():
+    found[name] = sorted(task.name for task in seqio.MixtureRegistry.get(name).tasks)
+  return found
+
+
 def _get_task(name: str) -> seqio.Task:
   if name in seqio.MixtureRegistry.names():
     raise ConfigError(
@@ -308,10 +316,12 @@ def _get_task(name: str) -> seqio.Task:
     )
   if name not in seqio.TaskRegistry.names():
     known = ", ".join(sorted(seqio.TaskRegistry.names())) or "none"
-    raise ConfigError(
-      f"There is no SeqIO task {name!r}. Import the module that registers it. "
-      f"Registered: {known}."
-    )
+    hint = "Import the module that registers it."
+    if split_name(name):
+      hint = (
+        "It is a published question set: use DatasetConfig.source=@KnownTaskSource()"
+      )
+    raise ConfigError(f"There is no SeqIO task {name!r}. {hint} Registered: {known}.")
   return seqio.TaskRegistry.get(name)
 
 
