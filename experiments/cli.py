@@ -37,6 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "experiments.decontaminate",
     "take rows that hold benchmark questions out of training files",
   ),
+  "inspect": ("experiments.inspect", "show a packed row as the model sees it"),
   "pretrain": ("experiments.pretrain", "train a model on packed rows"),
   "midtrain": ("experiments.midtrain", "train a pretrained model on longer rows"),
   "sft": ("experiments.sft", "fine-tune a pretrained model on chats"),
