@@ -46,7 +46,6 @@ from phi4_jax.data.data_config import DataConfig
 from phi4_jax.data.fill_in_middle import FillInMiddleConfig
 from phi4_jax.data.key_values import KeyValueSource
 from phi4_jax.data.known_files import KnownTaskSource
-from phi4_jax.data.loader import DataConfig
 from phi4_jax.data.packing import PackingConfig
 from phi4_jax.data.planted import PlantedSource
 from phi4_jax.data.preferences import PreferenceConfig

@@ -67,7 +67,8 @@ def list_files(paths: Paths, *, suffixes: Sequence[str] = ()) -> list[str]:
   """Returns the files that paths name, sorted, each once.
 
   Args:
-    paths: files, folders (all files below, hidden ones left out) or patterns.
+    paths: files, folders (all files below, but for those with a dot or an underscore
+      in front) or patterns.
     suffixes: of a folder, take only files that end so; () takes all.
 
   Raises:

@@ -318,9 +318,7 @@ def _get_task(name: str) -> seqio.Task:
     known = ", ".join(sorted(seqio.TaskRegistry.names())) or "none"
     hint = "Import the module that registers it."
     if split_name(name):
-      hint = (
-        "It is a published question set: use DatasetConfig.source=@KnownTaskSource()"
-      )
+      hint = "It is a published set: DatasetConfig.source = @KnownTaskSource() has it."
     raise ConfigError(f"There is no SeqIO task {name!r}. {hint} Registered: {known}.")
   return seqio.TaskRegistry.get(name)
 

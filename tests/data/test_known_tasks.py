@@ -182,7 +182,10 @@ def test_where_sets_are_found_and_in_which_order(tmp_path):
   for config in ("main", "socratic"):
     (snapshot / config).mkdir(parents=True)
     rows = GSM8K if config == "main" else GSM8K[:1]
-    make.write_parquet(snapshot / config / "train-00000-of-00001.parquet", rows)
+    # As in the cache: a snapshot has links to files that are named by their digests.
+    blob = hub / f"blob-{config}"
+    make.write_parquet(blob, rows)
+    (snapshot / config / "train-00000-of-00001.parquet").symlink_to(blob)
     make.write_parquet(snapshot / config / "test-00000-of-00001.parquet", rows[:1])
   assert found() == str(snapshot)
   cached = hub / "datasets/openai___gsm8k/main/0.0.0/0123"

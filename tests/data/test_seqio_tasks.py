@@ -10,11 +10,19 @@ import tensorflow as tf
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.data.chat import encode_chat, encode_documents
 from phi4_jax.data.documents import Document
+from phi4_jax.data.fill_in_middle import FillInMiddleConfig
 from phi4_jax.data.hf_vocabulary import import_hf_tokenizer
+from phi4_jax.data.known_files import Places
 from phi4_jax.data.loader import DataConfig, make_loader
 from phi4_jax.data.materialize import read_manifest, write_dataset
 from phi4_jax.data.packing import PackingConfig
-from phi4_jax.data.seqio_tasks import SeqioVocabulary, make_task, materialize_task
+from phi4_jax.data.seqio_tasks import (
+  SeqioVocabulary,
+  make_task,
+  materialize_task,
+  register_known_tasks,
+  registered,
+)
 from phi4_jax.data.sources import ArithmeticSource, JsonlSource
 from phi4_jax.data.tokenizer import ByteVocabulary, load_vocabulary
 from tests.data.tokenizer_folders import PHI4_FIXED, write_folder
@@ -309,6 +317,39 @@ def test_tasks_with_an_imported_vocabulary(tmp_path, imported):
     materialize_task(f"imported_{form}", out, vocabulary=imported, packing=SINGLE)
     assert list(read(out)) == [expected[form]]
   assert 0 in expected["text"][0]
+
+
+def test_published_sets_are_registered_where_they_are_found(tmp_path):
+  row = {"question": "1+1?", "answer": "2\n#### 2"}
+  (tmp_path / "gsm8k_train.jsonl").write_text(json.dumps(row))
+  names = register_known_tasks(V, Places(data=(str(tmp_path),)))
+  assert names == ["gsm8k_sft", "gsm8k_text"]
+  assert set(names) <= set(registered())
+  out = tmp_path / "gsm8k_sft"
+  materialize_task("gsm8k_sft", out, vocabulary=V, packing=SINGLE)
+  ((_, learned),) = read(out)
+  assert V.decode(learned) == row["answer"]
+  with pytest.raises(ConfigError, match="'math_sft'. It is a published set: Dataset"):
+    materialize_task("math_sft", tmp_path / "x", vocabulary=V, packing=SINGLE)
+
+
+def test_texts_of_registered_tasks_with_their_middle_moved(tmp_path):
+  texts = [f"text number {i}" for i in range(20)]
+  add_task("middle", {"text": texts}, {"text": string_feature()})
+  options = {"vocabulary": V, "packing": SINGLE}
+  config = FillInMiddleConfig(rate=1.0)
+  manifest = materialize_task(
+    "middle", tmp_path / "m", **options, fill_in_middle=config
+  )
+  assert manifest.recipe["source"]["fill_in_middle"] == {
+    "rate": 1.0, "spm_share": 0.5, "seed": 0
+  }  # fmt: skip
+  middle = V.specials["<|fim_middle|>"]
+  assert all(ids.count(middle) == 1 for ids, _ in read(tmp_path / "m"))
+  feature = seqio.Feature(SeqioVocabulary(V), add_eos=False)
+  add_task("ids", {"tokens": [[1, 2]]}, {"tokens": feature})
+  with pytest.raises(ConfigError, match="ids has no feature 'text' .it has tokens."):
+    materialize_task("ids", tmp_path / "i", **options)
 
 
 def test_documents_with_hard_characters_cross_unchanged(tmp_path):
