@@ -333,14 +333,14 @@ def _choose_reader(
 ) -> readers.Reader:
   """Returns how this task's examples are read, by their declared features."""
   features = task.output_features
-  if fill_in_middle is not None and task.name not in _MADE and "text" not in features:
-    raise ConfigError(
-      f"SeqIO task {task.name} has no feature 'text' (it has {', '.join(features)}), "
-      "so DatasetConfig.fill_in_middle has nothing to cut. Leave it out."
-    )
   for names in (("token_ids", "loss_mask"), ("tokens",), ("inputs", "targets")):
     if not set(names) <= set(features):
       continue
+    if fill_in_middle is not None and task.name not in _MADE:
+      raise ConfigError(
+        f"SeqIO task {task.name} has the features {', '.join(features)} and not 'text' "
+        "alone, so DatasetConfig.fill_in_middle has nothing to cut. Leave it out."
+      )
     if features[names[-1]].dtype == tf.string:
       return functools.partial(readers.read_exchanges, vocabulary=vocabulary)
     for name in names:
