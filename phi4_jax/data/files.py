@@ -23,8 +23,9 @@ import zstandard
 from phi4_jax.common.errors import DataError
 
 # Parts of a compressed file that are given to the decompressor at once: 1 KiB of zstd
-# can hold 32 MiB of zeros, and no more.
-_PIECE = 1 << 10
+# can hold 32 MiB of zeros, and no more. Where they do hold much, they become smaller.
+_PIECES = (1 << 5, 1 << 10)
+_MUCH = 1 << 18
 _BLOCK = 1 << 20
 # Reading to the end of a line that is too long.
 _SKIP = 1 << 16
@@ -159,8 +160,10 @@ class _ZstdReader(io.RawIOBase):
   def __init__(self, raw: ByteStream):
     self._raw = raw
     self._frame: Any = None
-    self._input = b""
+    self._block = memoryview(b"")
+    self._at = 0  # in the block
     self._output = memoryview(b"")
+    self._piece = _PIECES[0]
 
   def readable(self) -> bool:
     return True
@@ -177,18 +180,22 @@ class _ZstdReader(io.RawIOBase):
   def _advance(self) -> bool:
     """Decompresses one more piece; False at the end of the file."""
     if self._frame is not None and self._frame.eof:
-      self._input = self._frame.unused_data + self._input
+      self._at -= len(self._frame.unused_data)  # the end of the last piece
       self._frame = None
-    if not self._input:
-      self._input = self._raw.read(_BLOCK)
-    if not self._input:
+    if self._at == len(self._block):
+      self._block, self._at = memoryview(self._raw.read(_BLOCK)), 0
+    if not self._block:
       if self._frame is not None:
         raise EOFError("the zstd frame is not complete")
       return False
     if self._frame is None:
       self._frame = zstandard.ZstdDecompressor().decompressobj()
-    piece, self._input = self._input[:_PIECE], self._input[_PIECE:]
+    piece = self._block[self._at : self._at + self._piece]
+    self._at += len(piece)
     self._output = memoryview(self._frame.decompress(piece))
+    holds_much = len(self._output) > _MUCH
+    smallest, largest = _PIECES
+    self._piece = smallest if holds_much else min(2 * self._piece, largest)
     return True
 
 

@@ -191,3 +191,27 @@ def test_fill_in_the_middle_is_for_texts():
     DatasetConfig(
       source=JsonlSource(path="a", form="chat"), packing=packing, fill_in_middle=fim
     )
+
+
+def test_a_gin_file_spells_any_source():
+  bindings = [
+    "MaterializeConfig.vocabulary = 'v'",
+    "MaterializeConfig.datasets = {'a': @a/DatasetConfig(), 'b': @b/DatasetConfig()}",
+    "a/DatasetConfig.source = @ParquetSource()",
+    "ParquetSource.path = ('gs://bucket/a-*.parquet', 'b.parquet')",
+    "ParquetSource.on_bad_row = 'drop'",
+    "a/DatasetConfig.fill_in_middle = @FillInMiddleConfig()",
+    "FillInMiddleConfig.rate = 0.9",
+    "b/DatasetConfig.source = @KnownTaskSource()",
+    "KnownTaskSource.path = 'x.jsonl'",
+    "KnownTaskSource.task = 'gsm8k'",
+    "DatasetConfig.packing = @PackingConfig()",
+    "PackingConfig.row_length = 64",
+  ]
+  config = config_lib.load(MaterializeConfig, [], bindings)
+  first, second = config.datasets.values()
+  assert first.source.path == ("gs://bucket/a-*.parquet", "b.parquet")
+  assert first.fill_in_middle == FillInMiddleConfig(rate=0.9)
+  assert second.source == KnownTaskSource(path="x.jsonl", task="gsm8k")
+  again = config_lib.load(MaterializeConfig, [], [config_lib.to_gin(config)])
+  assert again == config
