@@ -128,6 +128,16 @@ def run_verb(fn: Callable[[], int | None]) -> int:
     return 130
 
 
+def take_out_as_workdir(argv: Sequence[str]) -> list[str]:
+  """Returns the arguments with `--out`, another name of `--workdir`, replaced."""
+  return [
+    "--workdir" + argument.removeprefix("--out")
+    if argument.partition("=")[0] == "--out"
+    else argument
+    for argument in argv
+  ]
+
+
 def parse_verb_args(
   verb: str,
   root: type,

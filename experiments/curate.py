@@ -17,19 +17,42 @@ from experiments.run_directory import RunDirectory
 from experiments.stage import StageConfig, run_stage
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError
+from phi4_jax.curation.amplify import FilterQualityByTopic
 from phi4_jax.curation.basic_steps import DropDuplicateIds, SampleStep
+from phi4_jax.curation.corrupt import DropCorruptText
+from phi4_jax.curation.decontaminate import Decontaminate
+from phi4_jax.curation.dedup import DropExactDuplicates, DropNearDuplicates
 from phi4_jax.curation.executors import BeamExecutor, LocalExecutor
+from phi4_jax.curation.extract import ExtractText
+from phi4_jax.curation.filters import FineWebQuality, GopherQuality, GopherRepetition
+from phi4_jax.curation.filters_c4 import C4Lines
+from phi4_jax.curation.language import IdentifyLanguage
+from phi4_jax.curation.personal_data import MaskPersonalData
 from phi4_jax.curation.pipeline import PipelineProgress, run_pipeline
 from phi4_jax.curation.pipeline_files import Compression, check_compression
 from phi4_jax.curation.pipeline_plan import make_shards
 from phi4_jax.curation.pipeline_report import format_report
-from phi4_jax.data.curated import CuratedSource
-from phi4_jax.data.planted import PlantedSource
-from phi4_jax.data.sources import ArithmeticSource, JsonlSource
+from phi4_jax.curation.quality import FilterQuality
+from phi4_jax.data.sources import SourceConfig
 
 # A Protocol cannot be asked for its kinds, so that gin could list them.
-CuratedFrom = ArithmeticSource | JsonlSource | CuratedSource | PlantedSource
-CurationStep = SampleStep | DropDuplicateIds
+CurationStep = (
+  ExtractText
+  | IdentifyLanguage
+  | DropCorruptText
+  | C4Lines
+  | GopherQuality
+  | GopherRepetition
+  | FineWebQuality
+  | FilterQuality
+  | FilterQualityByTopic
+  | DropExactDuplicates
+  | DropNearDuplicates
+  | DropDuplicateIds
+  | Decontaminate
+  | MaskPersonalData
+  | SampleStep
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +72,7 @@ class CurateConfig(StageConfig):
 
   verb: ClassVar[str] = "curate"
 
-  sources: dict[str, CuratedFrom]
+  sources: dict[str, SourceConfig]
   steps: tuple[CurationStep, ...]
   executor: LocalExecutor | BeamExecutor = LocalExecutor()
   samples_per_reason: int = 5

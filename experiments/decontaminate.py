@@ -22,7 +22,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from experiments import process
+from experiments import cli, process
+from experiments.benchmark_items import open_benchmark
 from experiments.decontaminate_parts import (
   Part,
   PartWorker,
@@ -40,7 +41,6 @@ from phi4_jax.common.text import format_table
 from phi4_jax.curation.decontaminate import ContaminationRule
 from phi4_jax.curation.decontaminate_allowed import find_allowed, load_allowed
 from phi4_jax.curation.decontaminate_index import BenchmarkIndex, load_index
-from phi4_jax.curation.decontaminate_items import read_items
 from phi4_jax.training.progress import Progress
 
 _ROOT = "DecontaminateConfig"
@@ -58,7 +58,8 @@ class DecontaminateConfig(StageConfig):
 
   Attributes:
     train: JSON-lines files; patterns are allowed.
-    benchmarks: NAME=FILE, or NAME for the file NAME.jsonl in `benchmark_dir`.
+    benchmarks: NAME=FILE; or NAME, for the file NAME.jsonl in `benchmark_dir` or a
+      published set that is found on this machine (benchmark_items.py).
     benchmark_dir: folder of benchmarks that are given by name.
     rule: what counts as contaminated.
     with_answers: whether a benchmark's answers are part of its items.
@@ -95,30 +96,6 @@ class DecontaminateConfig(StageConfig):
         raise ConfigError(
           f"{_ROOT}.{name} ({getattr(self, name)}) must be {least} or more."
         )
-
-
-def resolve_benchmark(given: str, benchmark_dir: str | None) -> tuple[str, str]:
-  """Returns the name and the file of a benchmark.
-
-  Raises:
-    ConfigError: if it is a name alone and no folder has a file of that name.
-  """
-  name, equals, path = given.partition("=")
-  if equals:
-    return name, path
-  if benchmark_dir is None:
-    raise ConfigError(
-      f"{_ROOT}.benchmarks: {given!r} names no file. Write {given}=FILE, or give a "
-      "--benchmark_dir."
-    )
-  file = Path(benchmark_dir) / f"{given}.jsonl"
-  if not file.is_file():
-    known = sorted(path.stem for path in Path(benchmark_dir).glob("*.jsonl"))
-    raise ConfigError(
-      f"{_ROOT}.benchmarks: there is no {file}. In that folder are: "
-      f"{', '.join(known) or 'none'}."
-    )
-  return given, str(file)
 
 
 def find_files(patterns: Sequence[str], field: str) -> list[str]:
@@ -214,15 +191,15 @@ def _provide_index(
   """Loads the index of this run, or makes it."""
   if file.exists():
     return load_index(file)
-  named = [resolve_benchmark(b, config.benchmark_dir) for b in config.benchmarks]
+  answers = config.with_answers
+  named = [
+    open_benchmark(given, config.benchmark_dir, with_answers=answers)
+    for given in config.benchmarks
+  ]
   repeated = [name for name, count in Counter(n for n, _ in named).items() if count > 1]
   if repeated:
     raise ConfigError(f"{_ROOT}.benchmarks: {repeated[0]!r} is named twice.")
-  index = BenchmarkIndex(
-    item
-    for name, path in named
-    for item in read_items(name, path, with_answers=config.with_answers)
-  )
+  index = BenchmarkIndex(item for _, items in named for item in items)
   allowed = list(load_allowed(config.allow_list)) if config.allow_list else []
   if config.reference:
     paths = find_files(config.reference, "reference")
@@ -349,12 +326,7 @@ def _apply_flags(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
   given = list(sys.argv[1:] if argv is None else argv)
-  given = [
-    f"--workdir{word.removeprefix('--out')}"
-    if word.partition("=")[0] == "--out"
-    else word
-    for word in given
-  ]
+  given = cli.take_out_as_workdir(given)
   flags = VerbFlags(
     add=_add_flags, apply=_apply_flags, finish=lambda _: None, example=_EXAMPLE
   )

@@ -195,7 +195,7 @@ def _provide_vocabulary(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  arguments = materialize_flags.spell_out(sys.argv[1:] if argv is None else argv)
+  arguments = cli.take_out_as_workdir(sys.argv[1:] if argv is None else argv)
   if "--list" in arguments and not {"-h", "--help"} & set(arguments):
     return cli.run_verb(lambda: materialize_flags.print_list(arguments))
   return run_stage(

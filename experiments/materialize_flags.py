@@ -39,16 +39,6 @@ def make_flags() -> VerbFlags:
   )
 
 
-def spell_out(argv: Sequence[str]) -> list[str]:
-  """Returns the arguments with `--out`, another name of `--workdir`, replaced."""
-  return [
-    "--workdir" + argument.removeprefix("--out")
-    if argument == "--out" or argument.startswith("--out=")
-    else argument
-    for argument in argv
-  ]
-
-
 def print_list(argv: Sequence[str]) -> None:
   """Does what `--list` asks for; takes `--data_dir` and `--modules` beside it."""
   parser = argparse.ArgumentParser(prog="phi4 materialize --list", allow_abbrev=False)

@@ -15,10 +15,11 @@ from typing import Any
 from phi4_jax.common.errors import DataError
 from phi4_jax.common.io import read_json
 from phi4_jax.data.documents import Document, document_from_json
+from phi4_jax.data.source_files import OnDrop, SourceConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CuratedSource:
+class CuratedSource(SourceConfig):
   """The kept documents of a complete run of curation, in the order of its corpus.
 
   What is read is held against the digests in the run's report, so that a file which
@@ -32,12 +33,13 @@ class CuratedSource:
   path: str
   shard: str | None = None
 
-  def documents(self) -> Iterator[Document]:
+  def documents(self, on_drop: OnDrop | None = None) -> Iterator[Document]:
     """Yields the documents.
 
     Raises:
       DataError: if the run is not complete, or a file is not as the run left it.
     """
+    del on_drop  # nothing is left out
     for entry in self._entries():
       yield from _read(Path(self.path) / entry["kept"]["file"], entry["kept"]["sha256"])
 

@@ -258,7 +258,7 @@ class KnownTaskSource(FileSource):
 
 
 def benchmark_texts(
-  name: str, path: str, *, split: str | None = None
+  name: str, path: str, *, split: str | None = None, with_answers: bool = True
 ) -> Iterator[tuple[str, str]]:
   """Yields (item id, text) of a question set, to keep training data clean of it.
 
@@ -268,6 +268,7 @@ def benchmark_texts(
     name: the set, for example "gsm8k".
     path: its file or folder; see `find_files`.
     split: which part; None takes the one that is scored.
+    with_answers: whether free answers are part of the texts.
 
   Raises:
     ConfigError: if the set or the split is unknown.
@@ -276,4 +277,4 @@ def benchmark_texts(
   known = get_task(name)
   source = KnownTaskSource(path=path, task=name, split=split or known.scored)
   for item_id, item in source.items():
-    yield item_id, whole_text(item)
+    yield item_id, whole_text(item, with_answers=with_answers)

@@ -51,10 +51,10 @@ def answer_text(item: Item) -> str | None:
   return None if item.answer is None else str(item.answer)
 
 
-def whole_text(item: Item) -> str:
-  """Returns all that a training set must not hold: question, choices, free answer."""
+def whole_text(item: Item, *, with_answers: bool = True) -> str:
+  """Returns what a training set must not hold: question, choices, free answer."""
   parts = [item.question, *item.choices]
-  if isinstance(item.answer, str):
+  if with_answers and isinstance(item.answer, str):
     parts.append(item.answer)
   return "\n".join(parts)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.data.documents import Document
+from phi4_jax.data.source_files import OnDrop, SourceConfig
 
 _ADJECTIVES = (
   *("narrow", "old", "careful", "bright", "second", "northern", "silent", "early"),
@@ -101,7 +102,7 @@ _MAKERS: dict[str, Callable[[random.Random], str]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlantedSource:
+class PlantedSource(SourceConfig):
   """Documents of which a known share is junk of a known kind.
 
   Attributes:
@@ -138,8 +139,9 @@ class PlantedSource:
       dataclasses.replace(self, shard=shard) for shard in range(self.num_shards)
     )
 
-  def documents(self) -> Iterator[Document]:
+  def documents(self, on_drop: OnDrop | None = None) -> Iterator[Document]:
     """Yields the documents; any of them can be made without the others."""
+    del on_drop  # nothing is left out
     n, parts = self.num_documents, self.num_shards
     wanted = range(parts) if self.shard is None else [self.shard]
     for part in wanted:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 
@@ -22,6 +23,7 @@ from phi4_jax.common.errors import ConfigError
 from phi4_jax.curation.pipeline import PipelineProgress, run_pipeline
 from phi4_jax.curation.steps import Drop
 from phi4_jax.data.curated import CuratedSource
+from phi4_jax.data.planted import PlantedSource
 from tests.curation.corpora import Calls, MinWords, Shout, make_shard, read_outputs
 
 DEMO = "--gin_file=gin_configs/curate/demo.gin"
@@ -36,17 +38,28 @@ def demo(workdir, *arguments):
 def test_the_demo(tmp_path, capsys):
   assert demo(tmp_path / "a") == 0
   out = capsys.readouterr().out
-  assert re.search(r"\| DropDuplicateIds +\| +200 \|", out)
+  assert re.search(r"\| ExtractText +\| +200 \|", out)
   assert "curate: done" in out
   result = json.loads((tmp_path / "a" / "result.json").read_text())
   metrics = result["metrics"]
   assert metrics["documents_in"] == 200
   assert metrics["documents_kept"] + metrics["documents_dropped"] == 200
-  assert metrics["dropped"] == {
-    "DropDuplicateIds": {"duplicate_id": metrics["documents_dropped"]}
-  }
+  by_reason = [n for reasons in metrics["dropped"].values() for n in reasons.values()]
+  assert sum(by_reason) == metrics["documents_dropped"]
+  assert metrics["dropped"]["DropDuplicateIds"]["duplicate_id"] > 5
   kept = list(CuratedSource(path=str(tmp_path / "a")).documents())
-  assert len(kept) == metrics["documents_kept"] > 150
+  assert len(kept) == metrics["documents_kept"] > 100
+  source = PlantedSource(num_documents=200, num_shards=4)
+  planted = Counter(document.labels["planted"] for document in source.documents())
+  found = Counter(document.labels["planted"] for document in kept)
+  assert found["clean"] == planted["clean"] > 80
+  assert set(found) <= {
+    "clean",
+    "personal_data",
+    "same_id",
+    "same_text",
+    "almost_same_text",
+  }
   assert (tmp_path / "a" / "report.html").stat().st_size > 5000
   assert demo(tmp_path / "b", "--gin.LocalExecutor.num_workers=2") == 0
   assert read_outputs(tmp_path / "a") == read_outputs(tmp_path / "b")
@@ -72,6 +85,7 @@ def test_ctrl_c_stops_soon_and_the_same_command_goes_on(tmp_path):
     *(sys.executable, "-m", "experiments.cli", "curate", DEMO),
     *(f"--workdir={tmp_path}", "--gin.PlantedSource.num_documents=12000"),
     *("--gin.PlantedSource.num_shards=24", "--gin.LocalExecutor.num_workers=2"),
+    "--gin.CurateConfig.steps=(@DropDuplicateIds(),)",
   ]
   process = subprocess.Popen(
     command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True

@@ -6,8 +6,8 @@ import sys
 import pytest
 import seqio
 
+from experiments import cli, known_data, materialize
 from experiments import config as config_lib
-from experiments import known_data, materialize, materialize_flags
 from experiments.materialize import DatasetConfig, MaterializeConfig
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.data.fill_in_middle import FillInMiddleConfig
@@ -166,7 +166,7 @@ def test_a_split_whose_answers_are_kept_back(place, capsys):
 
 
 def test_out_is_another_name_of_workdir():
-  spelled = materialize_flags.spell_out(["--out", "a", "--out=b", "--outer=c"])
+  spelled = cli.take_out_as_workdir(["--out", "a", "--out=b", "--outer=c"])
   assert spelled == ["--workdir", "a", "--workdir=b", "--outer=c"]
 
 

@@ -1,0 +1,58 @@
+import json
+
+import pytest
+
+from experiments.benchmark_items import open_benchmark
+from phi4_jax.common.errors import ConfigError
+from phi4_jax.data.known_tasks import KNOWN_TASKS
+
+
+def write(path, *rows):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def texts(given, folder=None, *, with_answers=False):
+  folder = None if folder is None else str(folder)
+  name, items = open_benchmark(given, folder, with_answers=with_answers)
+  found = list(items)
+  assert {item.dataset for item in found} == {name}
+  return [item.text for item in found]
+
+
+def test_a_file_of_usual_fields_needs_no_known_name(tmp_path):
+  write(tmp_path / "own.jsonl", {"question": "How many?", "answer": "7"})
+  assert texts(f"mine={tmp_path}/own.jsonl") == ["How many?"]
+  assert texts("own", tmp_path) == ["How many?"]
+  assert texts("own", tmp_path, with_answers=True) == ["How many?\n7"]
+
+
+def test_published_sets_are_found_by_name_in_their_own_layout(tmp_path, monkeypatch):
+  row = {"problem": "What is 1 + 1?", "solution": "It is 2.", "answer": "2"}
+  write(tmp_path / "data" / "math_test.jsonl", row)
+  monkeypatch.chdir(tmp_path)
+  assert texts("math") == ["What is 1 + 1?"]
+  (both,) = texts("math", with_answers=True)
+  assert both.startswith("What is 1 + 1?\n") and both != "What is 1 + 1?"
+  assert texts("math", tmp_path / "data") == ["What is 1 + 1?"]
+
+
+def test_another_format_of_a_published_set_is_read_by_its_layout(tmp_path):
+  path = tmp_path / "part.csv"
+  path.write_text('question,answer\n"How many?","They are 7. #### 7"\n')
+  assert texts(f"gsm8k={path}") == ["How many?"]
+  with pytest.raises(ConfigError, match="only JSON lines .* whose layout is not known"):
+    texts(f"other={path}")
+
+
+def test_what_is_not_there_is_said_with_what_is(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("HF_HOME", str(tmp_path))
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+  with pytest.raises(ConfigError, match=r"names no file.*known by name: .*gsm8k"):
+    texts("nothing")
+  with pytest.raises(ConfigError, match=r"In that folder are: none\. .*gsm8k"):
+    texts("nothing", tmp_path)
+  with pytest.raises(ConfigError, match="gsm8k, split 'test', is not on this machine"):
+    texts("gsm8k", tmp_path)
+  assert len(KNOWN_TASKS) >= 18
