@@ -29,7 +29,7 @@ from typing import Any
 from experiments import config as config_lib
 from phi4_jax.common import io
 from phi4_jax.common.differences import list_differences
-from phi4_jax.common.errors import ConfigError, DataError
+from phi4_jax.common.errors import CheckpointError, ConfigError, DataError
 from phi4_jax.training import distributed
 
 _LIBRARIES = (
@@ -45,8 +45,8 @@ _LIBRARIES = (
   "tensorflow",
 )
 _REPOSITORY = Path(__file__).resolve().parent.parent
-# What changes with the settings of a run.
-_REPLACED = ("config.json", "config.gin", "result.json")
+# What changes with the settings of a run; its result last, as when it is made.
+_REPLACED = ("lineage.json", "config.json", "config.gin", "result.json")
 # An input written `stage:NAME` is the run directory NAME beside this one, so that
 # a chain of runs can be moved or copied as a whole.
 STAGE_PREFIX = "stage:"
@@ -190,9 +190,9 @@ class RunDirectory:
   def __exit__(self, kind, error, trace) -> None:
     if not self._processes.is_first:
       return
-    if isinstance(error, ConfigError) and self._replaced:
-      self._restore()
-    elif self.result is None:
+    refused = isinstance(error, (ConfigError, DataError, CheckpointError))
+    is_restored = refused and bool(self._replaced) and self._restore()
+    if self.result is None and not is_restored:
       io.write_json(self.path / "clock.json", {"seconds": self._seconds})
     self._lock.close()
 
@@ -248,19 +248,23 @@ class RunDirectory:
         self._replaced[name] = (self.path / name).read_bytes()
     self._others = self._stat_others()
 
-  def _restore(self) -> None:
+  def _restore(self) -> bool:
     """Puts back what new settings replaced that were refused before anything was done.
 
-    A run that has gone on under them keeps them.
+    A run that has gone on under them keeps them. Returns whether it was put back.
     """
     if self._stat_others() != self._others:
-      return
-    for name, content in self._replaced.items():
-      io.write_atomic(self.path / name, content)
+      return False
+    for name in _REPLACED:
+      if name in self._replaced:
+        io.write_atomic(self.path / name, self._replaced[name])
+      else:
+        (self.path / name).unlink(missing_ok=True)
+    return True
 
   def _stat_others(self) -> dict[str, tuple[int, int]]:
     """Returns size and time of change of the files that are the run's own."""
-    ours = {*_REPLACED, "git.txt", "versions.txt", "clock.json", "lineage.json"}
+    ours = {*_REPLACED, "git.txt", "versions.txt", "clock.json"}
     found = {}
     for file in sorted(self.path.rglob("*")):
       name = str(file.relative_to(self.path))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.pts.critic import HiddenCritic, fit_critic, load_critic
 from phi4_jax.pts.critic_labels import read_lessons
@@ -51,7 +52,7 @@ def make_critic(
 
   Raises:
     ConfigError: if the earlier search was of another model or law, or not in mode
-      "comb".
+      "comb", or if the run began without this critic; then nothing is written.
     DataError: if it is too small to learn from, or a file is damaged.
   """
   if config.critic is None:
@@ -59,11 +60,25 @@ def make_critic(
   critic = load_critic(folder, sampler)
   if critic is not None:
     return critic
+  begun = folder / "settings.json"
+  started = io.read_json(begun).get("critic") if begun.exists() else None
+  if begun.exists() and started is None:
+    raise _other_critic(config, folder, "without a critic")
   law = dataclasses.asdict(config.law)
   lessons = read_lessons(
     inputs["critic"], gap=config.search.gap, weights=weights, law=law
   )
   print(f"critic: learns from {len(lessons)} responses of {config.critic}", flush=True)
   critic = fit_critic(sampler, lessons, seed=config.seed, source=config.critic)
+  if started not in (None, critic.fingerprint):
+    raise _other_critic(config, folder, f"with another critic ({started})")
   critic.save(folder)
   return critic
+
+
+def _other_critic(config: Any, folder: Path, how: str) -> ConfigError:
+  return ConfigError(
+    f"The search in {folder} began {how}, so it cannot go on with "
+    f"FindPivotalTokensConfig.critic ({config.critic!r}). Choose another --workdir, or "
+    "leave the critic as it was."
+  )

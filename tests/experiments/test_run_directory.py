@@ -5,7 +5,7 @@ import pytest
 
 from experiments.run_directory import RunDirectory, check_inputs, load_result
 from phi4_jax.common import io
-from phi4_jax.common.errors import ConfigError, DataError
+from phi4_jax.common.errors import CheckpointError, ConfigError, DataError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,10 @@ class TestRunDirectory:
     assert capsys.readouterr().out == ""
 
   @pytest.mark.parametrize("has_gone_on", [False, True])
-  def test_settings_that_a_run_refuses_are_taken_back(self, tmp_path, has_gone_on):
+  @pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError])
+  def test_settings_that_a_run_refuses_are_taken_back(
+    self, tmp_path, kind, has_gone_on
+  ):
     _finish(tmp_path, "abc")
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "log").write_text("one")
@@ -81,17 +84,42 @@ class TestRunDirectory:
     before = {name: (tmp_path / name).read_bytes() for name in names}
     other = ToyRunConfig(rate=0.25)
     with (
-      pytest.raises(ConfigError, match="not these"),
+      pytest.raises(kind, match="not these"),
       RunDirectory(tmp_path, other, verb="toy", allow_config_change=True),
     ):
       if has_gone_on:
         (tmp_path / "work" / "log").write_text("one, two")
-      raise ConfigError("not these")
+      raise kind("not these")
     after = {n: (tmp_path / n).read_bytes() for n in names if (tmp_path / n).exists()}
     assert (after == before) == (not has_gone_on)
     if has_gone_on:
       assert "0.25" in (tmp_path / "config.gin").read_text()
       assert load_result(tmp_path) is None
+    # What went on has taken time, also if it was refused in the end.
+    assert (tmp_path / "clock.json").exists() == has_gone_on
+
+  @pytest.mark.parametrize("had_inputs", [False, True])
+  def test_inputs_of_refused_settings_are_taken_back(self, tmp_path, had_inputs):
+    for name in ("run", "data", "other"):
+      _finish(tmp_path / name, name)
+    (tmp_path / "run" / "log").write_text("one")
+    inputs = {"data": str(tmp_path / "data")}
+    if had_inputs:
+      with RunDirectory(tmp_path / "run", ToyRunConfig(), verb="toy") as directory:
+        directory.link_inputs(inputs)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    more = inputs | {"critic": str(tmp_path / "other")}
+    for wrong in (more, more | {"data": str(tmp_path / "nothere")}):
+      other = ToyRunConfig(rate=0.25)
+      path = tmp_path / "run"
+      with (
+        pytest.raises((ConfigError, DataError), match="not these|does not exist"),
+        RunDirectory(path, other, verb="toy", allow_config_change=True) as directory,
+      ):
+        directory.link_inputs(wrong)
+        raise ConfigError("not these")
+      after = {p.name: p.read_bytes() for p in path.iterdir() if p.name != ".lock"}
+      assert after == {n: b for n, b in before.items() if n != ".lock"}
 
   def test_a_refused_run_leaves_the_folder_to_its_corrected_command(self, tmp_path):
     _finish(tmp_path / "data", "abc")

@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
+import shutil
 import types
 from typing import Any
 
 import pytest
 
-from experiments import run_directory
+from experiments import run_directory, search_critic
 from experiments.reporting.findings import _critic
-from experiments.search_critic import check_critic
+from experiments.search_critic import check_critic, make_critic
 from experiments.search_summary import critic_line
 from phi4_jax.common.errors import ConfigError
+from phi4_jax.common.io import write_json
+from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.pts.search import SearchConfig
 from tests.experiments.test_find_pivotal_tokens import _wait_for_lines as wait_for_lines
 from tests.experiments.test_find_pivotal_tokens import (
@@ -71,6 +74,43 @@ def test_killed_it_goes_on_with_the_same_critic(parents, earlier, guided, tmp_pa
   assert code == 0, output
   assert (workdir / "critic.npz").read_bytes() == kept
   assert_same_results(workdir, guided[0])
+
+
+def test_a_finished_search_refuses_a_critic_and_is_left_whole(
+  parents,  # noqa: F811
+  earlier,
+  tmp_path,
+):
+  workdir = tmp_path / "pts"
+  shutil.copytree(earlier, workdir)
+  ours = [p for p in workdir.rglob("*") if p.is_file() and p.name != ".lock"]
+  before = {p: p.read_bytes() for p in ours}
+  flags = (f"--critic={earlier}", "--allow_config_change")
+  code, output = run(parents, workdir, *flags, **_MORE)
+  assert code == 2 and "began without a critic, so it cannot" in output, output
+  ours = [p for p in workdir.rglob("*") if p.is_file() and p.name != ".lock"]
+  assert {p: p.read_bytes() for p in ours} == before
+
+
+@pytest.mark.parametrize("started", ["abc", "def"])
+def test_a_critic_made_again_is_kept_if_it_is_the_one_of_the_search(
+  tmp_path, monkeypatch, started
+):
+  write_json(tmp_path / "settings.json", {"critic": started})
+  saved: list[Any] = []
+  fitted = types.SimpleNamespace(fingerprint="abc", save=saved.append)
+  monkeypatch.setattr(search_critic, "load_critic", lambda *_: None)
+  monkeypatch.setattr(search_critic, "read_lessons", lambda *_, **__: [])
+  monkeypatch.setattr(search_critic, "fit_critic", lambda *_, **__: fitted)
+  law = SamplingLaw(max_length=8)
+  config = types.SimpleNamespace(critic="a", law=law, search=SearchConfig(), seed=0)
+  made = (config, tmp_path, {"critic": tmp_path}, None, "weights")
+  if started == "abc":
+    assert make_critic(*made) is fitted and saved == [tmp_path]
+  else:
+    with pytest.raises(ConfigError, match=r"began with another critic \(def\)"):
+      make_critic(*made)
+    assert not saved
 
 
 def test_lines_of_the_summary_and_the_report():
