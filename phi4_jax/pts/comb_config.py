@@ -3,6 +3,10 @@
 import dataclasses
 
 from phi4_jax.common.errors import ConfigError
+from phi4_jax.pts.draw_names import MOST_TIMES
+
+# Of one token: leaves numbers for rounds in which it pauses, and for pairs.
+MOST_PAIRS = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,8 +91,21 @@ class CombConfig:
         f"CombConfig.most_times ({self.most_times}) must be 1 or more: the screen's "
         "price begins with what is set."
       )
-    if self.max_pairs > 10_000:
-      raise ConfigError(f"CombConfig.max_pairs ({self.max_pairs}) is at most 10000.")
+    if self.max_pairs > MOST_PAIRS:
+      raise ConfigError(
+        f"CombConfig.max_pairs ({self.max_pairs}) must be at most {MOST_PAIRS}. Lower "
+        f"it: the draws of a confirmation have {MOST_TIMES} numbers, of which a token "
+        "misses those of the rounds in which it pauses."
+      )
+    # Otherwise the numbers end after the rollouts are paid.
+    needed = self.max_pairs + self.pairs_per_round + self.pair_rollouts
+    if needed >= MOST_TIMES:
+      raise ConfigError(
+        f"CombConfig.max_pairs ({self.max_pairs}), CombConfig.pairs_per_round "
+        f"({self.pairs_per_round}) and CombConfig.pair_rollouts ({self.pair_rollouts}) "
+        f"together must be below {MOST_TIMES}: the draws of a confirmation have so "
+        "many numbers. Lower the largest."
+      )
     for name in (
       "screen_draws",
       "pairs_per_round",

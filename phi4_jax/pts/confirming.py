@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from phi4_jax.common.axes import Bool, Float, Int
-from phi4_jax.pts import evidence
+from phi4_jax.pts import draw_names, evidence
 from phi4_jax.pts.comb_config import CombConfig
 from phi4_jax.pts.comb_types import State
 from phi4_jax.pts.confirm import Confirmation, Hypothesis, make_hypothesis, make_null
@@ -149,6 +149,10 @@ class Trial:
     """
     rounds = 0
     while (running := self._running()).size:
+      if self._is_clock_full():
+        for number in running.tolist():
+          self._close(number, "undecided", "the numbers of draws are used up")
+        break
       plan = self.confirmation.plan(running, self._config.pairs_per_round)
       if not plan.branches and not plan.rows.size:
         break
@@ -161,6 +165,15 @@ class Trial:
       rounds += 1
       self._judge()
     return rounds
+
+  def _is_clock_full(self) -> bool:
+    """Tells whether the clock has no time for another round and the pairs behind it.
+
+    Tokens that pause, selected and then not any more, make it longer than max_pairs.
+    """
+    config = self._config
+    needed = config.pairs_per_round + config.pair_rollouts
+    return self.confirmation.time + needed >= draw_names.MOST_TIMES
 
   def _dropped(self) -> Bool[np.ndarray, "H"]:
     questions = [hypothesis.point.question for hypothesis in self.hypotheses]
