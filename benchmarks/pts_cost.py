@@ -192,6 +192,7 @@ def judge(sample: Sample, claims: Claims, gamma0: float) -> dict[str, Any]:
     **_when_nothing_is_held(claims, per),
     "rounds": claims.rounds,
     "sampled_by_stage": dict(claims.parts),
+    **({} if claims.screen is None else {"screen": dataclasses.asdict(claims.screen)}),
     "by_question": np.stack([trues, sampled, read], axis=1)[kept].tolist(),
     "questions": kept,
   }
@@ -298,7 +299,7 @@ def run(arguments: argparse.Namespace) -> None:
     "rollouts_per_question": SEARCH.rollouts_per_question,
     "responses_per_question": SEARCH.responses_per_question,
     "critic_auc": AUC,
-    "comb": dataclasses.asdict(CombConfig(**settings, pair_rollouts=0)),
+    "comb": dataclasses.asdict(CombConfig(**settings | {"pair_rollouts": 0})),
     **summary,
   }
   parent = "benchmarks/results" if is_record else "runs/benchmarks"

@@ -16,7 +16,7 @@ from benchmarks.simulated_rollouts import Place, SimulatedDraw, draw_questions
 from phi4_jax.common.axes import Float, Int
 from phi4_jax.pts.comb_config import CombConfig
 from phi4_jax.pts.comb_search import search_comb
-from phi4_jax.pts.comb_types import Critic
+from phi4_jax.pts.comb_types import Critic, ScreenReport
 from phi4_jax.pts.confirm import canonical_token
 from phi4_jax.pts.counts import reaches
 from phi4_jax.pts.questions import choose_responses
@@ -58,6 +58,7 @@ class Claims:
       none is.
     rounds: of draws that depend on each other.
     parts: sampled tokens by stage.
+    screen: how the screen of mode "comb" ended.
   """
 
   signs: Mapping[Point, int]
@@ -66,6 +67,7 @@ class Claims:
   read_again: Int[np.ndarray, "Q"] | None = None
   rounds: int = 0
   parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  screen: ScreenReport | None = None
 
 
 def draw_sample(
@@ -236,6 +238,7 @@ def search_by_comb(
     read_again=draw.read + _prompts(sample),
     rounds=result.rounds + 1,
     parts={name: tokens for name, tokens in parts.items() if tokens},
+    screen=result.screen,
   )
 
 

@@ -25,12 +25,22 @@ _STATES = {
 }
 
 
+# How a person reads why the screen ended.
+_SCREEN_ENDS = {
+  "recall": "it ended because that is CombConfig.recall",
+  "price": "it ended because no rollout was worth CombConfig.most_times of its price",
+  "rounds": "CombConfig.screen_rounds ended it",
+  "budget": "the budget ended it",
+}
+
+
 def summarise(folder: Path, metrics: Mapping[str, Any], config: SearchConfig) -> str:
   """Returns questions, cost, pivotal tokens, and what may be claimed of them."""
   parts = [
     _questions(metrics),
     _costs(metrics),
     critic_line(metrics),
+    screen_line(metrics),
     _tokens(folder, metrics),
     claim(metrics, config),
   ]
@@ -80,6 +90,18 @@ def critic_line(metrics: Mapping[str, Any]) -> str:
   if not found["slope"]:
     return f"{line}; it tells nothing of new questions, and is not heeded"
   return f"{line}; a standard deviation of its score is a factor {found['factor']:.2f}"
+
+
+def screen_line(metrics: Mapping[str, Any]) -> str:
+  """Says what the screen has found, as it believes, and why it ended; "" of others."""
+  found = metrics.get("screen")
+  if found is None:
+    return ""
+  return (
+    f"screen: {found['rounds']} rounds; what it promoted holds {found['promoted']:.0%} "
+    "of the pivotal tokens that it believes to be there; "
+    f"{_SCREEN_ENDS[found['ended_by']]}"
+  )
 
 
 def _tokens(folder: Path, metrics: Mapping[str, Any]) -> str:

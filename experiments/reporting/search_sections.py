@@ -21,6 +21,7 @@ from experiments.reporting.search_data import (
 )
 from experiments.reporting.search_survey import BIN_WIDTH, Survey
 from experiments.reporting.trace import RARE
+from experiments.search_summary import screen_line
 from phi4_jax.eval.statistics import wilson_interval
 from phi4_jax.pts.costs import FINDING
 
@@ -283,6 +284,9 @@ def open_section(search: Search) -> layout.Section | None:
         f"answer. Of {no_room[0].id}: {no_room[0].reason}."
       )
     )
+  screen = screen_line(search.run.metrics)
+  if screen:
+    parts.append(layout.paragraph(f"{screen[0].upper()}{screen[1:]}."))
   if left:
     reasons = collections.Counter((h.state, h.reason) for h in left)
     parts += [

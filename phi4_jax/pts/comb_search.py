@@ -31,7 +31,7 @@ from phi4_jax.pts.counts import Value
 from phi4_jax.pts.draws import Draw, Outcome, OutOfBudget
 from phi4_jax.pts.estimates import Tally
 from phi4_jax.pts.responses import Response, Responses
-from phi4_jax.pts.screening import Board, screen_responses
+from phi4_jax.pts.screening import Board, report_screen, screen_responses
 
 _LABELS = ("screen", "confirm", "pair")
 
@@ -63,8 +63,9 @@ def search_comb(
   board = Board(responses, rollouts, gap=gap, critic=critic)
   out_of_budget = False
   try:
-    screen_responses(board, config, counted)
+    screen = screen_responses(board, config, counted)
   except OutOfBudget:
+    screen = report_screen(board, config, counted.rounds, "budget")
     out_of_budget = True
   screened = board.screen.counts.copy(), board.screen.successes.copy()
   trial = Trial(board, config, gap=gap, seed=seed)
@@ -92,6 +93,7 @@ def search_comb(
   return CombResult(
     findings=findings,
     screened=_summarize(board, findings),
+    screen=screen,
     dropped=dict(sorted(board.dropped.items())),
     rounds=counted.rounds,
     out_of_budget=out_of_budget,

@@ -21,6 +21,12 @@ from phi4_jax.pts.responses import Point, Response
 #   rejected: given up: it seemed not to reach the gap any more.
 #   undecided: the budget, the price or the question ended before the evidence sufficed.
 State = Literal["exported", "rejected", "undecided"]
+# Why the screen ended.
+#   recall: what it promotes holds CombConfig.recall of what it believes to be there.
+#   price: no rollout was worth even CombConfig.most_times of the first price any more.
+#   rounds: CombConfig.screen_rounds were drawn.
+#   budget: the search's budget ended.
+ScreenEnd = Literal["recall", "price", "rounds", "budget"]
 # Why an exported token has no pair.
 #   no_alternative: no other token was drawn often enough.
 #   gap_too_small: fresh rollouts did not repeat the difference.
@@ -142,12 +148,30 @@ class Screened:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ScreenReport:
+  """How the screen ended.
+
+  Attributes:
+    rounds: of rollouts.
+    promoted: part of the pivotal tokens that it believes to be there, that lies in the
+      tokens it promotes; 1 where it believes in none. To be compared with
+      CombConfig.recall.
+    ended_by: see `ScreenEnd`.
+  """
+
+  rounds: int
+  promoted: float
+  ended_by: ScreenEnd
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CombResult:
   """All that a comb search found.
 
   Attributes:
     findings: every hypothesis that entered confirmation, by point and sign.
     screened: by (question, response).
+    screen: how the screen ended.
     dropped: questions that were given up, with the reason.
     rounds: calls of the draw.
     out_of_budget: whether the budget ended the search.
@@ -157,6 +181,7 @@ class CombResult:
 
   findings: list[Finding]
   screened: dict[tuple[int, int], Screened]
+  screen: ScreenReport
   dropped: dict[int, str]
   rounds: int
   out_of_budget: bool

@@ -2,9 +2,10 @@
 
 Rounds over all responses of all questions at once. Each asks, for every candidate, what
 one more rollout that leaves there would tell (screen_gains.py), per token that it
-takes, and draws from the responses where that is worth its price. Rollouts of the
-filter have told something before the first. Knows beliefs and a draw; refuses to know
-how a search goes on.
+takes, and draws from the responses where that is worth its price. The price that is
+paid rises until what is promoted holds the wanted part of what is believed to be there,
+or can rise no more. Rollouts of the filter have told something before the first. Knows
+beliefs and a draw; refuses to know how a search goes on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from phi4_jax.common.axes import Float
 from phi4_jax.common.sampler import Branch
 from phi4_jax.pts import comb
 from phi4_jax.pts.comb_config import CombConfig
-from phi4_jax.pts.comb_types import Critic
+from phi4_jax.pts.comb_types import Critic, ScreenEnd, ScreenReport
 from phi4_jax.pts.draws import Draw, Outcome
 from phi4_jax.pts.estimates import PHASES
 from phi4_jax.pts.responses import Point, Response, Responses, canonical_token
@@ -197,8 +198,14 @@ class Board:
     return self._gains
 
 
-def screen_responses(board: Board, config: CombConfig, draw: Draw) -> int:
-  """Draws rollouts until none is worth its price; returns the number of rounds.
+def screen_responses(board: Board, config: CombConfig, draw: Draw) -> ScreenReport:
+  """Draws rollouts until enough is promoted, or no more may be paid; says which.
+
+  A round draws what is worth the price. Where that is little, and less than
+  `config.recall` of what is believed to be there would be promoted, more is paid, up to
+  `config.most_times` as much, and then until nothing is worth that. There are at most
+  `config.screen_rounds` rounds. `config.screen_first` rollouts at every candidate come
+  before all of this.
 
   Raises:
     OutOfBudget: as the draw; what was drawn before is on the board.
@@ -207,19 +214,23 @@ def screen_responses(board: Board, config: CombConfig, draw: Draw) -> int:
   board.learn(3)
   drawn: dict[Point, int] = {}
   rounds, times = 0, 1.0
+  ended_by: ScreenEnd = "rounds"
   while rounds < config.screen_rounds:
-    if rounds or not config.screen_first:
-      names = _choose(board, config, config.screen_price / times)
-    else:
+    if rounds == 0 and config.screen_first:
       names = _every_candidate(board, config.screen_first)
-    # Rounds of a few rollouts would keep a machine waiting.
-    is_few = len(names) <= _FEW * config.screen_draws * len(board.rows)
-    if (is_few or times > 1) and _is_enough(board, config):
-      break
-    if is_few and times < config.most_times:
-      times = min(times * _PRICE_STEP, config.most_times)
-      continue
+    else:
+      names = _choose(board, config, config.screen_price / times)
+      is_few = len(names) <= _FEW * config.screen_draws * len(board.rows)
+      if (is_few or times > 1) and _is_enough(board, config):
+        ended_by = "recall"
+        break
+      # Rounds of a few rollouts keep a machine waiting: more is paid as long as that
+      # is allowed, and only then are they drawn.
+      if is_few and times < config.most_times:
+        times = min(times * _PRICE_STEP, config.most_times)
+        continue
     if not names:
+      ended_by = "recall" if _is_enough(board, config) else "price"
       break
     branches = []
     for name in names:
@@ -238,7 +249,16 @@ def screen_responses(board: Board, config: CombConfig, draw: Draw) -> int:
       board.learn()
     rounds += 1
   board.learn()
-  return rounds
+  return report_screen(board, config, rounds, ended_by)
+
+
+def report_screen(
+  board: Board, config: CombConfig, rounds: int, ended_by: ScreenEnd
+) -> ScreenReport:
+  """Returns how a screen ended, with the part that it promotes as the board stands."""
+  promoted, believed = _promoted(board, config)
+  part = promoted / believed if believed > 0 else 1.0
+  return ScreenReport(rounds=rounds, promoted=part, ended_by=ended_by)
 
 
 def _every_candidate(board: Board, times: int) -> list[Point]:
@@ -252,10 +272,15 @@ def _every_candidate(board: Board, times: int) -> list[Point]:
 
 
 def _is_enough(board: Board, config: CombConfig) -> bool:
-  """Tells whether what would be promoted holds most of what is believed to be there."""
+  """Tells whether what would be promoted holds the wanted part of what is there."""
+  promoted, believed = _promoted(board, config)
+  return promoted >= config.recall * believed
+
+
+def _promoted(board: Board, config: CombConfig) -> tuple[float, float]:
+  """Returns how many pivotal tokens are believed to be promoted, and how many all."""
   chances = board.chances()
-  promoted = chances[chances >= config.promote].sum()
-  return bool(promoted >= config.recall * chances.sum())
+  return float(chances[chances >= config.promote].sum()), float(chances.sum())
 
 
 def _choose(board: Board, config: CombConfig, price: float) -> list[Point]:

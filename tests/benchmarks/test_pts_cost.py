@@ -1,5 +1,7 @@
 """Simulated rollouts have the law of the sampler; claims are held against the truth."""
 
+import concurrent.futures
+
 import numpy as np
 import pytest
 
@@ -112,9 +114,11 @@ def test_texts_are_read_once_or_in_every_round(sample):
   assert texts < claims.read_again.sum() < claims.rounds * texts
   found = pts_cost.judge(sample, claims, 0.1)
   assert found["held_tokens"] == texts + prompts
-  if found["true_claims"]:
-    again = found["processed_per_true_pivot_if_texts_are_read_again"]
-    assert again > found["processed_per_true_pivot"] > found["sampled_per_true_pivot"]
+  assert found["true_claims"] > 0
+  again = found["processed_per_true_pivot_if_texts_are_read_again"]
+  assert again > found["processed_per_true_pivot"] > found["sampled_per_true_pivot"]
+  assert found["screen"]["rounds"] == 3 and found["screen"]["ended_by"] == "rounds"
+  assert 0 < found["screen"]["promoted"] < 1
 
 
 def test_a_simulated_critic_has_its_worth(sample):
@@ -140,3 +144,36 @@ def test_settings_are_read():
       pts_cost.parse_settings([wrong])
   with pytest.raises(ConfigError, match="max_pairs"):
     CombConfig(max_pairs=20_000)
+
+
+def test_every_setting_may_be_given_and_pairs_are_never_drawn(monkeypatch, capsys):
+  written = []
+  monkeypatch.setattr(pts_cost, "write_json", lambda _, result: written.append(result))
+  for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    monkeypatch.setenv(name, "1")  # what it sets itself, taken back at the end
+  monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", _AtOnce)
+  arguments = ["--worlds", "tuning", "--methods", "comb", "--responses=1"]
+  settings = ["pair_rollouts=8", "screen_rounds=2", "max_pairs=4"]
+  assert pts_cost.main([*arguments, "--comb", *settings]) == 0
+  (result,) = written
+  assert result["comb"]["pair_rollouts"] == 0 and result["comb"]["max_pairs"] == 4
+  assert result["worlds"]["tuning"]["comb"]["screen"]["rounds"] == 2
+  assert "tuning" in capsys.readouterr().out
+
+
+class _AtOnce:
+  """A pool of processes that runs all here."""
+
+  def __init__(self, *_, **__):
+    pass
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    pass
+
+  def submit(self, function, *args):
+    future = concurrent.futures.Future()
+    future.set_result(function(*args))
+    return future

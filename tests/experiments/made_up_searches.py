@@ -97,6 +97,7 @@ def write_comb_search(
     },
     "traces": len(found["traces"]),
     "rounds": 76,
+    "screen": {"rounds": 61, "promoted": 0.642, "ended_by": "price"},
     "out_of_budget": False,
     "states": dict(collections.Counter(q["state"] for q in questions)),
     "rollouts": sum(stage["rollouts"] for stage in stages.values()),

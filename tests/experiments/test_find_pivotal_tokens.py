@@ -134,6 +134,8 @@ def test_it_finds_the_first_token_and_writes_a_complete_run(whole):
   assert perf["last_process"]["held_tokens"] > 0
   speed = metrics["sampled_tokens"] / perf["search_seconds"]
   assert perf["tokens_per_second"] == pytest.approx(speed)
+  screen = f"screen: {metrics['screen']['rounds']} rounds; what it promoted holds "
+  assert screen in output
   vocabulary = io.read_json(workdir / "lineage.json")["vocabulary"]["fingerprint"]
   assert result["vocabulary"] == vocabulary
   assert len(result["fingerprint"]) == 64

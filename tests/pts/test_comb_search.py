@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from benchmarks.simulated_rollouts import SimulatedDraw, draw_questions
+from phi4_jax.common.errors import ConfigError
+from phi4_jax.pts import draw_names
 from phi4_jax.pts.comb_config import CombConfig
 from phi4_jax.pts.comb_search import search_comb
+from phi4_jax.pts.comb_types import ScreenReport
 from phi4_jax.pts.draws import Outcome, OutOfBudget
 from phi4_jax.pts.questions import choose_responses
 from phi4_jax.pts.responses import Point, Responses, canonical_token
@@ -98,17 +101,59 @@ def test_the_screen_pays_more_until_enough_is_found(world):
   places, kept, responses = world
 
   def screen(**settings):
-    """Returns the believed part that is promoted, and the rollouts."""
+    """Returns how the screen ended, and the rollouts."""
     config = CombConfig(**settings)
     board = Board(responses, kept, gap=GAP)
-    screen_responses(board, config, SimulatedDraw(places, seed=1))
+    report = screen_responses(board, config, SimulatedDraw(places, seed=1))
     chances = board.chances()
     part = chances[chances >= config.promote].sum() / chances.sum()
-    return part, board.screen.counts.sum()
+    assert report.promoted == pytest.approx(part, abs=1e-12)
+    return report, board.screen.counts.sum()
 
   fixed, modest, wanted = screen(most_times=1.0), screen(recall=0.0), screen()
-  assert fixed == modest
-  assert fixed[0] < 0.8 <= wanted[0] and wanted[1] > fixed[1]
+  assert fixed[0].promoted == modest[0].promoted and fixed[1] == modest[1]
+  assert fixed[0].promoted < 0.8 <= wanted[0].promoted and wanted[1] > fixed[1]
+  assert [end.ended_by for end, _ in (fixed, modest, wanted)] == [
+    *("price", "recall", "recall"),
+  ]
+  capped, rollouts = screen(screen_rounds=3)
+  assert (capped.ended_by, capped.rounds) == ("rounds", 3)
+  assert capped.promoted < 0.8 and rollouts < wanted[1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"most_times": 1.0}, {"recall": 0.0}])
+def test_first_rollouts_leave_at_every_candidate_whatever_they_are_worth(
+  world, settings
+):
+  places, kept, responses = world
+  rounds, draw = [], SimulatedDraw(places, seed=1)
+
+  def spy(branches, *, label):
+    rounds.append([Point(*branch.key_path[1:4]) for branch in branches])
+    return draw(branches, label=label)
+
+  # No rollout is worth this price.
+  config = CombConfig(screen_first=2, screen_price=1e9, **settings)
+  board = Board(responses, kept, gap=GAP)
+  report = screen_responses(board, config, spy)
+  candidates = {
+    board.name(row, position)
+    for row in range(len(board.rows))
+    for position in board.screen.positions[row, : board.screen.lengths[row]].tolist()
+  }
+  assert [Counter(names) for names in rounds] == [Counter(dict.fromkeys(candidates, 2))]
+  assert report.rounds == 1
+  assert report.ended_by == ("recall" if settings == {"recall": 0.0} else "price")
+
+
+def test_a_screen_of_nothing_has_found_all(world):
+  places, kept, responses = world
+  board = Board(responses, kept, gap=GAP)
+  for question in kept:
+    board.drop(question, "lost")
+  config = CombConfig(screen_first=1)
+  report = screen_responses(board, config, SimulatedDraw(places, seed=1))
+  assert report == ScreenReport(rounds=0, promoted=1.0, ended_by="recall")
 
 
 def test_no_more_lies_below_the_gap_than_was_asked_for(world):
@@ -160,6 +205,11 @@ def test_a_budget_that_ends_takes_findings_and_nothing_else(world, found, part):
   draw = Stops(SimulatedDraw(places, seed=1), int(part * found.rounds))
   short = search_comb(responses, kept, CombConfig(), draw, gap=GAP, seed=3)
   assert short.out_of_budget and not found.out_of_budget
+  assert found.screen.ended_by == "recall"
+  assert (short.screen == found.screen) == (short.screen.ended_by != "budget")
+  assert part > 0.1 or short.screen.ended_by == "budget"
+  if short.screen.ended_by == "budget":
+    assert short.screen.rounds == int(part * found.rounds)
   assert len(short.exported) <= len(found.exported)
   assert (len(short.exported) > 0) == (part > 0.9)
   undecided = [f for f in short.findings if f.state == "undecided"]
@@ -211,9 +261,34 @@ def test_settings_that_cannot_be_meant_are_refused():
     CombConfig(screen_price=0.0)
   with pytest.raises(ValueError, match=r"CombConfig\.most_times"):
     CombConfig(most_times=0.5)
+  for name in ("pairs_per_round", "pair_rollouts"):
+    with pytest.raises(ConfigError, match=rf"CombConfig\.{name} \(16000\)"):
+      CombConfig(**{name: 16_000})
+  with pytest.raises(ConfigError, match=r"max_pairs \(10001\) must be at most 10000"):
+    CombConfig(max_pairs=10_001)
+  # The largest that are allowed are drawn.
+  CombConfig(max_pairs=10_000, pairs_per_round=6_000, pair_rollouts=383)
+  with pytest.raises(ConfigError, match="together must be below 16384"):
+    CombConfig(max_pairs=10_000, pairs_per_round=6_000, pair_rollouts=384)
   with pytest.raises(ValueError, match=r"CombConfig\.recall"):
     CombConfig(recall=1.5)
   assert dataclasses.asdict(CombConfig())["gamma0"] == 0.1
+
+
+def test_a_clock_that_is_full_ends_tests_and_leaves_time_for_pairs(
+  world, found, monkeypatch
+):
+  places, kept, responses = world
+  monkeypatch.setattr(draw_names, "MOST_TIMES", 100)
+  draw = SimulatedDraw(places, seed=1)
+  result = search_comb(responses, kept, CombConfig(), draw, gap=GAP, seed=3)
+  assert "the numbers of draws are used up" in {f.reason for f in result.findings}
+  times = [end for f in result.findings for _, end in f.times]
+  # Rounds of 8, and 16 for the pairs.
+  assert max(times) == 80
+  assert any(f.pair is not None for f in result.exported)
+  assert max(end for f in result.exported for _, end in f.pair_times) == 96
+  assert result.rollouts["confirm"] < found.rollouts["confirm"]
 
 
 def test_a_token_that_rows_share_may_come_twice_in_a_round_as_two_rollouts():

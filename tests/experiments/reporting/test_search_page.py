@@ -78,6 +78,8 @@ class TestContent:
     left = [h for h in _read(folder / "hypotheses.jsonl") if h["state"] != "exported"]
     lost = [q for q in _read(folder / "questions.jsonl") if q["state"] == "given_up"]
     assert f"{len(left)} of" in page.text and "because of the budget" in page.text
+    assert "holds 64% of the pivotal tokens that it believes" in page.text
+    assert "no rollout was worth CombConfig.most_times of its price." in page.text
     assert lost and f"{len(lost)} of 40 questions were given up" in page.text
     assert "the oracle raised ValueError" in page.text
 
