@@ -57,7 +57,8 @@ class Copy:
   Attributes:
     source: a group, or from P on a place of the store.
     target: likewise.
-    num_tokens: what of it the target had not.
+    num_tokens: what of it would have been read for what is wanted now; what is copied
+      with it, behind that, is not counted.
   """
 
   source: int
@@ -105,10 +106,6 @@ class Bases:
         return start + node.bad_at
       start += len(node.chunk)
     return None
-
-  def count_shared(self, group: int, text: tuple[int, ...]) -> int:
-    """Tokens of a text that are held where a group, perhaps itself, can copy them."""
-    return self._count_held(self._shapes.shard_of(group), text)
 
   def count_gained(self, group: int, text: tuple[int, ...]) -> int:
     """How many more tokens are held for a group than on any other part of the mesh."""
@@ -160,10 +157,12 @@ class Bases:
       if len(held) > len(base.path):
         source = min(held[-1].holders)  # a group rather than the store
         self._bases[source].used = self._run
-        missed = sum(len(node.chunk) for node in held[len(base.path) :])
-        copies.append(Copy(source=source, target=group, num_tokens=missed))
+        start, spared = base.num_read, 0
         for node in held[len(base.path) :]:
+          spared += len(node.chunk) if start < count else 0
+          start += len(node.chunk)
           node.holders.add(group)
+        copies.append(Copy(source=source, target=group, num_tokens=spared))
         base.path = held
         if base.num_read >= count:
           continue

@@ -10,7 +10,8 @@ class EngineThroughput:
   Attributes:
     prefill_tokens: tokens of texts read; what was copied or held already is not.
     held_tokens: tokens of texts that came from the store (`EngineShapes.held_texts`)
-      and would have been read without it.
+      and would have been read at that moment without it: of a whole text that is
+      fetched, the chunks that the rows see for which it is.
     sampled_tokens: new tokens drawn.
     row_steps: decode steps times rows; what is above sampled_tokens was spent on rows
       that stood idle.

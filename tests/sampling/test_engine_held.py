@@ -83,6 +83,20 @@ def test_texts_are_read_once_when_all_of_them_are_held(params):
   assert plain.throughput.held_tokens == 0
 
 
+def test_what_is_spared_is_what_would_have_been_read(params):
+  """Rows that leave early see a part of their texts, though all is fetched."""
+  plain, engine = make_engine(params), make_engine(params, NUM_TEXTS)
+  for number, position in enumerate((LENGTH + 1, 3, 3, 7)):
+    branches = make_round(number, position=position)
+    expected, all_read, _ = count_round(plain, branches)
+    drawn, read, held = count_round(engine, branches)
+    assert drawn == expected
+    if number:
+      # What groups hold from the round before is neither read nor fetched; it is
+      # whole with the store, and may be a part without it.
+      assert read == 0 and 0 < held <= all_read
+
+
 def test_too_few_places_serve_their_share_of_texts_that_are_asked_in_turn(params):
   """A cache that drops what was used longest ago would find nothing here."""
   places = 4

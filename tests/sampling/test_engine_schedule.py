@@ -209,9 +209,9 @@ def test_what_two_texts_share_is_kept_and_copied():
   bases.give(3, second)
   copies, chunks = plan_all(bases, {3: 8})
   assert copies == [Copy(source=0, target=3)] and not chunks
-  assert bases.count_shared(5, (0, 1, 2, 3, 4)) == 4
+  assert bases.count_gained(5, (0, 1, 2, 3, 4)) == 4
   # Nobody holds the first text any more.
-  assert bases.count_shared(5, first) == 4
+  assert bases.count_gained(5, first) == 4
 
 
 def test_one_of_many_groups_reads_and_the_others_copy():
@@ -269,7 +269,7 @@ def test_a_longer_text_takes_the_place_of_its_beginning():
   others = [(5, 5), (6, 6), (7, 7)]
   run_round(bases, shapes, [prompt, *others, response, *others])
   assert run_round(bases, shapes, [response]) == 0
-  assert bases.count_shared(0, prompt) == 4
+  assert bases.count_gained(0, prompt) == 4
 
 
 def test_a_broken_token_is_remembered_by_whoever_holds_it():
