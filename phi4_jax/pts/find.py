@@ -15,8 +15,9 @@ In a run's folder:
   counts.json           what the search returned; there when all others are whole
 
 Only the log is written while the search runs; the others are made of it, whole. So a
-run that was killed goes on from the log and ends with the same files. Knows oracles and
-samplers by their protocols; the README has an example with a model from a folder.
+run that was killed goes on from the log and ends with the same files (but for the order
+of the log's lines, and "seconds" in counts.json). Knows oracles and samplers by their
+protocols; the README has an example with a model from a folder.
 """
 
 import collections
@@ -273,15 +274,10 @@ class _Run:
       seed=self._origin.seed,
       critic=critic,
     )
-    # A question may lose a verdict in a round that a budget ended.
-    lost = {q: reason for q, reason in self._rollouts.failures.items() if q >= 0}
-    result = dataclasses.replace(result, dropped={**lost, **result.dropped})
-    findings = [
-      dataclasses.replace(f, state="undecided", reason=lost[f.point.question])
-      if f.state == "exported" and f.point.question in lost
-      else f
-      for f in result.findings
-    ]
+    # Of a round that a budget ends nothing is used: the search has seen all failures.
+    lost = self._rollouts.failures.keys() & self.members.keys()
+    assert lost <= result.dropped.keys(), "a question lost a verdict unseen"
+    findings = list(result.findings)
     paired = [i for i, finding in enumerate(findings) if finding.pair is not None]
     kept = self._within_quotas([findings[i].point.question for i in paired])
     for i, keep in zip(paired, kept, strict=True):
@@ -308,6 +304,7 @@ class _Run:
       },
       "traces": sum(question not in result.dropped for question, _ in result.screened),
       "rounds": result.rounds,
+      "screen": dataclasses.asdict(result.screen),
       "out_of_budget": result.out_of_budget,
     }
 

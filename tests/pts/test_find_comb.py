@@ -1,6 +1,8 @@
 """The whole search in mode "comb" on a process whose truth is known."""
 
 import random
+import zlib
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,11 +10,19 @@ import pytest
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.data.preference_rows import make_rows
 from phi4_jax.pts.analytic import AnalyticSampler
+from phi4_jax.pts.comb_types import ScreenEnd
 from phi4_jax.pts.costs import STAGES
-from phi4_jax.pts.find import LOG
+from phi4_jax.pts.find import LOG, find_pivotal_tokens
 from phi4_jax.pts.rollouts import Budget
 from phi4_jax.pts.search import SearchConfig
-from tests.pts.comb_runs import SEED, DiedError, Searches, assert_same_files, read
+from tests.pts.comb_runs import (
+  CONFIG,
+  SEED,
+  DiedError,
+  Searches,
+  assert_same_files,
+  read,
+)
 
 SEARCHES = Searches(12)
 PROCESS, find, Shuffled = SEARCHES.process, SEARCHES.find, SEARCHES.sampler
@@ -86,6 +96,9 @@ class TestFiles:
     hypotheses = read(folder, "hypotheses.jsonl")
     states = [h["state"] for h in hypotheses]
     assert len(hypotheses) == metrics["candidates"]
+    screen = metrics["screen"]
+    assert screen["ended_by"] in get_args(ScreenEnd) and 0.5 < screen["promoted"] <= 1
+    assert 0 < screen["rounds"] < metrics["rounds"]
     assert states.count("exported") == metrics["pivotal_tokens"]
     assert states.count("undecided") == metrics["undecided"]
     assert states.count("rejected") == metrics["rejected"]
@@ -217,6 +230,45 @@ class TestBudget:
     assert all(h["reason"] for h in hypotheses if h["state"] == "undecided")
     assert find(tmp_path / "0", Shuffled(2)) == metrics
     assert_same_files(tmp_path / "0", whole[0])
+
+
+class Lossy:
+  """The process, whose oracle fails now and then."""
+
+  def __init__(self, process):
+    self._process = process
+
+  def __getattr__(self, name):
+    return getattr(self._process, name)
+
+  def judge(self, question, token_ids, finish):
+    said = repr((question.prompt_ids, token_ids)).encode()
+    if zlib.crc32(said) % 400 == 0:
+      raise OSError("no verdict")
+    return self._process.judge(question, token_ids, finish)
+
+
+@pytest.mark.parametrize("part", [1.0, 0.8, 0.5])
+def test_no_question_without_all_verdicts_is_exported_whenever_a_budget_ends(
+  whole, tmp_path, part
+):
+  """Verdicts are lost in any round, also in the one that the budget ends."""
+  budget = Budget(tokens=int(part * whole[1]["sampled_tokens"]))
+  counts = find_pivotal_tokens(
+    AnalyticSampler(PROCESS, SEED),
+    PROCESS.questions,
+    Lossy(PROCESS),
+    CONFIG,
+    out_dir=tmp_path,
+    seed=SEED,
+    budget=budget,
+  )
+  questions = read(tmp_path, "questions.jsonl")
+  lost = {q["question"] for q in questions if q["state"] == "given_up"}
+  assert len(lost) == counts["states"]["given_up"] > 0
+  assert counts["candidates"] > 0 and (part < 1 or counts["pivotal_tokens"] > 0)
+  hypotheses = read(tmp_path, "hypotheses.jsonl")
+  assert not lost & {h["question"] for h in hypotheses if h["state"] == "exported"}
 
 
 def test_a_sampler_that_cannot_exclude_is_told_what_works(tmp_path):
