@@ -40,7 +40,7 @@ IMPLEMENTATIONS = (
   Implementation(
     name="reference",
     run=reference.decode_attention,
-    refuses=_no_refusal,
+    refuses=reference.refuses,
     yields=_no_refusal,
   ),
 )
@@ -116,7 +116,8 @@ def decode_attention(
     scale: of the scores; None means 1 / sqrt(H).
     suffix_piece: sums over a suffix are made of sums over so many slots, one after the
       other, so that a call with fewer pieces, as long as nothing beyond them is seen,
-      gives the same to the last bit. None sums over all slots at once.
+      gives the same to the last bit; only `merged` can. None sums over all slots at
+      once.
     implementation: "auto", or the name of one of IMPLEMENTATIONS.
 
   Raises:

@@ -7,6 +7,13 @@ from jaxtyping import Array, Float
 from kernels.decode_attention.problem import Cache, DecodeProblem, visible_slots
 
 
+def refuses(problem: DecodeProblem) -> str | None:
+  """Returns why this cannot run, or None."""
+  if problem.suffix_piece is not None:
+    return "it sums over all slots at once, and knows no suffix_piece"
+  return None
+
+
 def _widen(x: jax.Array, scale: jax.Array | None) -> jax.Array:
   x = x.astype(jnp.float32)
   return x if scale is None else x * scale[..., None]

@@ -41,8 +41,7 @@ def attend(inputs, slots, piece, **options):
       prefix_scales=scales(prefix),
       suffix_scales=scales(suffix, cut),
       suffix_piece=piece,
-      implementation="merged",
-      **options,
+      **{"implementation": "merged", **options},
     )
 
   return np.asarray(run(*inputs), np.float32)
@@ -77,6 +76,13 @@ def test_pieces_match_the_definition(name):
   inputs = make_inputs(SIZES[name], lengths=lengths_up_to(SIZES[name], SIZES[name][7]))
   out = attend(inputs, SIZES[name][7], SIZES[name][7] // 4)
   np.testing.assert_allclose(out, attend_in_float64(inputs), atol=1e-6)
+
+
+def test_the_definition_cannot_keep_the_promise_and_refuses():
+  inputs = make_inputs(SIZES["two heads"])
+  with pytest.raises(ValueError, match="reference: it sums over all .* suffix_piece"):
+    attend(inputs, 64, 16, implementation="reference")
+  assert attend(inputs, 64, None, implementation="reference").any()
 
 
 def test_pieces_that_do_not_fill_a_suffix_are_refused():
