@@ -16,6 +16,7 @@ from benchmarks.arms import Arm
 from benchmarks.pts_real_summary import judge_pivots
 from benchmarks.pts_reference import measure_changes
 from phi4_jax.common import io
+from phi4_jax.common.axes import Params
 from phi4_jax.common.errors import DataError
 from phi4_jax.common.sampler import Completion
 from phi4_jax.data import pivotal_files
@@ -71,6 +72,11 @@ class Setting(Protocol):
   def engine(self) -> RolloutEngine: ...
 
   @property
+  def params(self) -> Params:
+    """The weights of the engine, placed as it wants them."""
+    ...
+
+  @property
   def oracle(self) -> Oracle: ...
 
   @property
@@ -101,6 +107,9 @@ def search_ours(
 ) -> dict[str, Any]:
   """Searches all questions at once on the clock, in a folder that is emptied before.
 
+  Prompts and responses are read on the clock: whatever the engine holds of them from
+  before is forgotten.
+
   Returns:
     "cost" (seconds hold those of compiling), which questions the filter "kept" and
     "pivots", by question.
@@ -110,6 +119,7 @@ def search_ours(
   """
   shutil.rmtree(folder, ignore_errors=True)
   engine = setting.engine
+  engine.set_params(setting.params)  # forgets all texts
   before = dataclasses.replace(engine.throughput)
 
   def search() -> bool:

@@ -6,10 +6,12 @@
 
 SmolLM2-135M answers easy questions, chosen by rollouts of their own: right in .3 to .7
 of them, the shortest right answers first. Our search (mode `comb`, the filter included)
-takes all of them at once, and names all that is shown to lie above gamma0
-(`CombConfig.export` 0). The public method
-(benchmarks/peers/public_pts.py) searches the same responses one by one, which it gets
-from ours, free of charge; before each of its searches ours is done again, on the clock.
+takes all of them at once, and names all that is shown to lie above gamma0. Its settings
+are not the defaults: `pts_real_methods.SEARCH` says which and why. Each of our searches
+reads its prompts and responses anew, once; the public method, as it is, reads its text
+for every call. The public method (benchmarks/peers/public_pts.py) searches the same
+responses one by one, which it gets from ours, free of charge; before each of its
+searches ours is done again, on the clock.
 Then every token that can be pivotal is measured by brute force
 (benchmarks/pts_reference.py). A token that a method names is true if the interval of
 its change lies beyond gamma0 on the named side. Compilation and loading are reported
@@ -50,9 +52,12 @@ from experiments.cli import run_verb
 from experiments.model_folder import load_model_folder
 from experiments.run_directory import load_result
 from phi4_jax.common import io
+from phi4_jax.common.axes import Params
 from phi4_jax.common.errors import DataError
 from phi4_jax.common.sampler import SamplingLaw
+from phi4_jax.model.config import ModelConfig
 from phi4_jax.sampling.engine import RolloutEngine
+from phi4_jax.sampling.placement import place_params
 
 NAME = "pts_real_model"
 CHECKPOINT = Path("ckpt/smollm2")
@@ -118,10 +123,20 @@ class RealSetting:
     """Versions and settings of the public method."""
     return self._peer[1]
 
+  @property
+  def params(self) -> Params:
+    return self._loaded[1]
+
   @functools.cached_property
-  def _engine(self) -> RolloutEngine:
+  def _loaded(self) -> tuple[ModelConfig, Params]:
     model, params = real_model.load(self._folder)
     model = dataclasses.replace(model, compute_dtype=self._arguments.precision)
+    # Done once, so that `set_params` copies nothing.
+    return model, place_params(params, model, None)
+
+  @functools.cached_property
+  def _engine(self) -> RolloutEngine:
+    model, params = self._loaded
     rows = self._arguments.rows
     return RolloutEngine(
       params,

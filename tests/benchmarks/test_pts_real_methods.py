@@ -65,15 +65,17 @@ class FirstIsFound:
 
 @pytest.fixture(scope="module")
 def setting():
+  params = init_params(MODEL, jax.random.key(0))
   engine = RolloutEngine(
-    init_params(MODEL, jax.random.key(0)),
+    params,
     MODEL,
     SamplingLaw(max_length=3 + NEW),
     stop_ids=(),
     batch_size=8,
     seed=1,
   )
-  return types.SimpleNamespace(engine=engine, oracle=FirstIsEven(), peer=FirstIsFound())
+  oracle, peer = FirstIsEven(), FirstIsFound()
+  return types.SimpleNamespace(engine=engine, params=params, oracle=oracle, peer=peer)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,9 @@ def test_both_lists_are_held_against_what_was_measured(setting, questions, tmp_p
     assert len(record["tokens"][str(first["response"])]) == NEW
   assert len({cost["sampled_tokens"] for cost in costs}) == 1
   assert costs[0]["sampled_tokens"] > 0
+  # All of what is asked is read on the clock, whatever was searched before.
+  texts = sum(3 + NEW for _ in records) + 3 * (len(questions) - len(records))
+  assert all(texts - NEW <= cost["prefill_tokens"] for cost in costs)
   assert (tmp_path / methods.WARM_UP).exists()
   text = format_result({**compare_costs(records, costs), "records": records})
   assert f"{records[-1]['id']}/{first['response']}/0" in text
