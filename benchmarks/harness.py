@@ -142,10 +142,17 @@ def lacks_gpu() -> bool:
   platform = (process.stdout.split() or ["nothing"])[-1]
   if platform in ("gpu", "cuda"):
     return False
+  does = f"jax computes on {platform} here"
+  if process.returncode:
+    does = "jax does not start here"
   print(
-    f"nothing measured: this needs a CUDA device, and jax computes on {platform} here. "
-    'On a machine with one, install "jax[cuda12]".'
+    f"nothing measured: this needs a CUDA device, and {does}. On a machine with one, "
+    'install "jax[cuda12]".'
   )
+  # Of a plugin that does not start, jax says so and computes on the CPU.
+  said = process.stderr.strip().splitlines()
+  if said:
+    print(f"Its last words: {said[-1].strip()}")
   return True
 
 
