@@ -13,8 +13,9 @@ how many that are; what it costs to read them again in every round that draws fr
 stands beside it. Mode "paper" reads them so. The public method reads its prefix once
 for every completion, as its calls do. Its filter is free.
 
-Settings of "comb" are chosen in the world "tuning", and nowhere else; results of it are
-written under runs/.
+Settings of "comb" were chosen in the world "tuning" (results of it are written under
+runs/), but for `most_times` and `below_gap`: these two were changed after the worlds of
+the report had been seen once. `--first` takes processes of them that nobody has seen.
 """
 
 import argparse
