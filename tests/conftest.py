@@ -19,7 +19,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / "jax")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Tests run each program once or twice: half the time to compile is worth more than
-# faster code. Numbers keep their tolerances.
+# faster code. Tolerances are for that; tests/sampling/test_engine_optimised.py looks at
+# the usual level.
 if os.environ["JAX_PLATFORMS"] == "cpu":
   os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
