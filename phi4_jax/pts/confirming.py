@@ -131,7 +131,9 @@ class Trial:
     """Returns the probability from which on tokens may be exported.
 
     So that of those for which the evidence suffices no more than the part below_gap is
-    believed to lie below the gap.
+    believed to lie below the gap. Closed e-BH looks at fewer then, and may select
+    fewer; and questions that are dropped later do not change it. What is exported may
+    so lie a little on either side of below_gap; gamma0 and alpha hold in any case.
     """
     config = self._config
     beliefs = np.sort(self.beliefs()[self._select(config.export)])[::-1]

@@ -15,8 +15,8 @@ was used last is the one that is wanted latest, and keeping that, as a plain cac
 (least recently used first out), finds nothing again once there is one text too many. So
 a text keeps its place as long as this run or the one before it has asked for it, and a
 text for which there is no place is read again: C places for N texts in turn serve C of
-every N. Places of texts that two runs have not asked for go to new texts, the longest
-unused one first; a text that is the beginning of a new one makes way for it at once.
+every N. Places of texts that two runs have not asked for go to texts that were asked for
+no earlier, the longest unused one first; a text that is the beginning of a new one makes way for it at once.
 """
 
 import dataclasses
@@ -209,13 +209,14 @@ class Bases:
     first, shard = self._shapes.groups, self._shapes.shard_of(group)
     each = self._shapes.held_texts // self._shapes.shards
     places = range(first + shard * each, first + (shard + 1) * each)
-    path = self._bases[group].path
+    base = self._bases[group]
+    path = base.path
     stale = None
     for place in places:
       held = self._bases[place]
       if held.path and _begins(path, held.path):
         return place
-      if held.path and held.used >= self._run - 1:
+      if held.path and held.used >= min(self._run - 1, base.used + 1):
         continue
       # A place that nothing has been put to is older than all others.
       age = (bool(held.path), held.used)

@@ -262,6 +262,31 @@ def test_rounds_of_two_kinds_keep_each_others_texts():
   assert reads[0] == 20 and reads[-1] == 0 and reads == sorted(reads, reverse=True)
 
 
+def test_a_text_does_not_take_the_place_of_one_that_was_asked_for_later():
+  shapes = make_shapes(held_texts=1)
+  bases = Bases(shapes)
+  old, held, new = (1, 1, 1), (2, 2, 2), (3, 3, 3)
+  bases.start_run()
+  bases.give(1, old)
+  plan_all(bases, {1: 3})
+  bases.start_run()
+  bases.start_run()
+  for text in (held, new):
+    bases.give(0, text)
+    plan_all(bases, {0: 3})
+  for _ in range(3):
+    bases.start_run()
+  bases.give(1, new)
+  plan_all(bases, {1: 3})
+  assert bases.count_gained(0, held) == 3 and bases.count_gained(0, old) == 0
+  # One that was asked for as late takes it.
+  bases.give(0, (4, 4, 4))
+  plan_all(bases, {0: 3})
+  bases.give(1, (4, 4, 4))
+  plan_all(bases, {1: 3})
+  assert bases.count_gained(0, held) == 0 and bases.count_gained(0, new) == 3
+
+
 def test_a_longer_text_takes_the_place_of_its_beginning():
   shapes = make_shapes(batch_size=8, held_texts=1)
   bases = Bases(shapes)
