@@ -15,8 +15,9 @@ was used last is the one that is wanted latest, and keeping that, as a plain cac
 (least recently used first out), finds nothing again once there is one text too many. So
 a text keeps its place as long as this run or the one before it has asked for it, and a
 text for which there is no place is read again: C places for N texts in turn serve C of
-every N. Places of texts that two runs have not asked for go to texts that were asked for
-no earlier, the longest unused one first; a text that is the beginning of a new one makes way for it at once.
+every N. Places of texts that two runs have not asked for go to texts that were asked
+for no earlier, the longest unused one first; a text that is the beginning of a new one
+makes way for it at once.
 """
 
 import dataclasses
