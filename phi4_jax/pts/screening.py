@@ -203,7 +203,7 @@ def screen_responses(board: Board, config: CombConfig, draw: Draw) -> ScreenRepo
 
   A round draws what is worth the price. Where that is little, and less than
   `config.recall` of what is believed to be there would be promoted, more is paid, up to
-  `config.most_times` as much, and then until nothing is worth that. There are at most
+  `config.most_times` as much, and then until little is worth that. There are at most
   `config.screen_rounds` rounds. `config.screen_first` rollouts at every candidate come
   before all of this.
 
@@ -225,10 +225,13 @@ def screen_responses(board: Board, config: CombConfig, draw: Draw) -> ScreenRepo
         ended_by = "recall"
         break
       # Rounds of a few rollouts keep a machine waiting: more is paid as long as that
-      # is allowed, and only then are they drawn.
+      # is allowed, and they are never drawn.
       if is_few and times < config.most_times:
         times = min(times * _PRICE_STEP, config.most_times)
         continue
+      if is_few:
+        ended_by = "price"
+        break
     if not names:
       ended_by = "recall" if _is_enough(board, config) else "price"
       break
