@@ -74,7 +74,7 @@ class PreferenceLoader:
     fingerprint: names the rows, bit for bit, but not their order.
   """
 
-  num_batches: None = None
+  num_batches: int | None = None
 
   def __init__(
     self,
