@@ -57,7 +57,7 @@ class DecontaminateConfig(StageConfig):
   """Training files and the benchmarks that they are to be free of.
 
   Attributes:
-    train: JSON-lines files; patterns are allowed.
+    train: JSON-lines files, plain, .gz or .zst; patterns are allowed.
     benchmarks: NAME=FILE; or NAME, for the file NAME.jsonl in `benchmark_dir` or a
       published set that is found on this machine (benchmark_items.py).
     benchmark_dir: folder of benchmarks that are given by name.
@@ -67,7 +67,8 @@ class DecontaminateConfig(StageConfig):
     allow_list: file of 13-grams that contaminate nothing, one a line.
     reference: JSON-lines files of general knowledge; 13-grams of benchmarks that they
       and the training files have are allowed, too.
-    part_megabytes: of a training file, done and written at once.
+    part_megabytes: of a training file, done and written at once; a compressed file is
+      done as a whole, in memory.
     num_workers: processes; 0 means as many as there are cores. Nothing that is written
       depends on it.
     max_shown: pairs of texts on the page.
@@ -111,9 +112,10 @@ def find_files(patterns: Sequence[str], field: str) -> list[str]:
       raise ConfigError(f"{_ROOT}.{field}: no file is called {pattern!r}.")
     files |= dict.fromkeys(found)
   for path in files:
-    if Path(path).suffix in (".gz", ".zst", ".bz2", ".xz", ".parquet"):
+    if Path(path).suffix in (".bz2", ".xz", ".parquet"):
       raise ConfigError(
-        f"{_ROOT}.{field}: {path} is not plain JSON lines. Unpack it first."
+        f"{_ROOT}.{field}: {path} is not JSON lines, plain, .gz or .zst. Unpack it "
+        "first."
       )
   return list(files)
 

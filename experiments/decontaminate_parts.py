@@ -1,7 +1,7 @@
 """One part of the training files: rows in, rows kept, put aside or unreadable.
 
-A part is a stretch of one file. What it gives depends on its bytes alone, so that parts
-can be done by any process, in any order, and again.
+A part is a stretch of one file, or a whole compressed one. What it gives depends on its
+bytes alone, so that parts can be done by any process, in any order, and again.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from phi4_jax.curation.decontaminate import (
 )
 from phi4_jax.curation.decontaminate_index import load_index
 from phi4_jax.curation.decontaminate_items import text_of_record
+from phi4_jax.data.files import open_file
 
 # kept: not contaminated. noted: those of them that are partly so. contaminated:
 # put aside. unreadable: no text could be read, so nothing could be said.
@@ -29,7 +30,10 @@ _BATCH_CHARACTERS = 1 << 18
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-  """The rows of a file that begin at bytes `start` to `end`."""
+  """The rows of a file that begin at bytes `start` to `end`.
+
+  Of a compressed file all rows, whatever `end` says: it is its size as it lies there.
+  """
 
   number: int
   path: str
@@ -38,14 +42,19 @@ class Part:
 
 
 def plan_parts(paths: Sequence[str], part_bytes: int) -> list[Part]:
-  """Cuts files into parts, in order."""
+  """Cuts files into parts, in order; a compressed file is one part."""
   parts = []
   for path in paths:
     size = os.path.getsize(path)
-    for start in range(0, size, part_bytes):
+    for start in range(0, size, size if is_compressed(path) else part_bytes):
       end = min(size, start + part_bytes)
       parts.append(Part(number=len(parts), path=path, start=start, end=end))
   return parts
+
+
+def is_compressed(path: str) -> bool:
+  """Tells from its name whether a file can only be read from its beginning."""
+  return path.endswith((".gz", ".zst"))
 
 
 def part_file(folder: Path, kind: str, number: int) -> Path:
@@ -54,7 +63,21 @@ def part_file(folder: Path, kind: str, number: int) -> Path:
 
 
 def read_rows(part: Part) -> Iterator[tuple[int, bytes]]:
-  """Yields (byte, line) of the rows of a part; blank lines are passed over."""
+  """Yields (byte, line) of the rows of a part; blank lines are passed over.
+
+  Bytes of a compressed file are those of its content.
+
+  Raises:
+    DataError: naming the file, if a compressed one is damaged.
+  """
+  if is_compressed(part.path):
+    at = 0
+    with open_file(part.path) as file:
+      while line := file.readline():
+        if line.strip():
+          yield at, line
+        at += len(line)
+    return
   with open(part.path, "rb") as file:
     at = part.start
     if at > 0:

@@ -1,5 +1,6 @@
 """`phi4 decontaminate`: every row goes to one place, whatever is in the files."""
 
+import gzip
 import json
 import re
 import signal
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from benchmarks import decontamination_data as data
 from experiments import decontaminate_parts
@@ -192,6 +194,24 @@ def test_hostile_rows_are_counted_and_nothing_is_lost(tmp_path, capsys):
   assert "15 rows = 5 kept" in capsys.readouterr().out
 
 
+def test_compressed_files_give_what_plain_ones_give(folder, tmp_path):
+  assert run(folder, "plain") == 0
+  for name in ("train-1", "train-2"):
+    content = (folder / f"{name}.jsonl").read_bytes()
+    packed = {".gz": gzip.compress, ".zst": zstandard.compress}
+    end = ".gz" if name == "train-1" else ".zst"
+    (folder / f"{name}.jsonl{end}").write_bytes(packed[end](content))
+    (folder / f"{name}.jsonl").unlink()
+  packed = [f"--train={folder}/train-1.jsonl.gz", f"--train={folder}/train-2.jsonl.zst"]
+  benchmark = f"--benchmarks=toy={folder}/toy.jsonl"
+  assert main([*packed, benchmark, f"--out={folder}/packed"]) == 0
+  for kind in ("kept", "contaminated"):
+    plain, read_packed = (read(folder / out, kind) for out in ("plain", "packed"))
+    for record in (*plain, *read_packed):
+      record.pop("file", None)
+    assert read_packed == plain and plain
+
+
 @pytest.mark.parametrize(
   "arguments, complaint",
   [
@@ -201,7 +221,8 @@ def test_hostile_rows_are_counted_and_nothing_is_lost(tmp_path, capsys):
     (["--benchmarks=other", "--benchmark_dir=."], "toy, train-1, train-2."),
     (["--benchmarks=a=none.jsonl"], "does not exist"),
     (["--benchmarks=a=bad.jsonl"], "Row 2 of bad.jsonl has no question"),
-    (["--train=packed.jsonl.gz"], "not plain JSON lines"),
+    (["--train=packed.jsonl.xz"], "not JSON lines, plain, .gz or .zst"),
+    (["--train=packed.jsonl.gz"], "packed.jsonl.gz"),
     (["--train=nothing.jsonl"], "all files are empty"),
     (["--gin.DecontaminateConfig.allow_list='none'"], "no allow-list"),
     (["--gin.DecontaminateConfig.part_megabytes=0"], "must be 1 or more"),
@@ -210,7 +231,8 @@ def test_hostile_rows_are_counted_and_nothing_is_lost(tmp_path, capsys):
 def test_what_cannot_be_done_is_said(folder, monkeypatch, capsys, arguments, complaint):
   monkeypatch.chdir(folder)
   write(folder / "bad.jsonl", [{"question": "x"}, {"body": "x"}])
-  (folder / "packed.jsonl.gz").write_bytes(b"\x1f\x8b")
+  for end in ("gz", "xz"):
+    (folder / f"packed.jsonl.{end}").write_bytes(b"\x1f\x8b")
   (folder / "nothing.jsonl").write_bytes(b"")
   given = ["--train=train-1.jsonl", "--benchmarks=toy=toy.jsonl", "--out=out"]
   name = arguments[0].partition("=")[0]
