@@ -14,8 +14,8 @@ stands beside it. Mode "paper" reads them so. The public method reads its prefix
 for every completion, as its calls do. Its filter is free.
 
 Settings of "comb" were chosen in the world "tuning" (results of it are written under
-runs/), but for `most_times` and `below_gap`: these two were changed after the worlds of
-the report had been seen once. `--first` takes processes of them that nobody has seen.
+runs/), but for `most_times`, `below_gap` and the end of the screen before its small
+rounds: these were changed after the worlds of the report had been seen. `--first` takes processes of them that nobody has seen.
 """
 
 import argparse

@@ -17,8 +17,9 @@ class CombConfig:
   per rollout of mean length, and a longer one counts for more. Where the screen finds
   less than `recall` of the pivotal tokens that are believed to be there, it pays more,
   in steps, up to `most_times` as much. The defaults were chosen in the tuning world of
-  pts/worlds.py, but for `most_times` and `below_gap`: these were changed after the
-  worlds that are reported had been seen once, because of what was seen there.
+  pts/worlds.py, but for `most_times`, `below_gap` and where the screen ends
+  (screening.py): these were changed after the worlds that are reported had been seen,
+  because of what was seen there.
 
   Attributes:
     gamma0: what is claimed: exported tokens have effects above this. Less than the gap.
