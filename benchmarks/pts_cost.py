@@ -15,7 +15,8 @@ for every completion, as its calls do. Its filter is free.
 
 Settings of "comb" were chosen in the world "tuning" (results of it are written under
 runs/), but for `most_times`, `below_gap` and the end of the screen before its small
-rounds: these were changed after the worlds of the report had been seen. `--first` takes processes of them that nobody has seen.
+rounds: these were changed after the worlds of the report had been seen. `--first` takes
+processes of them that nobody has seen.
 """
 
 import argparse
