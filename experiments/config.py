@@ -246,7 +246,8 @@ class _Loader:
       raise ConfigError(
         f"{where}include {path!r} stands in a file that is included itself (by "
         f"{included_by.included_by.name}). Includes go one level deep: include "
-        f"{path!r} from {included_by.included_by.name}."
+        f"{path!r} from {included_by.included_by.name}, or give {included_by.name} a "
+        "--gin_file of its own before it instead of including it."
       )
     found = [p for base in (Path(), _REPOSITORY) if (p := base / path).is_file()]
     if not found:

@@ -186,5 +186,5 @@ def _attribute_notes(cls: type) -> dict[str, str]:
       found = re.match(r"(\w+)(?: \([^)]*\))?:\s*(.*)", entry, re.DOTALL)
       if found:
         note = " ".join(found.group(2).split())
-        notes[found.group(1)] = re.split(r"(?<=[.;])\s", note)[0].rstrip(";")
+        notes[found.group(1)] = re.split(r"(?<=\.)\s", note)[0]
   return notes

@@ -35,9 +35,13 @@ def write_report(folder: Path, *, out_json: Path | None = None) -> Report:
   """
   run = open_run(folder)
   if run.verb not in _BUILDERS:
+    page = folder / "report.html"
+    where = "result.json has what it came to."
+    if page.is_file():
+      where = f"Its own report is {page}."
     raise DataError(
       f"{folder} was made by {run.verb!r}; a report can be made of "
-      f"{', '.join(_BUILDERS)}. result.json and metrics.jsonl have what it came to."
+      f"{', '.join(_BUILDERS)}. {where}"
     )
   report = _BUILDERS[run.verb](run)
   io.write_json(folder / "results.json", report.results)

@@ -214,9 +214,16 @@ class JsonlLog:
 
 
 def file_sha256(path: str | os.PathLike) -> str:
-  """Returns the SHA-256 of a file's bytes in hexadecimal."""
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+  """Returns the SHA-256 of a file's bytes in hexadecimal.
+
+  Raises:
+    DataError: if it cannot be read.
+  """
+  try:
+    with open(path, "rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+  except OSError as error:
+    raise DataError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def text_sha256(text: str) -> str:

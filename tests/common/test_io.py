@@ -247,6 +247,12 @@ def test_a_whole_file_that_does_not_fit_leaves_the_old_one(tmp_path, monkeypatch
   assert io.read_json(path) == 1 and os.listdir(tmp_path) == ["x.json"]
 
 
+def test_what_cannot_be_hashed_is_named(tmp_path):
+  for path, why in ((tmp_path / "gone", "No such file"), (tmp_path, "Is a directory")):
+    with pytest.raises(DataError, match=f"{path} cannot be read: {why}"):
+      io.file_sha256(path)
+
+
 def test_hashes_are_sha256(tmp_path):
   path = tmp_path / "x"
   path.write_text("für", "utf-8")

@@ -87,7 +87,8 @@ class TestNamesAndSyntax:
     message = refusal("include 'middle.gin'\n")
     assert message == (
       "middle.gin:1: include 'inner.gin' stands in a file that is included itself (by "
-      "run.gin). Includes go one level deep: include 'inner.gin' from run.gin."
+      "run.gin). Includes go one level deep: include 'inner.gin' from run.gin, or give "
+      "middle.gin a --gin_file of its own before it instead of including it."
     )
 
   def test_missing_file(self):

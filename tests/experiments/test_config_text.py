@@ -21,6 +21,7 @@ from experiments.config import (
   to_json,
 )
 from phi4_jax.common.errors import ConfigError
+from phi4_jax.curation.executors import LocalExecutor
 from tests.experiments.toys import (
   BASE,
   SCOPED,
@@ -193,6 +194,9 @@ class TestText:
     assert "(0.9, 0.95)" in rows["ToyAdamConfig.betas"]
     assert rows["ToyAdamConfig.betas"].endswith("decay of the two moments.")
     assert "ToyNetConfig()" in rows["ToyRunConfig.net"]
+    # Special values stand behind a semicolon as a rule.
+    notes = describe(LocalExecutor)
+    assert "1 works in this process, 0 takes one for each core" in notes
     assert "ToyChatSource.turns" in rows  # a kind of the base class
     assert "ToyUnusedConfig.size" not in rows
 
