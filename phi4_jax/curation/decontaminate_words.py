@@ -9,10 +9,11 @@ Hashes are found quickly and prove nothing: who finds one compares the words.
 
 import functools
 import hashlib
-import unicodedata
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt, UInt8
+
+from phi4_jax.common.text import normalise
 
 MAX_VECTOR_BYTES = 64
 # Blanks behind the last word, so that eight bytes may be read at any place.
@@ -46,7 +47,7 @@ def normalize(text: str) -> bytes:
   if text.isascii():
     return text.encode("ascii").translate(_ASCII)
   codes = np.frombuffer(
-    unicodedata.normalize("NFC", text).encode("utf-32-le", "surrogatepass"), "<u4"
+    normalise(text, "NFC").encode("utf-32-le", "surrogatepass"), "<u4"
   )
   return _characters()[codes].tobytes().decode("utf-32-le").encode("utf-8")
 

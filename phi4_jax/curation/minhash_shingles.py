@@ -16,6 +16,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from phi4_jax.common.text import code_points, normalise
+
 # A text is read in blocks, so that a line of 100 MB needs no 5 GB. Where two blocks
 # meet, a word may be cut in two; all copies of a text are cut at the same place.
 _BLOCK_CHARACTERS = 1 << 20
@@ -44,7 +46,7 @@ def normalise_text(text: str) -> str:
   """Returns a text in NFKC form and without case."""
   if text.isascii():
     return text.lower()
-  return unicodedata.normalize("NFKC", text).casefold()
+  return normalise(text, "NFKC").casefold()
 
 
 def hash_words(text: str) -> np.ndarray:
@@ -56,7 +58,7 @@ def hash_characters(text: str) -> np.ndarray:
   """Returns a 64-bit hash of each character; a run of blanks counts as one blank."""
   parts = []
   for block in _blocks(text):
-    codes = _code_points(" ".join(block.split()))
+    codes = code_points(" ".join(block.split()))
     parts.append(mix(codes.astype(np.uint64)))
   return _join(parts)
 
@@ -112,12 +114,8 @@ def _join(parts: list[np.ndarray]) -> np.ndarray:
   return np.concatenate(parts) if parts else np.empty(0, np.uint64)
 
 
-def _code_points(text: str) -> np.ndarray:
-  return np.frombuffer(text.encode("utf-32-le"), np.uint32)
-
-
 def _hash_block_words(block: str) -> np.ndarray:
-  codes = _code_points(block)
+  codes = code_points(block)
   kinds = _kinds()[codes]
   is_word = kinds != _SEPARATOR
   # A word begins where its neighbour on the left is no letter of the same word.

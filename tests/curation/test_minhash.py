@@ -78,6 +78,13 @@ def test_a_text_is_read_in_blocks(monkeypatch):
   assert np.array_equal(minhash_shingles.hash_words(text), whole)
 
 
+def test_a_line_of_marks_is_hashed_like_any_other():
+  # In NFKC form these are put in order; hours, if all were ordered together.
+  words = minhash_shingles.hash_words("a" + "\u0301\u0316" * 500_000)
+  assert words.size == 1 + (1_000_000 + 1_000_000 // 30) // 64
+  assert minhash_shingles.hash_characters("a" + "\u0301\u0316" * 500_000).size > 10**6
+
+
 def test_blanks_of_any_length_are_one_character():
   a = minhash_shingles.hash_characters("a \n b\tc ")
   assert np.array_equal(a, minhash_shingles.hash_characters("A b c"))
