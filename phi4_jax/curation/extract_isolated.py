@@ -69,14 +69,18 @@ class IsolatedJudge:
         return self._child
       self.close()  # it died while it had nothing to do
     # After a fork the child belongs to the other process: it answers only to that.
-    # -c instead of -m, so that nothing in the working directory is imported.
+    # Nothing is imported from the working directory, which may hold anything: -P leaves
+    # it out, and an empty part of PYTHONPATH would be it, too.
+    folders = [str(_ROOT), *filter(None, sys.path)]
     command = "from phi4_jax.curation.extract_isolated import serve; serve()"
     self._child = subprocess.Popen(
-      [sys.executable, "-c", command],
+      [sys.executable, "-P", "-c", command],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
-      env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), *sys.path])},
+      env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+      # Ctrl-C is for the parent, which ends the child or finishes its document.
+      process_group=0,
     )
     self._owner = os.getpid()
     weakref.finalize(self, _end, self._child)

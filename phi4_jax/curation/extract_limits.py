@@ -72,7 +72,8 @@ def tidy_text(text: str) -> str:
   """Returns text with plain newlines, no control characters and few empty lines."""
   text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n")
   text = _UNPRINTABLE.sub("", text)
-  text = re.sub(r"[ \t]+\n", "\n", text)
+  # What stands before keeps a long run of blanks from being read from each of them on.
+  text = re.sub(r"(?<![ \t])[ \t]++\n", "\n", text)
   return re.sub(r"\n{3,}", "\n\n", text).strip("\n")
 
 

@@ -4,15 +4,18 @@ import gzip
 import io
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from phi4_jax.curation.extract import DOCX, ExtractText
 from phi4_jax.curation.extract_isolated import IsolatedJudge
-from phi4_jax.curation.extract_limits import ExtractLimits
+from phi4_jax.curation.extract_limits import ExtractLimits, tidy_text
 from phi4_jax.curation.steps import Drop, Keep
 from phi4_jax.data.documents import Document
 from tests.curation.made_files import (
@@ -217,6 +220,13 @@ def test_the_zips_that_are_accepted_are_what_was_broken():
   assert zipfile.is_zipfile(io.BytesIO(BOOK))
 
 
+def test_blanks_are_tidied_in_time_that_grows_with_their_number():
+  # Hours, if a run were read anew from each of its blanks.
+  text = "a \t\n b" + " \t" * 2_000_000 + "c" + " " * 2_000_000
+  assert tidy_text(text) == "a\n b" + " \t" * 2_000_000 + "c" + " " * 2_000_000
+  assert tidy_text(text + "\n\t\n\n\nd \n") == "a\n b" + " \t" * 2_000_000 + "c\n\nd"
+
+
 # --- In a process of its own -------------------------------------------------------
 
 SLOW = Document(id="slow", data=rb"\verb|a" * 100_000, media_type=TEX)
@@ -291,3 +301,56 @@ def test_the_step_isolates_unless_told_otherwise():
   assert judge(Document(id="d", data=b"", media_type=HTML)) == Drop(
     "no_text", "0 bytes"
   )
+
+
+# A program of its own: Ctrl-C goes to all of a process group, which here is a test run.
+INTERRUPTED = """
+import os, signal, threading
+from phi4_jax.curation.extract_isolated import IsolatedJudge
+from tests.curation.test_extract_hostile import ExtractLimits, ExtractText, GOOD, SLOW
+
+signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
+judge = IsolatedJudge(ExtractText(limits=ExtractLimits(max_cpu_seconds=1)))
+assert judge(GOOD).document.text == "Good text"
+threading.Timer(0.3, os.killpg, (0, signal.SIGINT)).start()
+print(judge(SLOW).reason)
+"""
+
+
+def test_an_interrupt_of_the_parent_is_no_crash_of_the_child(tmp_path):
+  ended = run_python(INTERRUPTED, tmp_path)
+  assert ended.split() == ["interrupted", "too_slow"]
+
+
+def test_nothing_is_imported_from_the_working_directory(tmp_path):
+  planted = "open(__file__ + '.ran', 'w').close()\nraise SystemExit(1)\n"
+  for name in ("trafilatura", "mammoth", "resource", "selectors"):
+    (tmp_path / f"{name}.py").write_text(planted)
+  # The parent is run with -c, so that its own path begins with the folder.
+  program = """
+import os, sys
+folder = sys.argv[1]
+from phi4_jax.curation.extract_isolated import IsolatedJudge
+from tests.curation.test_extract_hostile import ExtractText, GOOD
+assert sys.path[0] == ""
+os.chdir(folder)
+print(IsolatedJudge(ExtractText())(GOOD).document.text)
+"""
+  assert run_python(program, tmp_path) == "Good text\n"
+  assert not list(tmp_path.glob("*.ran"))
+
+
+def run_python(program: str, folder: Path) -> str:
+  """Runs a program from the root, in a process group of its own."""
+  root = Path(__file__).resolve().parents[2]
+  ended = subprocess.run(
+    [sys.executable, "-c", program, str(folder)],
+    cwd=root,
+    env={**os.environ, "PYTHONPATH": str(root)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+    start_new_session=True,
+  )
+  assert ended.returncode == 0, ended.stderr
+  return ended.stdout
