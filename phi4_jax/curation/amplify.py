@@ -22,10 +22,17 @@ import numpy as np
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.io import read_json, write_json
 from phi4_jax.common.text import format_table
-from phi4_jax.curation.quality import add_labels, score_document, step_recipe
 from phi4_jax.curation.quality_model import load_quality_model
-from phi4_jax.curation.steps import Drop, Judge, Keep, Verdict
-from phi4_jax.data.documents import Document, document_texts
+from phi4_jax.curation.steps import (
+  Drop,
+  Judge,
+  Keep,
+  Verdict,
+  add_labels,
+  drop_bytes,
+  make_recipe,
+)
+from phi4_jax.data.documents import Document, document_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,6 +245,8 @@ def load_thresholds(
 class FilterQualityByTopic:
   """Labels topic and quality, and drops what is below the threshold of its topic.
 
+  Drops: low_quality_for_topic, not_extracted.
+
   Attributes:
     quality_model: a model.npz that tells good from bad.
     topic_model: a model.npz that tells topics apart.
@@ -258,10 +267,11 @@ class FilterQualityByTopic:
     strictest = max(thresholds.values())
 
     def judge(document: Document) -> Verdict:
-      score = score_document(quality, document)
-      if score is None:
-        return Drop("not_text", "no text has been extracted")
-      topic = topics.most_likely("\n".join(document_texts(document)))
+      if (dropped := drop_bytes(document)) is not None:
+        return dropped
+      text = document_text(document)
+      score = quality.score(text)
+      topic = topics.most_likely(text)
       threshold = thresholds.get(topic, strictest)
       if score < threshold:
         detail = f"{topic}: {score:.4f}, {threshold:.4f} required"
@@ -276,14 +286,11 @@ class FilterQualityByTopic:
     thresholds = load_thresholds(
       self.thresholds, quality_digest=quality, topic_digest=topics
     )
-    return {
-      **step_recipe(
-        self,
-        "quality_model",
-        "topic_model",
-        "thresholds",
-        quality_digest=quality,
-        topic_digest=topics,
-      ),
-      "thresholds": dict(thresholds),
-    }
+    return make_recipe(
+      self,
+      "quality_model",
+      "topic_model",
+      quality_digest=quality,
+      topic_digest=topics,
+      thresholds=dict(thresholds),
+    )

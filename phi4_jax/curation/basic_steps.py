@@ -18,6 +18,8 @@ class SampleStep:
   sample is part of a larger one. Documents with the same id are kept or dropped
   together, and the share is met on average, not exactly.
 
+  Drops: not_sampled.
+
   Attributes:
     fraction: the share to keep, above 0 and at most 1.
     seed: another one takes another sample.
@@ -54,6 +56,8 @@ class DropDuplicateIds:
 
   Holds 16 bytes of each id in memory (about 100 bytes with Python's own), so 100
   million documents take 10 GB.
+
+  Drops: duplicate_id.
   """
 
   def make_key(self) -> Callable[[Document], bytes]:

@@ -23,8 +23,16 @@ import numpy as np
 
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.io import file_sha256, write_atomic
-from phi4_jax.curation.steps import Drop, Judge, Keep, Verdict, make_recipe
-from phi4_jax.data.documents import Document
+from phi4_jax.common.text import code_points
+from phi4_jax.curation.steps import (
+  Drop,
+  Judge,
+  Keep,
+  Verdict,
+  drop_bytes,
+  make_recipe,
+)
+from phi4_jax.data.documents import Document, document_text
 
 _LEVEL = 6  # of zlib: the one that the default thresholds were measured at
 # "â€" opens quotation marks and dashes; "Ã" before what Windows-1252 has in 0x80-0x9F.
@@ -205,9 +213,9 @@ class DropCorruptText:
     statistics = load_ngram_statistics(self.statistics) if self.statistics else None
 
     def judge(document: Document) -> Verdict:
-      if document.data is not None:
-        return Drop("not_extracted", f"{document.media_type} is no text yet")
-      text = _text_of(document)
+      if (dropped := drop_bytes(document)) is not None:
+        return dropped
+      text = document_text(document)
       found = self._bad_characters(text) or self._bad_bytes(text, statistics)
       return Keep(document) if found is None else found
 
@@ -219,7 +227,7 @@ class DropCorruptText:
     if self.statistics:
       load_ngram_statistics(self.statistics)
       digest = file_sha256(self.statistics)
-    return {**make_recipe(self), "statistics": digest}
+    return make_recipe(self, statistics=digest)
 
   def _bad_characters(self, text: str) -> Drop | None:
     for reason, fraction, allowed in (
@@ -262,7 +270,7 @@ def compression_ratio(data: bytes) -> float:
 
 def control_fraction(text: str) -> float:
   """Returns the fraction of characters that control a terminal and show nothing."""
-  codes = _codes(text)
+  codes = code_points(text)
   control = (codes < 32) & (codes != 9) & (codes != 10) & (codes != 13)
   control |= (codes >= 127) & (codes < 160)
   return float(control.mean()) if codes.size else 0.0
@@ -277,7 +285,7 @@ def mojibake_fraction(text: str) -> float:
   """Returns the fraction of characters that begin a sign of a wrong encoding."""
   if text.isascii():
     return 0.0
-  codes = _codes(text)
+  codes = code_points(text)
   lead = (codes[:-1] == ord("Ã")) | (codes[:-1] == ord("Â"))
   trail = (codes[1:] >= 0x80) & (codes[1:] < 0xC0)
   count = int((lead & trail).sum())
@@ -285,16 +293,6 @@ def mojibake_fraction(text: str) -> float:
   return count / max(1, len(text))
 
 
-def _codes(text: str) -> np.ndarray:
-  return np.frombuffer(text.encode("utf-32-le"), np.uint32)
-
-
 def _pairs(data: bytes) -> np.ndarray:
   array = np.frombuffer(data, np.uint8).astype(np.int32)
   return array[:-1] * 256 + array[1:]
-
-
-def _text_of(document: Document) -> str:
-  if document.messages is None:
-    return document.text or ""
-  return "\n".join(message["content"] for message in document.messages)

@@ -15,7 +15,14 @@ from typing import Any
 
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.curation.filter_statistics import TextStatistics, duplicate_fractions
-from phi4_jax.curation.steps import Drop, Judge, Keep, Verdict, make_recipe
+from phi4_jax.curation.steps import (
+  Drop,
+  Judge,
+  Keep,
+  Verdict,
+  drop_bytes,
+  make_recipe,
+)
 from phi4_jax.data.documents import Document
 
 # Source: arXiv:2112.11446 appendix A.1.1 (English). The others are our choice of each
@@ -341,8 +348,8 @@ class FineWebQuality:
 
 def judge_by_rules(document: Document, rules: Sequence[Rule]) -> Verdict:
   """Keeps a document that no rule drops; conversations are not looked at."""
-  if document.data is not None:
-    return Drop("not_extracted", f"{document.media_type} is no text yet")
+  if (dropped := drop_bytes(document)) is not None:
+    return dropped
   if document.text is None:
     return Keep(document)
   statistics = TextStatistics(document.text)

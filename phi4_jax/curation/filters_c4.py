@@ -10,7 +10,14 @@ import re
 from typing import Any
 
 from phi4_jax.common.errors import ConfigError
-from phi4_jax.curation.steps import Drop, Judge, Keep, Verdict, make_recipe
+from phi4_jax.curation.steps import (
+  Drop,
+  Judge,
+  Keep,
+  Verdict,
+  drop_bytes,
+  make_recipe,
+)
 from phi4_jax.data.documents import Document
 
 _ENDS = (".", "!", "?", '"', "”", "。", "！", "？", "।")
@@ -71,8 +78,8 @@ class C4Lines:
     return make_recipe(self)
 
   def _judge(self, document: Document) -> Verdict:
-    if document.data is not None:
-      return Drop("not_extracted", f"{document.media_type} is no text yet")
+    if (dropped := drop_bytes(document)) is not None:
+      return dropped
     if document.text is None:
       return Keep(document)
     if self.drop_lorem_ipsum and _LOREM.search(document.text):

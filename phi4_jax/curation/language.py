@@ -11,8 +11,16 @@ import functools
 from typing import Any
 
 from phi4_jax.common.errors import ConfigError
-from phi4_jax.curation.steps import Drop, Judge, Keep, Verdict, make_recipe
-from phi4_jax.data.documents import Document
+from phi4_jax.curation.steps import (
+  Drop,
+  Judge,
+  Keep,
+  Verdict,
+  add_labels,
+  drop_bytes,
+  make_recipe,
+)
+from phi4_jax.data.documents import Document, document_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,14 +77,14 @@ class IdentifyLanguage:
     return make_recipe(self, py3langid=version("py3langid"))
 
   def _judge(self, document: Document) -> Verdict:
-    if document.data is not None:
-      return Drop("not_extracted", f"{document.media_type} is no text yet")
-    sample = sample_text(_text_of(document), max_characters=self.max_characters)
+    if (dropped := drop_bytes(document)) is not None:
+      return dropped
+    sample = sample_text(document_text(document), max_characters=self.max_characters)
     letters = sum(character.isalpha() for character in sample)
     if letters < self.min_letters:
       if self.keep:
         return Drop("no_letters", f"{letters} letters, {self.min_letters} required")
-      return Keep(_labelled(document, "und", 0.0))
+      return Keep(add_labels(document, language="und", language_score=0.0))
     language, score = identify_language(sample)
     if self.keep and score < self.min_score:
       return Drop(
@@ -86,7 +94,7 @@ class IdentifyLanguage:
       return Drop(
         "other_language", f"{language} ({score:.2f}), kept: {', '.join(self.keep)}"
       )
-    return Keep(_labelled(document, language, score))
+    return Keep(add_labels(document, language=language, language_score=score))
 
 
 def identify_language(text: str) -> tuple[str, float]:
@@ -117,14 +125,3 @@ def _identifier() -> Any:
   from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
   return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-
-
-def _text_of(document: Document) -> str:
-  if document.messages is None:
-    return document.text or ""
-  return "\n".join(message["content"] for message in document.messages)
-
-
-def _labelled(document: Document, language: str, score: float) -> Document:
-  labels = {**document.labels, "language": language, "language_score": score}
-  return dataclasses.replace(document, labels=labels)

@@ -9,34 +9,26 @@ import dataclasses
 from typing import Any
 
 from phi4_jax.common.errors import ConfigError
-from phi4_jax.curation.quality_model import QualityModel, load_quality_model
-from phi4_jax.curation.steps import Drop, Judge, Keep, Verdict
-from phi4_jax.data.documents import Document, document_texts
-
-
-def score_document(model: QualityModel, document: Document) -> float | None:
-  """Returns the score of all its text; None if no text has been extracted."""
-  if document.data is not None:
-    return None
-  return model.score("\n".join(document_texts(document)))
-
-
-def add_labels(document: Document, **labels: Any) -> Document:
-  """Returns the document with further labels."""
-  return dataclasses.replace(document, labels={**document.labels, **labels})
-
-
-def step_recipe(step: Any, *path_fields: str, **digests: str) -> dict[str, Any]:
-  """Returns a recipe with contents in the place of paths."""
-  fields = dataclasses.asdict(step)
-  for name in path_fields:
-    del fields[name]
-  return {"step": type(step).__name__, **fields, **digests}
+from phi4_jax.curation.quality_model import load_quality_model
+from phi4_jax.curation.steps import (
+  Drop,
+  Judge,
+  Keep,
+  Verdict,
+  add_labels,
+  drop_bytes,
+  make_recipe,
+)
+from phi4_jax.data.documents import Document, document_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FilterQuality:
   """Labels each document with its score, and drops what is below a threshold.
+
+  Of a conversation, the contents of all turns are scored together.
+
+  Drops: low_quality, not_extracted.
 
   Attributes:
     model: a model.npz of `phi4 train_quality`.
@@ -73,9 +65,9 @@ class FilterQuality:
       threshold = model.keep_share_threshold(self.keep_share or 0.0)
 
     def judge(document: Document) -> Verdict:
-      score = score_document(model, document)
-      if score is None:
-        return Drop("not_text", "no text has been extracted")
+      if (dropped := drop_bytes(document)) is not None:
+        return dropped
+      score = model.score(document_text(document))
       if score < threshold:
         return Drop("low_quality", f"{score:.4f}, {threshold:.4f} required")
       return Keep(add_labels(document, **{self.label: round(score, 6)}))
@@ -84,4 +76,4 @@ class FilterQuality:
 
   def recipe(self) -> dict[str, Any]:
     digest = load_quality_model(self.model).digest
-    return step_recipe(self, "model", model_digest=digest)
+    return make_recipe(self, "model", model_digest=digest)

@@ -37,6 +37,8 @@ class Drop:
 
 
 Verdict = Keep | Drop
+# The reason to drop a document that a step cannot look at yet.
+NOT_EXTRACTED = "not_extracted"
 Judge = Callable[[Document], Verdict]
 
 
@@ -84,9 +86,28 @@ class CorpusStep(Protocol):
 Step = DocumentStep | CorpusStep
 
 
-def make_recipe(step: Any, **files: str) -> dict[str, Any]:
+def drop_bytes(document: Document) -> Drop | None:
+  """Returns why a document whose text has not been extracted is dropped, or None.
+
+  What every step that needs text says first.
+  """
+  if document.data is None:
+    return None
+  return Drop(NOT_EXTRACTED, f"{document.media_type} is no text yet")
+
+
+def add_labels(document: Document, **labels: Any) -> Document:
+  """Returns the document with further labels."""
+  return dataclasses.replace(document, labels={**document.labels, **labels})
+
+
+def make_recipe(step: Any, *path_fields: str, **files: Any) -> dict[str, Any]:
   """Returns the recipe of a step that its fields and the digests of files decide.
 
-  `make_recipe(self, model=digest)` in a step's `recipe`.
+  `make_recipe(self, "model", model_digest=digest)` in a step's `recipe`: what is in the
+  file decides, not where it lies.
   """
-  return {"step": type(step).__name__, **dataclasses.asdict(step), **files}
+  fields = dataclasses.asdict(step)
+  for name in path_fields:
+    del fields[name]
+  return {"step": type(step).__name__, **fields, **files}

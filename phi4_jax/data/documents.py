@@ -114,6 +114,11 @@ def document_texts(document: Document) -> tuple[str, ...]:
   return tuple(message["content"] for message in document.messages)
 
 
+def document_text(document: Document) -> str:
+  """Returns all of `document_texts`, one after the other on lines of their own."""
+  return "\n".join(document_texts(document))
+
+
 def no_text(document: Document) -> DataError:
   """Returns the error of who needs a text and was given bytes."""
   return DataError(

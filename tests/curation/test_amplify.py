@@ -131,7 +131,7 @@ def test_the_step_keeps_the_wanted_share(files):
   assert {v.reason for v in verdicts if isinstance(v, Drop)} == {
     "low_quality_for_topic"
   }
-  assert judge(Document(id="x", data=b"PK")).reason == "not_text"
+  assert judge(Document(id="x", data=b"PK")).reason == "not_extracted"
 
 
 def test_the_share_of_the_true_topics_rises_too(files):

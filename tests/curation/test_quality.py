@@ -159,7 +159,7 @@ def test_the_step_labels_and_drops(trained, model_file):
       assert verdict.detail == f"{model.score(text):.4f}, {threshold:.4f} required"
   assert 30 < kept < 90
   data = Document(id="x", data=b"PK", media_type="application/zip")
-  assert judge(data) == Drop("not_text", "no text has been extracted")
+  assert judge(data) == Drop("not_extracted", "application/zip is no text yet")
 
 
 def test_the_recipe_names_the_content_and_not_the_place(model_file, tmp_path):

@@ -10,6 +10,7 @@ from phi4_jax.data.documents import (
   Document,
   check_messages,
   document_from_json,
+  document_text,
   document_texts,
   document_to_json,
 )
@@ -64,6 +65,8 @@ def test_texts_of_either_kind():
   assert document_texts(Document(id="a", text="x")) == ("x",)
   answer = {"role": "assistant", "content": "yo"}
   assert document_texts(Document(id="a", messages=(HI, answer))) == ("hi", "yo")
+  assert document_text(Document(id="a", text="x")) == "x"
+  assert document_text(Document(id="a", messages=(HI, answer))) == "hi\nyo"
 
 
 def test_what_is_known_of_a_document_survives_json():
