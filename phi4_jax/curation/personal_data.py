@@ -1,28 +1,40 @@
 """Personal data in texts: e-mail, phone, IP, card, account and insurance numbers.
 
-What is found is replaced by its kind in brackets and counted. Each pattern is checked
-further (Luhn, mod 97, ranges, words before it), because code and formulas are full of
-numbers that look like phone numbers; inside code and formulas a number needs a word
-before it that says what it is.
+What is found is replaced by its kind in brackets and counted. Code and formulas are
+full of numbers that look like phone numbers; inside them a number needs a word before
+it that says what it is. How each kind is told is in `personal_data_kinds.py`.
 
 Differs: the paper does not say how personal data is treated.
 """
 
 import bisect
 import dataclasses
-import ipaddress
+import functools
+import io
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, cast
 
 from phi4_jax.common.errors import ConfigError
-from phi4_jax.curation.steps import Drop, Judge, Keep, Verdict, make_recipe
+from phi4_jax.curation.personal_data_kinds import KINDS, SELF_EVIDENT
+from phi4_jax.curation.steps import (
+  Judge,
+  Keep,
+  Verdict,
+  drop_bytes,
+  make_recipe,
+)
 from phi4_jax.data.documents import Document, Message
 
-Match = re.Match[str]
+Span = tuple[int, int, str]
 # A word this close before a number says what it is.
 _CUE_CHARACTERS = 40
+# No number that is looked for is longer, and no check looks further round it.
+_NUMBER_CHARACTERS = 64
+# Of the whole text. The third one finds nothing, unless somebody has planned that it
+# should; without a limit his text would be searched as often as he likes.
+_MAX_SEARCHES = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,11 +55,11 @@ class MaskPersonalData:
   placeholder: str = "[{kind}]"
 
   def __post_init__(self):
-    unknown = sorted(set(self.kinds) - set(_KINDS))
+    unknown = sorted(set(self.kinds) - set(KINDS))
     if unknown or not self.kinds:
       raise ConfigError(
         f"MaskPersonalData.kinds ({', '.join(self.kinds) or 'empty'}) must name some "
-        f"of {', '.join(_KINDS)}."
+        f"of {', '.join(KINDS)}."
       )
     try:
       shown = {self.placeholder.format(kind=kind) for kind in ("A", "B")}
@@ -61,8 +73,8 @@ class MaskPersonalData:
 
   def make_judge(self) -> Judge:
     def judge(document: Document) -> Verdict:
-      if document.data is not None:
-        return Drop("not_extracted", f"{document.media_type} is no text yet")
+      if (dropped := drop_bytes(document)) is not None:
+        return dropped
       counts: Counter[str] = Counter()
       if document.messages is None:
         text = self._mask(document.text or "", counts)
@@ -89,9 +101,12 @@ class MaskPersonalData:
     return make_recipe(self)
 
   def _mask(self, text: str, counts: Counter[str]) -> str:
-    # Again, until nothing is found: a number that stood beside another is told more
-    # easily once that is gone. Each round takes digits away and adds none.
-    while found := find_personal_data(text, kinds=self.kinds):
+    # Again, until nothing is found: a placeholder is shorter than what it stands for,
+    # so that a word may come close enough to a number to say what it is.
+    for _ in range(_MAX_SEARCHES):
+      found = find_personal_data(text, kinds=self.kinds)
+      if not found:
+        break
       parts, position = [], 0
       for start, end, kind in found:
         parts += [text[position:start], self.placeholder.format(kind=kind.upper())]
@@ -101,55 +116,121 @@ class MaskPersonalData:
     return text
 
 
-def find_personal_data(
-  text: str, *, kinds: tuple[str, ...]
-) -> list[tuple[int, int, str]]:
+def find_personal_data(text: str, *, kinds: tuple[str, ...]) -> list[Span]:
   """Returns (start, end, kind) of what is found, in order and without overlaps.
 
   Where two kinds overlap, the one that is named first in `kinds` has it.
+
+  A number that stands beside another is told more easily once that is gone: what is
+  found is blotted out, and what stands round it is searched again, until nothing more
+  is found there. The work grows with the length of the text, whatever is in it.
   """
-  taken: list[tuple[int, int, str]] = []
-  technical: _Spans | None = None
+  technical = _Technical(text)
+  numbers = tuple(kind for kind in kinds if kind != "email")
+  taken: list[Span] = []
+  blotted = io.StringIO(text)
+  found = _search(text, kinds, technical)
+  while found:
+    taken += found
+    for start, end, kind in found:
+      blotted.seek(start)
+      blotted.write(_blot(kind, end - start))
+    found = [
+      span
+      for low, high in _neighbourhoods(found)
+      for span in _search_part(blotted, low, high, numbers, technical)
+    ]
+  return sorted(taken)
+
+
+def _blot(kind: str, size: int) -> str:
+  # As long as what it hides, so that places stay; a kind is a word that says what
+  # stands behind it.
+  return f"{kind.upper()}]".rjust(size, "[")[-size:]
+
+
+def _neighbourhoods(found: Sequence[Span]) -> list[tuple[int, int]]:
+  """Returns where other numbers may be told now, in order, without overlaps."""
+  places: list[tuple[int, int]] = []
+  for start, end, _ in found:
+    low = max(0, start - _NUMBER_CHARACTERS)
+    high = end + _CUE_CHARACTERS + _NUMBER_CHARACTERS
+    if places and low <= places[-1][1]:
+      low, _ = places.pop()
+    places.append((low, high))
+  return places
+
+
+def _search_part(
+  text: io.StringIO,
+  low: int,
+  high: int,
+  kinds: tuple[str, ...],
+  technical: "_Technical",
+) -> list[Span]:
+  """Returns what is found from `low` to `high`, and no part of what reaches beyond."""
+  offset = max(0, low - _NUMBER_CHARACTERS)
+  text.seek(offset)
+  part = text.read(high + _NUMBER_CHARACTERS - offset)
+  found = _search(part, kinds, technical, offset=offset, start=low - offset)
+  return [span for span in found if span[1] <= high]
+
+
+def _search(
+  text: str,
+  kinds: tuple[str, ...],
+  technical: "_Technical",
+  *,
+  offset: int = 0,
+  start: int = 0,
+) -> list[Span]:
+  """Returns what one search of a text finds that begins at `offset` of the whole."""
+  kept = _Spans([])
   for kind in kinds:
-    pattern, is_real, cue = _KINDS[kind]
+    pattern, is_real, cue = KINDS[kind]
     if kind == "email" and "@" not in text:
       continue
-    for match in pattern.finditer(text):
-      if technical is None:
-        technical = _Spans(_technical_spans(text))
+    found = []
+    for match in pattern.finditer(text, start):
       cued = cue is not None and bool(
         cue.search(text, max(0, match.start() - _CUE_CHARACTERS), match.start())
       )
-      if kind not in _SELF_EVIDENT and not cued and technical.contains(match.start()):
+      span = (offset + match.start(), offset + match.end(), kind)
+      if kind not in SELF_EVIDENT and not cued and technical.contains(span[0]):
         continue
-      if is_real(match, cued):
-        taken.append((match.start(), match.end(), kind))
-  rank = {kind: i for i, kind in enumerate(kinds)}
-  taken.sort(key=lambda span: (rank[span[2]], span[0]))
-  kept = _Spans([])
-  for span in taken:
-    kept.add(span)
+      if is_real(match, cued) and not kept.overlaps(span):
+        found.append(span)
+    if found:
+      kept = _Spans(sorted(kept.spans + found))
   return kept.spans
 
 
 class _Spans:
   """Spans of a text in order, none of which overlaps another."""
 
-  def __init__(self, spans: list[tuple[int, int, str]]):
+  def __init__(self, spans: list[Span]):
     self.spans = spans
 
   def contains(self, position: int) -> bool:
-    i = bisect.bisect_right(self.spans, position, key=lambda span: span[0])
-    return i > 0 and position < self.spans[i - 1][1]
+    return self.overlaps((position, position + 1, ""))
 
-  def add(self, span: tuple[int, int, str]) -> None:
-    """Adds a span, unless it overlaps one that is there."""
-    i = bisect.bisect_right(self.spans, span[0], key=lambda other: other[0])
-    if i > 0 and self.spans[i - 1][1] > span[0]:
-      return
-    if i < len(self.spans) and self.spans[i][0] < span[1]:
-      return
-    self.spans.insert(i, span)
+  def overlaps(self, span: Span) -> bool:
+    i = bisect.bisect_left(self.spans, span[1], key=lambda other: other[0])
+    return i > 0 and self.spans[i - 1][1] > span[0]
+
+
+class _Technical:
+  """Code and formulas of a text; looked for only when somebody asks."""
+
+  def __init__(self, text: str):
+    self._text = text
+
+  def contains(self, position: int) -> bool:
+    return self._spans.contains(position)
+
+  @functools.cached_property
+  def _spans(self) -> _Spans:
+    return _Spans([(m.start(), m.end(), "") for m in _TECHNICAL.finditer(self._text)])
 
 
 _TECHNICAL = re.compile(
@@ -158,186 +239,3 @@ _TECHNICAL = re.compile(
   r"|\\\[.{1,1000}?\\\]|\\begin\{(?P<name>\w+)\*?\}.{1,3000}?\\end\{(?P=name)",
   re.DOTALL | re.MULTILINE,
 )
-
-
-def _technical_spans(text: str) -> list[tuple[int, int, str]]:
-  return [(m.start(), m.end(), "") for m in _TECHNICAL.finditer(text)]
-
-
-# --- e-mail ------------------------------------------------------------------------
-
-_EMAIL = re.compile(
-  r"(?<![\w.+/@-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9][A-Za-z0-9-]{0,62}\.){1,5}"
-  r"([A-Za-z]{2,15})\b(?![@(\[])"
-)
-# Endings of addresses that are not two letters; a word of code is none of them.
-_LONG_DOMAINS = frozenset(
-  (
-    "com", "org", "net", "edu", "gov", "mil", "int", "info", "biz", "name", "pro",
-    "mobi", "app", "dev", "online", "site", "shop", "tech", "cloud", "email", "blog",
-    "museum", "aero", "coop", "travel", "jobs",
-  )
-)  # fmt: skip
-# RFC 2606 keeps these for examples: nobody's address.
-_RESERVED = re.compile(r"@(?:.*\.)?(?:example\.(?:com|org|net|edu)|test|localhost)$")
-
-
-def _is_email(match: Match, cued: bool) -> bool:
-  ending, address = match[1], match[0]
-  if not (ending.islower() or ending.isupper()):
-    return False  # q@k.mT is a product of matrices
-  if len(ending) > 2 and ending.lower() not in _LONG_DOMAINS:
-    return False
-  local = address.partition("@")[0]
-  if local == "git" or ".." in local or local.endswith("."):
-    return False  # git@github.com is a place for code
-  return not _RESERVED.search(address.lower())
-
-
-# --- bank accounts and cards -------------------------------------------------------
-
-_IBAN = re.compile(
-  r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?"
-  r"(?![A-Za-z0-9])"
-)
-_CARD = re.compile(
-  r"(?<![\w.+/-])(?:\d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{1,3})?|"
-  r"3\d{3}([ -])\d{6}\2\d{5}|\d{13,19})(?![\w/-]|\.\d)"
-)
-_CARD_CUE = re.compile(
-  r"\b(?:card|visa|mastercard|master ?card|amex|american express|credit|debit|"
-  r"payment)\b",
-  re.IGNORECASE,
-)
-
-
-def is_iban(text: str) -> bool:
-  """Checks the check digits of an account number (ISO 13616, mod 97 is 1)."""
-  compact = text.replace(" ", "")
-  if not 15 <= len(compact) <= 34:
-    return False
-  digits = "".join(str(int(c, 36)) for c in compact[4:] + compact[:4])
-  return int(digits) % 97 == 1
-
-
-def passes_luhn(digits: str) -> bool:
-  """Checks the last digit of a card number (ISO/IEC 7812, Luhn)."""
-  total = 0
-  for i, digit in enumerate(reversed(digits)):
-    value = int(digit) * (1 + i % 2)
-    total += value - 9 if value > 9 else value
-  return total % 10 == 0
-
-
-def _is_card(match: Match, cued: bool) -> bool:
-  digits = re.sub(r"\D", "", match[0])
-  if len(digits) == len(match[0]) and not cued:
-    return False  # a long number; one in ten passes the check below
-  first, size = int(digits[:4]), len(digits)
-  known = (
-    (digits[0] == "4" and size in (13, 16, 19))
-    or ((5100 <= first < 5600 or 2221 <= first < 2721) and size == 16)
-    or (first // 100 in (34, 37) and size == 15)
-    or (first // 100 in (36, 38) and size >= 14)
-    or ((first == 6011 or first // 100 == 65 or 3528 <= first < 3590) and size >= 16)
-  )
-  return known and passes_luhn(digits)
-
-
-# --- social security ---------------------------------------------------------------
-
-_SSN = re.compile(r"(?<![\w.+/-])(\d{3})-(\d{2})-(\d{4})(?![\w/-]|\.\d)")
-_SSN_CUE = re.compile(r"\b(?:ssn|social security|tax(?:payer)? id)\b", re.IGNORECASE)
-_ARITHMETIC_BEFORE = re.compile(r"[-=+*/^<>($\\][ \t]*$")
-_ARITHMETIC_AFTER = re.compile(r"[ \t]*[=+*/^<>)$\\]")
-
-
-def _is_ssn(match: Match, cued: bool) -> bool:
-  area, group, serial = match[1], match[2], match[3]
-  if area in ("000", "666") or area >= "900" or group == "00" or serial == "0000":
-    return False  # never given out
-  return cued or not _looks_like_arithmetic(match)
-
-
-def _looks_like_arithmetic(match: Match) -> bool:
-  text = match.string
-  before = text[max(0, match.start() - 3) : match.start()]
-  return bool(
-    _ARITHMETIC_BEFORE.search(before) or _ARITHMETIC_AFTER.match(text, match.end())
-  )
-
-
-# --- addresses of machines ---------------------------------------------------------
-
-_IP = re.compile(
-  r"(?<![\w.:/-])(?:\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"
-  r"|[0-9A-Fa-f]{1,4}(?:::?[0-9A-Fa-f]{1,4}){3,7}(?![\w:]))"
-)
-_VERSION = re.compile(
-  r"(?:\bv|version|release|section|chapter|clause|table|figure|[=<>~^]=?|§)\s*$",
-  re.IGNORECASE,
-)
-_IP_CUE = re.compile(r"\b(?:ip|host|server|address|client|from)\b", re.IGNORECASE)
-
-
-def _is_ip(match: Match, cued: bool) -> bool:
-  before = match.string[max(0, match.start() - 12) : match.start()]
-  if "." in match[0] and _VERSION.search(before):
-    return False
-  try:
-    address = ipaddress.ip_address(match[0])
-  except ValueError:
-    return False
-  # 10.0.0.1 is in every house; and two colons are also C++.
-  if address.version == 6 and address not in _GLOBAL_UNICAST:
-    return False
-  return address.is_global
-
-
-_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
-
-# --- phone --------------------------------------------------------------------------
-
-_PHONE = re.compile(
-  r"(?<![\w.+/=*^-])(?:\+[1-9]\d{0,2}(?:[ ./-]?\(?\d{1,5}\)?){1,6}"  # +49 30 123456
-  r"|\([2-9]\d{2}\) ?[2-9]\d{2}[ .-]\d{4}"  # (212) 555-0100
-  r"|[2-9]\d{2}([.-])[2-9]\d{2}\1\d{4}"  # 212-555-0100
-  r"|0\d{1,4}(?:[ ./-]\d{2,8}){1,4})"  # 030 1234567, only after a word
-  r"(?![\w/]|[.,]\d|-\d)"
-)
-_PHONE_CUE = re.compile(
-  r"\b(?:phone|tel|telephone|telefon|tél|téléphone|teléfono|call|fax|mobile|cell|"
-  r"handy|whatsapp|sms|dial|contact)\b",
-  re.IGNORECASE,
-)
-_THOUSANDS = re.compile(r"\+\d{1,3}(?:[ .]\d{3})+$")
-
-
-def _is_phone(match: Match, cued: bool) -> bool:
-  text = match[0]
-  digits = sum(character.isdigit() for character in text)
-  if not 8 <= digits <= 15:
-    return False
-  if cued:
-    return True
-  if text.startswith("0"):
-    return False
-  if text.startswith("+") and (text[1:].isdigit() or _THOUSANDS.match(text)):
-    return False  # a sign and a number
-  before = match.string[max(0, match.start() - 2) : match.start()].strip()
-  if before[-1:].isdigit() or before[-1:] == ")":
-    return False  # 3 +12 34
-  return not _looks_like_arithmetic(match)
-
-
-_Check = Callable[[Match, bool], bool]
-_KINDS: dict[str, tuple[re.Pattern[str], _Check, re.Pattern[str] | None]] = {
-  "email": (_EMAIL, _is_email, None),
-  "iban": (_IBAN, lambda match, cued: is_iban(match[0]), None),
-  "card": (_CARD, _is_card, _CARD_CUE),
-  "ssn": (_SSN, _is_ssn, _SSN_CUE),
-  "ip": (_IP, _is_ip, _IP_CUE),
-  "phone": (_PHONE, _is_phone, _PHONE_CUE),
-}
-# What they are can be told without a word before them, in code, too.
-_SELF_EVIDENT = frozenset(("email", "iban"))

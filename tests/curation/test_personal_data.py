@@ -3,12 +3,9 @@ import random
 import pytest
 
 from phi4_jax.common.errors import ConfigError
-from phi4_jax.curation.personal_data import (
-  MaskPersonalData,
-  find_personal_data,
-  is_iban,
-  passes_luhn,
-)
+from phi4_jax.curation import personal_data
+from phi4_jax.curation.personal_data import MaskPersonalData, find_personal_data
+from phi4_jax.curation.personal_data_kinds import is_iban, passes_luhn
 from phi4_jax.curation.steps import DocumentStep, Drop, Keep
 from phi4_jax.data.documents import Document
 
@@ -163,9 +160,68 @@ def test_bytes_are_not_searched():
 @pytest.mark.parametrize(
   "text",
   ["a@" * 50_000, "1-" * 50_000, "+1 " * 50_000, "1.2." * 50_000, "A" * 100_000]
-  + ["`" * 100_000, "$a" * 50_000, "\\(" * 50_000, "+1" + " 1" * 100_000],
-  ids=range(9),
+  + ["`" * 100_000, "$a" * 50_000, "\\(" * 50_000, "+1" + " 1" * 100_000]
+  # Numbers that could be parted in thousands of ways: minutes, if all were tried.
+  + [(" +" + "1234567890" * 3 + "a") * 30_000],
+  ids=range(10),
 )
 def test_hostile_texts_are_searched_in_one_pass(text):
   # With a number in front, so that code and formulas are looked for, too.
   assert mask(f"212-555-0142\n{text}").startswith("[PHONE]\n")
+
+
+# Of each only the last, or the first, is told before its neighbours are gone.
+CHAINS = {
+  "to the left": ("{}", ",212-555-0142"),
+  "to the right": ("Tel. {}", " 030 90182000,"),
+  "without blanks": ("Tel. {}", "+49 30 90182000"),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_each_number_of_a_chain_is_told_from_its_neighbours(name):
+  before, number = CHAINS[name]
+  masked = mask(before.format(number * 30))
+  assert masked.count("[PHONE]") == 30
+  assert not any(character.isdigit() for character in masked)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_work_for_a_chain_grows_with_its_length(name, monkeypatch):
+  searched = 0
+  search = personal_data._search
+
+  def counted(text, *args, **kwargs):
+    nonlocal searched
+    searched += len(text)
+    return search(text, *args, **kwargs)
+
+  monkeypatch.setattr(personal_data, "_search", counted)
+  before, number = CHAINS[name]
+  work = []
+  for count in (500, 1_000, 10_000):
+    searched = 0
+    assert mask(before.format(number * count)).count("[PHONE]") == count
+    work.append(searched / count)
+  assert max(work) < 1.1 * min(work)
+
+
+def test_code_stays_code_when_what_is_in_it_is_masked():
+  text = "`call 212-555-0142` and `x = 212-555-0143` and 212-555-0144"
+  # The name of what is blotted out is a word that says what the next one is.
+  assert mask(text) == "`call [PHONE]` and `x = [PHONE]` and [PHONE]"
+  far = "`call 212-555-0142`" + " and" * 20 + " `x = 212-555-0143`"
+  assert mask(far) == "`call [PHONE]`" + " and" * 20 + " `x = 212-555-0143`"
+
+
+def test_a_word_that_comes_closer_by_masking_says_what_a_number_is():
+  text = "Tel. 2a00:1450:4001:82a:0:0:0:200e (the office), 030 90182000"
+  assert mask(text) == "Tel. [IP] (the office), [PHONE]"
+
+
+def test_a_list_is_masked_with_any_placeholder():
+  text = "Tel. 030 90182000, 030 90182001, 030 90182002\r\n212-555-0142"
+  masked = mask(text)
+  assert masked == "Tel. [PHONE], [PHONE], [PHONE]\r\n[PHONE]"
+  other = mask(text, placeholder="<a long one, for {kind}, that says much more>")
+  assert other.count("PHONE") == 4 and "0" not in other
