@@ -19,8 +19,8 @@ import numpy as np
 
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.curation import minhash, minhash_shingles
-from phi4_jax.curation.steps import Drop, make_recipe
-from phi4_jax.data.documents import Document, document_texts
+from phi4_jax.curation.steps import NOT_EXTRACTED, Drop, make_recipe
+from phi4_jax.data.documents import Document, document_text
 
 _DIGEST_BYTES = 16
 _NORMALISATIONS = ("none", "whitespace", "words")
@@ -37,11 +37,16 @@ class DropExactDuplicates:
   While keys are judged, 16 bytes a document are held for its digest and 40 for
   sorting.
 
+  Drops: exact_duplicate.
+
   Attributes:
-    normalisation: what does not count as a difference: "none"; "whitespace" (runs of
-      blanks, and those at the ends); or "words" (letter case, Unicode's compatible
-      forms and everything that is no letter or digit, too). The last takes "a + b"
-      and "a - b" for the same: it is not for mathematics and code.
+    normalisation: what does not count as a difference: "none"; "whitespace" (how many
+      blanks stand between the words of a line and behind them, how lines end, and
+      empty lines before and after all; indentation and the borders of lines do count,
+      since programs are told by them); or "words" (all blanks, letter case, Unicode's
+      compatible forms and everything that is no letter or digit). The last takes
+      "a + b" and "a - b" for the same: it is not for mathematics and code. A text
+      without any word ("+ - *", emoji) is then compared as it is.
   """
 
   normalisation: Literal["none", "whitespace", "words"] = "whitespace"
@@ -72,10 +77,12 @@ class DropExactDuplicates:
 
   def _normalise(self, text: str) -> bytes:
     if self.normalisation == "words":
-      return minhash_shingles.hash_words(text).tobytes()
+      words = minhash_shingles.hash_words(text)
+      if words.size:
+        return b"words" + words.tobytes()
     if self.normalisation == "whitespace":
-      text = " ".join(text.split())
-    return text.encode("utf-8")
+      text = _tidy_blanks(text)
+    return b"text:" + text.encode("utf-8")
 
   def judge_keys(self, keys: Iterable[bytes]) -> Iterator[Drop | None]:
     joined = bytearray()
@@ -97,7 +104,18 @@ class DropExactDuplicates:
         yield Drop("exact_duplicate", f"the same as #{first}")
 
   def recipe(self) -> dict[str, Any]:
-    return make_recipe(self)
+    # Keys of the first kind took another indentation for the same.
+    return make_recipe(self, keys="2")
+
+
+def _tidy_blanks(text: str) -> str:
+  """Returns lines with their indentation, and one blank between words."""
+  lines = []
+  for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
+    indentation = line[: len(line) - len(line.lstrip())]
+    words = " ".join(line.split())
+    lines.append(indentation + words if words else "")
+  return "\n".join(lines).strip("\n")
 
 
 def _digest(kind: bytes, content: bytes) -> bytes:
@@ -120,9 +138,10 @@ class DropNearDuplicates:
   memory beside it.
 
   A document with fewer words than `shingle_size` is one shingle: it equals its own
-  copies and is similar to nothing else. One without any word is kept. One whose text
-  has not been extracted is dropped as "not_text". Of a conversation, the contents of
-  all turns are compared, one after the other.
+  copies and is similar to nothing else. One without any word is kept. Of a
+  conversation, the contents of all turns are compared, one after the other.
+
+  Drops: near_duplicate, not_extracted.
 
   Attributes:
     threshold: the estimated Jaccard index that makes a duplicate.
@@ -182,7 +201,7 @@ class DropNearDuplicates:
       if document.data is not None:
         return _NOT_TEXT
       # What stands twice in a set changes no minimum: it need not be sorted out.
-      shingles = self._windows("\n".join(document_texts(document)))
+      shingles = self._windows(document_text(document))
       return sign(shingles).astype("<u4").tobytes() if shingles.size else _NO_SHINGLE
 
     return make_key
@@ -215,7 +234,7 @@ class DropNearDuplicates:
           row += 1
         else:
           is_text = place not in not_text
-          yield None if is_text else Drop("not_text", "no text has been extracted")
+          yield None if is_text else Drop(NOT_EXTRACTED, "it is no text yet")
 
   def _store(
     self, keys: Iterable[bytes], file: IO[bytes]

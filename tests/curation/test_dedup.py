@@ -51,11 +51,51 @@ def test_both_are_steps_with_recipes():
   [("none", [4]), ("whitespace", [1, 4]), ("words", [1, 2, 3, 4])],
 )
 def test_exact_duplicates_after_normalisation(normalisation, dropped):
-  documents = texts("a b", " a\n b ", "A  b!", "a - b", "a b", "a c")
+  documents = texts("a b", "\r\na \t b \n", "A  b!", "a - b", "a b", "a c")
   verdicts = judge(DropExactDuplicates(normalisation=normalisation), documents)
   assert [i for i, v in enumerate(verdicts) if v] == dropped
   for verdict in filter(None, verdicts):
     assert verdict == Drop("exact_duplicate", "the same as #0")
+
+
+PROGRAM = "if a:\n  b()\n\n  c()\n"
+
+
+@pytest.mark.parametrize(
+  "other, same",
+  [
+    ("if a:\n  b()\n\nc()\n", False),
+    ("if a:\n\tb()\n\n\tc()\n", False),
+    ("if a:\n  b()\n  c()\n", False),
+    ("if a: b()\n\n  c()\n", False),
+    ("  if a:\n  b()\n\n  c()\n", False),
+    ("\n \nif  a:\r\n  b() \r\n\t\r\n  c()", True),
+  ],
+)
+def test_blanks_that_a_program_is_told_by_are_a_difference(other, same):
+  (_, verdict) = judge(DropExactDuplicates(), texts(PROGRAM, other))
+  assert (verdict is not None) == same
+
+
+def test_texts_without_a_word_are_compared_as_they_are():
+  documents = texts(
+    "\u2211\u222b \u2192 \u221e",
+    "+ - * /",
+    "\U0001f600",
+    "",
+    "...",
+    "+ - * /",
+    "+  - * /",
+    "",
+  )
+  verdicts = judge(DropExactDuplicates(normalisation="words"), documents)
+  assert [v.detail if v else None for v in verdicts] == [
+    None, None, None, None, None, "the same as #1", None, "the same as #3",
+  ]  # fmt: skip
+  # What has no word is no hash of what has one.
+  hashes = minhash_shingles.hash_words("a b").tobytes()
+  step = DropExactDuplicates(normalisation="words")
+  assert step._normalise("...") == b"text:..." and step._normalise("a b")[5:] == hashes
 
 
 def test_a_text_a_conversation_and_bytes_are_three_things():
@@ -140,7 +180,7 @@ def test_conversations_are_compared_and_bytes_are_not():
   documents = [chat("hi", words), chat("hi", words), Document(id="x", data=b"PK")]
   verdicts = judge(DropNearDuplicates(), documents)
   assert [v.reason if v else None for v in verdicts] == [
-    None, "near_duplicate", "not_text",
+    None, "near_duplicate", "not_extracted",
   ]  # fmt: skip
 
 
