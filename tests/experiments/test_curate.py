@@ -10,16 +10,20 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from experiments import curate
 from experiments.config import load
-from experiments.curate import CurateConfig
+from experiments.curate import CurateConfig, CurationStep
 from experiments.curate_progress import CurateProgress
 from experiments.materialize import MaterializeConfig
 from experiments.reporting.curation_page import curation_page
 from phi4_jax.common.errors import ConfigError
+from phi4_jax.curation.decontaminate import Decontaminate
+from phi4_jax.curation.extract import ExtractText
 from phi4_jax.curation.pipeline import PipelineProgress, run_pipeline
 from phi4_jax.curation.steps import Drop
 from phi4_jax.data.curated import CuratedSource
@@ -65,6 +69,30 @@ def test_the_demo(tmp_path, capsys):
   assert read_outputs(tmp_path / "a") == read_outputs(tmp_path / "b")
   other = json.loads((tmp_path / "b" / "result.json").read_text())
   assert other["fingerprint"] == result["fingerprint"]
+
+
+@pytest.mark.parametrize("step", get_args(CurationStep), ids=lambda s: s.__name__)
+def test_the_docs_have_each_step_with_its_fields_and_reasons(step):
+  docs = (Path(__file__).parents[2] / "docs/curation.md").read_text()
+  row = re.search(rf"^\| `{step.__name__}` \|.*$", docs, re.MULTILINE)
+  assert row is not None
+  named = set(re.findall(r"`(\w+)`", row[0]))
+  assert {field.name for field in dataclasses.fields(step)} <= named
+  reasons = re.search(r"Drops: (.*?)\.(?:\s|$)", step.__doc__, re.DOTALL)
+  found = set(
+    re.findall(r"[a-z]\w*_\w+|encrypted|unreadable", reasons[1] if reasons else "")
+  )
+  # The reasons of ExtractText have a table of their own.
+  somewhere = set(re.findall(r"`(\w+)`", docs)) if step is ExtractText else named
+  assert found - {"not_extracted"} <= somewhere
+  assert found or step is Decontaminate
+
+
+def test_the_docs_have_no_step_that_is_none():
+  docs = (Path(__file__).parents[2] / "docs/curation.md").read_text()
+  table = docs[docs.index("| step |") :].partition("\n\n")[0]
+  rows = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+  assert sorted(rows) == sorted(step.__name__ for step in get_args(CurationStep))
 
 
 def test_other_settings_need_to_be_said(tmp_path, capsys):
