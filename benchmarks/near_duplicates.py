@@ -24,10 +24,10 @@ from typing import Any
 from benchmarks import harness, planted_duplicates
 from benchmarks.arms import ROOT
 from benchmarks.harness import Benchmark, Case, Contender
+from phi4_jax.common.statistics import wilson_interval
 from phi4_jax.common.text import format_table
 from phi4_jax.curation import minhash
 from phi4_jax.curation.dedup import DropNearDuplicates
-from phi4_jax.curation.quality_metrics import wilson
 from phi4_jax.data.documents import Document
 
 NUM_ORIGINALS, QUICK_ORIGINALS = 8000, 800
@@ -81,11 +81,15 @@ def _measure_threshold(
     "bands": step.bands.count,
     "rows": step.bands.rows,
     "levels": levels,
-    "recall": wilson(sum(similar), len(similar))._asdict() if similar else None,
-    "recall_beyond_margin": wilson(sum(clear), len(clear))._asdict() if clear else None,
-    "precision": wilson(right, dropped)._asdict() if dropped else None,
+    "recall": wilson_interval(sum(similar), len(similar))._asdict()
+    if similar
+    else None,
+    "recall_beyond_margin": wilson_interval(sum(clear), len(clear))._asdict()
+    if clear
+    else None,
+    "precision": wilson_interval(right, dropped)._asdict() if dropped else None,
     "precision_within_margin": (
-      wilson(nearly_right, dropped)._asdict() if dropped else None
+      wilson_interval(nearly_right, dropped)._asdict() if dropped else None
     ),
   }
 

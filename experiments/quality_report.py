@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.plots import new_figure
 from phi4_jax.common.io import write_atomic
+from phi4_jax.common.statistics import Interval
 from phi4_jax.common.text import format_table
 from phi4_jax.curation import quality_metrics
 
@@ -50,10 +51,10 @@ def write_quality_report(
 ) -> str:
   """Writes report.md and returns it."""
   rows = [
-    [name, figures["classes"][name], str(quality_metrics.Interval(**area))]
+    [name, figures["classes"][name], f"{Interval(**area):.4f}"]
     for name, area in figures["roc_auc"].items()
   ]
-  accuracy = quality_metrics.Interval(**figures["accuracy"])
+  accuracy = Interval(**figures["accuracy"])
   lines = [
     f"# Classifier of {', '.join(figures['classes'])}",
     "",
@@ -61,11 +62,11 @@ def write_quality_report(
     "",
     format_table(["class", "documents", "ROC-AUC (DeLong)"], rows),
     "",
-    f"Accuracy {accuracy}.",
+    f"Accuracy {accuracy:.4f}.",
   ]
   if "best_roc_auc" in figures:
-    best = quality_metrics.Interval(**figures["best_roc_auc"])
-    lines += ["", f"The best that there can be, by the true probabilities: {best}."]
+    best = Interval(**figures["best_roc_auc"])
+    lines += ["", f"The best that there can be, by the true probabilities: {best:.4f}."]
   lines += [
     "",
     f"## Calibration of {positive!r}",
@@ -108,7 +109,7 @@ def _threshold_table(scores: np.ndarray, labels: np.ndarray, precision: float) -
     if row is not None:
       rows.append(
         [
-          name, f"{threshold:.4f}", f"{row.keep_share:.1%}", str(row.precision),
+          name, f"{threshold:.4f}", f"{row.keep_share:.1%}", f"{row.precision:.4f}",
           f"{row.recall:.3f}",
         ]
       )  # fmt: skip

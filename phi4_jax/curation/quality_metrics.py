@@ -10,29 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
+from phi4_jax.common.statistics import Interval, wilson_interval
+
 _Z = float(special.ndtri(0.975))
-
-
-class Interval(NamedTuple):
-  """An estimate between its lower and upper confidence bound."""
-
-  estimate: float
-  low: float
-  high: float
-
-  def __str__(self) -> str:
-    return f"{self.estimate:.4f} [{self.low:.4f}, {self.high:.4f}]"
-
-
-def wilson(successes: int | float, trials: int | float) -> Interval:
-  """Wilson's score interval of a share."""
-  share = successes / trials
-  shrink = 1 + _Z**2 / trials
-  centre = (share + _Z**2 / (2 * trials)) / shrink
-  half = _Z * math.sqrt(share * (1 - share) / trials + _Z**2 / (4 * trials**2)) / shrink
-  return Interval(
-    share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
-  )
 
 
 def roc_auc(scores: np.ndarray, labels: np.ndarray) -> Interval:
@@ -61,7 +41,7 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> Interval:
   area = float(above.mean())
   variance = float(above.var(ddof=1) / m + below.var(ddof=1) / n)
   if variance == 0 or area in (0.0, 1.0):
-    return wilson(area * min(m, n), min(m, n))
+    return wilson_interval(area * min(m, n), min(m, n))
   half = _Z * math.sqrt(variance) / (area * (1 - area))
   logit = float(special.logit(area))
   return Interval(
@@ -85,7 +65,7 @@ def reliability(
   rows = []
   for part in np.array_split(order, num_bins):
     if part.size:
-      observed = wilson(float(labels[part].sum()), part.size)
+      observed = wilson_interval(float(labels[part].sum()), part.size)
       rows.append(ReliabilityRow(part.size, float(probs[part].mean()), observed))
   return rows
 
@@ -132,7 +112,9 @@ def threshold_row(
   if not count:
     return None
   recall = good / max(int(labels.sum()), 1)
-  return ThresholdRow(threshold, count / scores.size, wilson(good, count), recall)
+  return ThresholdRow(
+    threshold, count / scores.size, wilson_interval(good, count), recall
+  )
 
 
 def keep_share_threshold(scores: np.ndarray, keep_share: float) -> float:

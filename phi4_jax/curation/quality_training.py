@@ -20,6 +20,7 @@ import numpy as np
 from scipy import sparse
 
 from phi4_jax.common.errors import ConfigError, DataError
+from phi4_jax.common.statistics import wilson_interval
 from phi4_jax.curation import quality_metrics
 from phi4_jax.curation.quality_annotations import Annotation
 from phi4_jax.curation.quality_features import make_matrix
@@ -196,7 +197,7 @@ def describe_held_out(scored: HeldOut, positive: str, *, seed: int) -> dict[str,
         strict=True,
       )
     ),
-    "accuracy": quality_metrics.wilson(right, len(scored.labels))._asdict(),
+    "accuracy": wilson_interval(right, len(scored.labels))._asdict(),
     "roc_auc": areas,
     "calibration_error": quality_metrics.calibration_error(scores, is_positive),
     "calibration_error_of_chance": quality_metrics.calibration_error_of_chance(

@@ -5,57 +5,12 @@ All intervals are two-sided; `level` is their nominal coverage.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import special
 
-
-class Interval(NamedTuple):
-  """An estimate between its lower and upper confidence bound."""
-
-  estimate: float
-  low: float
-  high: float
-
-  def __str__(self) -> str:
-    return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def _check_level(level: float) -> None:
-  if not 0 < level < 1:
-    raise ValueError(f"level ({level}) must lie strictly between 0 and 1.")
-
-
-def wilson_interval(
-  successes: int | float, trials: int | float, level: float = 0.95
-) -> Interval:
-  """Wilson's score interval for a share; sane at 0, at 1 and for few trials.
-
-  Fractions are allowed, because an effective sample size is rarely whole.
-
-  >>> wilson_interval(10, 20)
-  0.500 [0.299, 0.701]
-
-  Source: E. B. Wilson, JASA 22 (1927).
-  Raises:
-    ValueError: if there is no trial, or not 0 <= successes <= trials.
-  """
-  _check_level(level)
-  if trials <= 0:
-    raise ValueError(f"An interval needs at least one trial, got {trials}.")
-  if not 0 <= successes <= trials:
-    raise ValueError(f"successes ({successes}) must lie between 0 and {trials}.")
-  z = float(special.ndtri((1 + level) / 2))
-  share = successes / trials
-  shrink = 1 + z * z / trials
-  centre = (share + z * z / (2 * trials)) / shrink
-  variance = share * (1 - share) / trials + z * z / (4 * trials * trials)
-  half = z * math.sqrt(variance) / shrink
-  # At 0 and 1 the bound equals the share, which rounding must not push past it.
-  return Interval(
-    share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
-  )
+from phi4_jax.common.statistics import Interval, check_level, wilson_interval
 
 
 def clustered_wilson_interval(
@@ -151,7 +106,7 @@ def mean_interval(values: Sequence[int | float], level: float = 0.95) -> Interva
   Raises:
     ValueError: if there are fewer than two values: one seed shows no spread.
   """
-  _check_level(level)
+  check_level(level)
   array = np.asarray(values, np.float64)
   if array.ndim != 1 or array.size < 2:
     raise ValueError(
@@ -190,7 +145,7 @@ def crossed_interval(values: Any, level: float = 0.95) -> Interval:
   Raises:
     ValueError: if `values` is no table of finite numbers with two columns or more.
   """
-  _check_level(level)
+  check_level(level)
   table = np.asarray(values, np.float64)
   if table.ndim != 2 or table.shape[0] < 1 or table.shape[1] < 2:
     raise ValueError(
