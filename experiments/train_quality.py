@@ -23,7 +23,7 @@ from phi4_jax.curation.quality_training import (
   describe_held_out,
   train_quality_classifier,
 )
-from phi4_jax.data.documents import document_texts
+from phi4_jax.data.documents import document_text
 from phi4_jax.data.sources import JsonlSource
 
 
@@ -77,7 +77,7 @@ def run(config: TrainQualityConfig, directory: RunDirectory) -> dict[str, Any]:
   texts = None
   if config.reference is not None:
     documents = config.reference.documents()
-    texts = ["\n".join(document_texts(document)) for document in documents]
+    texts = [document_text(document) for document in documents]
   model, held_out = train_quality_classifier(
     config.annotations.annotations(),
     config.training,
