@@ -3,31 +3,59 @@
 Knows paths and bytes; refuses to know what the records mean.
 """
 
+import codecs
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 from phi4_jax.common.errors import DataError
 
 
+class AtomicFile:
+  """A binary file that takes its name once it is whole and on the disk.
+
+  A context manager; an exception inside leaves nothing behind. What a killed process
+  leaves is taken away by `remove_leftovers`.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    self._path = Path(path)
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+
+  def __enter__(self) -> IO[bytes]:
+    self._file = open(self._temporary, "wb")
+    return self._file
+
+  def __exit__(self, kind, error, trace) -> None:
+    try:
+      if kind is None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+      self._file.close()
+      if kind is None:
+        os.replace(self._temporary, self._path)
+        return
+    except OSError:
+      self._temporary.unlink(missing_ok=True)  # room for others where the disk is full
+      raise
+    self._temporary.unlink(missing_ok=True)
+
+
 def write_atomic(path: str | os.PathLike, content: bytes | str) -> None:
   """Writes a whole file or nothing: temporary name, fsync, rename."""
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   data = content.encode("utf-8") if isinstance(content, str) else content
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    with open(temporary, "wb") as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  except OSError:
-    temporary.unlink(missing_ok=True)  # room for others where the disk is full
-    raise
+  with AtomicFile(path) as file:
+    file.write(data)
+
+
+def remove_leftovers(folder: Path) -> None:
+  """Removes what a killed process had not finished writing."""
+  for path in folder.glob(".*.tmp"):
+    path.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -49,6 +77,49 @@ def read_json(path: str | os.PathLike) -> Any:
     raise DataError(f"{path} is not valid JSON: {error}.") from error
 
 
+class NoObject(NamedTuple):
+  """Why a line holds no JSON object.
+
+  Attributes:
+    reason: what it is counted under: not_utf8, not_json or not_an_object.
+    detail: the end of a sentence whose subject is the row.
+  """
+
+  reason: str
+  detail: str
+
+
+def parse_object(line: bytes) -> dict[str, Any] | NoObject:
+  """Returns the JSON object that a line holds, or why it holds none.
+
+  Nothing that stands in a line makes it raise: neither deep nesting nor a number of
+  many digits. The mark that may open a file is not looked for (`skip_byte_order_mark`).
+  """
+  try:
+    record = json.loads(line.decode("utf-8"))
+  except UnicodeDecodeError as error:
+    where = f"byte {error.start} of the row"
+    return NoObject(
+      "not_utf8", f"is not valid UTF-8 ({where}). Re-encode the file as UTF-8."
+    )
+  except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
+    return NoObject("not_json", f"is not JSON: {error}.")
+  if not isinstance(record, dict):
+    kind = type(record).__name__
+    return NoObject(
+      "not_an_object", f"is a JSON {kind}; an object with named fields is required."
+    )
+  return record
+
+
+def skip_byte_order_mark(line: bytes) -> bytes:
+  """Returns the first line of a file without the mark that some programs open it with.
+
+  RFC 8259 lets a reader pass over it; `json.loads` does not.
+  """
+  return line.removeprefix(codecs.BOM_UTF8)
+
+
 def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
   """Yields (row, record) for each line of a JSON-lines file; rows count from 1.
 
@@ -64,24 +135,12 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
   found = False
   with open(path, "rb") as file:
     for row, line in enumerate(file, start=1):
+      line = skip_byte_order_mark(line) if row == 1 else line
       if not line.strip():
         continue
-      try:
-        text = line.decode("utf-8")
-      except UnicodeDecodeError as error:
-        raise DataError(
-          f"Row {row} of {path} is not valid UTF-8 (byte {error.start} of the "
-          "row). Re-encode the file as UTF-8."
-        ) from error
-      try:
-        record = json.loads(text)
-      except json.JSONDecodeError as error:
-        raise DataError(f"Row {row} of {path} is not JSON: {error}.") from error
-      if not isinstance(record, dict):
-        raise DataError(
-          f"Row {row} of {path} is a JSON {type(record).__name__}; an object "
-          "with named fields is required."
-        )
+      record = parse_object(line)
+      if isinstance(record, NoObject):
+        raise DataError(f"Row {row} of {path} {record.detail}")
       found = True
       yield row, record
   if not found:

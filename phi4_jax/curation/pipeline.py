@@ -34,7 +34,6 @@ from phi4_jax.curation.pipeline_files import (
   join_files,
   place_file,
   read_blobs,
-  remove_leftovers,
 )
 from phi4_jax.curation.pipeline_plan import (
   Pass,
@@ -135,7 +134,7 @@ def run_pipeline(
     return found
   work = out_dir / _WORK
   work.mkdir(parents=True, exist_ok=True)
-  remove_leftovers(work)
+  io.remove_leftovers(work)
   run = _Run(
     shards=shards,
     passes=make_passes(steps),
@@ -149,7 +148,7 @@ def run_pipeline(
   try:
     summaries = run.run()
   except BaseException:
-    remove_leftovers(work)  # of workers that were stopped
+    io.remove_leftovers(work)  # of workers that were stopped
     raise
   report = make_report(
     name_steps(steps), summaries, samples_per_reason, run.judge_seconds
@@ -216,7 +215,7 @@ def _publish(out_dir: Path, run: "_Run", report: dict[str, Any]) -> None:
   """Gives the results their names; the report comes last."""
   for name in (KEPT, DROPPED):
     (out_dir / name).mkdir(exist_ok=True)
-    remove_leftovers(out_dir / name)
+    io.remove_leftovers(out_dir / name)
   for shard, entry in zip(run.shards, report["shards"], strict=True):
     tasks = [tasks[shard.name] for tasks in run.tasks]
     kept = Path(KEPT) / f"{shard.name}.jsonl.{run.settings['compression']}"

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 import numpy as np
+import zstandard
 
 from phi4_jax.common.errors import ConfigError, DataError
+from phi4_jax.common.io import AtomicFile
+from phi4_jax.data.files import open_file
 
 Compression = Literal["gz", "zst"]
 COMPRESSIONS = ("gz", "zst")
@@ -27,36 +30,6 @@ _ZSTD_LEVEL = 3
 # All but tab and newline: on a terminal they are commands, on a page they are nothing.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
-
-
-class AtomicFile:
-  """A binary file that takes its name once it is whole and on the disk.
-
-  A context manager; an exception inside leaves nothing behind.
-  """
-
-  def __init__(self, path: Path):
-    self._path = path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-  def __enter__(self) -> IO[bytes]:
-    self._file = open(self._temporary, "wb")
-    return self._file
-
-  def __exit__(self, kind, error, trace) -> None:
-    try:
-      if kind is None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-      self._file.close()
-      if kind is None:
-        os.replace(self._temporary, self._path)
-        return
-    except OSError:
-      self._temporary.unlink(missing_ok=True)  # room for others where the disk is full
-      raise
-    self._temporary.unlink(missing_ok=True)
 
 
 class LineWriter:
@@ -107,23 +80,12 @@ def _compress(raw: IO[bytes], compression: Compression) -> Any:
     # Neither a name nor a time in the header: the same lines are the same bytes.
     file = gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, mtime=0)
     return io.BufferedWriter(cast(Any, file), 1 << 16)
-  compressor = _zstandard().ZstdCompressor(level=_ZSTD_LEVEL)
+  compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
   return compressor.stream_writer(raw, closefd=False)
 
 
-def _zstandard() -> Any:
-  try:
-    import zstandard
-  except ImportError:
-    raise ConfigError(
-      "compression 'zst' needs the package zstandard: pip install zstandard, or "
-      "choose 'gz'."
-    ) from None
-  return zstandard
-
-
 def check_compression(compression: str, where: str) -> None:
-  """Refuses a compression that is unknown, or whose library is missing.
+  """Refuses an unknown compression.
 
   Raises:
     ConfigError: naming `where`.
@@ -132,8 +94,6 @@ def check_compression(compression: str, where: str) -> None:
     raise ConfigError(
       f"{where} ({compression!r}) must be one of {', '.join(COMPRESSIONS)}."
     )
-  if compression == "zst":
-    _zstandard()
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
@@ -143,26 +103,12 @@ def read_lines(path: Path) -> Iterator[bytes]:
     DataError: if the file is missing, cut short or damaged.
   """
   row = 0
-  try:
-    with open(path, "rb") as raw:
-      if path.suffix == ".gz":
-        lines = gzip.GzipFile(fileobj=raw)
-      else:
-        reader = _zstandard().ZstdDecompressor()
-        lines = io.BufferedReader(
-          reader.stream_reader(raw, read_across_frames=True, closefd=False), 1 << 16
-        )
-      for line in lines:
-        row += 1
-        if not line.endswith(b"\n"):
-          raise DataError(f"{path} is cut short in row {row}.")
-        yield line[:-1]
-  except FileNotFoundError:
-    raise DataError(f"{path} does not exist.") from None
-  except (ConfigError, DataError):
-    raise
-  except Exception as error:  # of zlib, gzip or zstandard, each its own
-    raise DataError(f"{path} is damaged after row {row}: {error}.") from error
+  with open_file(str(path)) as lines:
+    for line in lines:
+      row += 1
+      if not line.endswith(b"\n"):
+        raise DataError(f"{path} is cut short in row {row}.")
+      yield line[:-1]
 
 
 class BlobWriter:
@@ -245,12 +191,6 @@ def join_files(sources: list[Path], target: Path) -> None:
       with open(source, "rb") as part:
         while block := part.read(1 << 20):
           out.write(block)
-
-
-def remove_leftovers(folder: Path) -> None:
-  """Removes what a killed process had not finished writing."""
-  for path in folder.glob(".*.tmp"):
-    path.unlink(missing_ok=True)
 
 
 def printable(text: str, limit: int = 500) -> str:

@@ -5,9 +5,7 @@ what they were curated by.
 """
 
 import dataclasses
-import gzip
 import hashlib
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from phi4_jax.common.errors import DataError
 from phi4_jax.common.io import read_json
 from phi4_jax.data.documents import Document, document_from_json
+from phi4_jax.data.files import open_file
 from phi4_jax.data.source_files import OnDrop, SourceConfig
 
 
@@ -77,14 +76,14 @@ def _read(path: Path, sha256: str) -> Iterator[Document]:
   digest = hashlib.sha256()
   row = 0
   try:
-    with _open(path) as lines:
+    with open_file(str(path)) as lines:
       for line in lines:
         row += 1
         digest.update(line)
         yield document_from_json(line)
   except DataError:
     raise
-  except Exception as error:  # of gzip, zstandard, JSON: each its own
+  except Exception as error:  # of JSON, or of a row that is no document
     raise DataError(
       f"{path} cannot be read after row {row}: {error}. Run phi4 curate again."
     ) from error
@@ -93,14 +92,3 @@ def _read(path: Path, sha256: str) -> Iterator[Document]:
       f"{path} is not as its run left it: the digest of its {row} rows is another one "
       "than in report.json. Run phi4 curate again in a new folder."
     )
-
-
-def _open(path: Path):
-  if path.suffix == ".gz":
-    return gzip.open(path, "rb")
-  import zstandard
-
-  raw = zstandard.ZstdDecompressor().stream_reader(
-    open(path, "rb"), read_across_frames=True
-  )
-  return io.BufferedReader(raw)

@@ -29,6 +29,10 @@ _MUCH = 1 << 18
 _BLOCK = 1 << 20
 # Reading to the end of a line that is too long.
 _SKIP = 1 << 16
+_GZIP, _ZSTD = (".gz",), (".zst", ".zstd")
+# How the names of files end that are decompressed while they are read.
+COMPRESSED = _GZIP + _ZSTD
+_DAMAGE = (EOFError, zlib.error, zstandard.ZstdError)
 # Where stores keep a digest of an object's content, as fsspec hands it on.
 _STORE_DIGESTS = ("md5Hash", "crc32c", "ETag", "etag", "content_md5")
 
@@ -42,6 +46,19 @@ class ByteStream(Protocol):
   def read(self, size: int = -1, /) -> bytes: ...
 
   def readline(self, size: int = -1, /) -> bytes: ...
+
+
+def is_compressed(path: str) -> bool:
+  """Whether a file is decompressed by `open_file`, which goes by its name."""
+  return path.endswith(COMPRESSED)
+
+
+def is_damage(error: BaseException) -> bool:
+  """Whether an error of `open_file` says that the file was cut off or is damaged.
+
+  Others say that it is not there, or cannot be reached.
+  """
+  return isinstance(error.__cause__, (*_DAMAGE, gzip.BadGzipFile))
 
 
 def is_remote(path: str) -> bool:
@@ -125,7 +142,7 @@ def name_in(base: str, file: str) -> str:
 
 @contextlib.contextmanager
 def open_file(path: str) -> Iterator[Any]:
-  """Opens a file for reading, decompressed where its name ends in .gz or .zst.
+  """Opens a file for reading, decompressed where its name says so (`COMPRESSED`).
 
   Raises:
     DataError: if it cannot be opened, and, while it is read inside the `with`, if it
@@ -134,15 +151,15 @@ def open_file(path: str) -> Iterator[Any]:
   filesystem, inner = _filesystem(path)
   try:
     with filesystem.open(inner, "rb") as raw:
-      if path.endswith(".gz"):
+      if path.endswith(_GZIP):
         yield gzip.GzipFile(fileobj=raw)  # pyright: ignore
-      elif path.endswith((".zst", ".zstd")):
+      elif path.endswith(_ZSTD):
         yield io.BufferedReader(_ZstdReader(raw), _BLOCK)
       else:
         yield raw
   except FileNotFoundError as error:
     raise DataError(f"{path} does not exist (or is not a file).") from error
-  except (EOFError, zlib.error, zstandard.ZstdError) as error:
+  except _DAMAGE as error:
     raise DataError(
       f"{path} cannot be decompressed: {error}. It was cut off or damaged: fetch it "
       "again."

@@ -8,17 +8,17 @@ it at the borders of files. Tables, binary records and folders of files are in t
 """
 
 import dataclasses
-import json
 import random
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from phi4_jax.common.errors import ConfigError
+from phi4_jax.common.io import NoObject, parse_object, skip_byte_order_mark
 from phi4_jax.data import files as files_lib
 from phi4_jax.data import toy
 from phi4_jax.data.documents import Document
 from phi4_jax.data.source_files import BadRow, OnDrop, Source, SourceConfig
-from phi4_jax.data.source_records import RecordSource, decode_text, make_exchange
+from phi4_jax.data.source_records import RecordSource, make_exchange
 
 __all__ = ["ArithmeticSource", "JsonlSource", "Source", "SourceConfig"]
 
@@ -115,7 +115,7 @@ class JsonlSource(RecordSource):
 
 
 _JSONL = tuple(
-  kind + end for kind in (".jsonl", ".json") for end in ("", ".gz", ".zst", ".zstd")
+  kind + end for kind in (".jsonl", ".json") for end in ("", *files_lib.COMPRESSED)
 )
 
 
@@ -129,18 +129,7 @@ def _too_long(where: str, source: RecordSource) -> BadRow:
 
 def _parse(line: bytes, file: str, row: int) -> dict[str, Any] | BadRow:
   """Returns the object that a line holds, or why it holds none."""
-  where = f"Row {row} of {file}"
-  try:
-    text = decode_text(line, where)
-    record = json.loads(text.removeprefix("\ufeff") if row == 1 else text)
-  except BadRow as error:
-    return error
-  except (json.JSONDecodeError, RecursionError, ValueError) as error:
-    return BadRow("not_json", f"{where} is not JSON: {error}.")
-  if not isinstance(record, dict):
-    return BadRow(
-      "not_an_object",
-      f"{where} is a JSON {type(record).__name__}; an object with named fields is "
-      "required.",
-    )
+  record = parse_object(skip_byte_order_mark(line) if row == 1 else line)
+  if isinstance(record, NoObject):
+    return BadRow(record.reason, f"Row {row} of {file} {record.detail}")
   return record

@@ -21,6 +21,22 @@ def test_write_atomic_makes_folders_and_leaves_nothing_else(tmp_path):
   assert os.listdir(path.parent) == ["b.txt"]
 
 
+def test_an_atomic_file_is_whole_or_not_there(tmp_path):
+  path = tmp_path / "a" / "x"
+  with io.AtomicFile(path) as file:
+    file.write(b"first")
+    assert not path.exists()
+  with pytest.raises(KeyError), io.AtomicFile(path) as file:
+    file.write(b"second")
+    raise KeyError
+  assert path.read_bytes() == b"first"
+  assert os.listdir(path.parent) == ["x"]
+  (path.parent / ".y.1.tmp").write_bytes(b"of a killed process")
+  io.remove_leftovers(path.parent)
+  io.remove_leftovers(tmp_path / "none")
+  assert os.listdir(path.parent) == ["x"]
+
+
 @pytest.mark.parametrize("broken", ["fsync", "replace"])
 def test_a_write_that_dies_leaves_the_old_file(tmp_path, monkeypatch, broken):
   path = tmp_path / "file.json"
@@ -99,6 +115,38 @@ def test_read_jsonl_says_where_a_file_is_bad(tmp_path, content, message):
   path = tmp_path / "rows.jsonl"
   path.write_bytes(content)
   with pytest.raises(DataError, match=message):
+    list(io.read_jsonl(path))
+
+
+@pytest.mark.parametrize(
+  "line, reason, detail",
+  [
+    (b'{"a": "\xff"}', "not_utf8", "byte 7 of the row"),
+    (b'{"a": ', "not_json", "is not JSON: "),
+    (b"[" * 100_000, "not_json", "is not JSON: "),
+    (b'{"a": ' + b"9" * 5000 + b"}", "not_json", "digits"),
+    (b'\xef\xbb\xbf{"a": 1}', "not_json", "BOM"),
+    (b"[1]", "not_an_object", "is a JSON list; an object"),
+    (b"null", "not_an_object", "is a JSON NoneType; an object"),
+  ],
+)
+def test_a_line_that_is_no_object_never_raises(tmp_path, line, reason, detail):
+  found = io.parse_object(line)
+  assert isinstance(found, io.NoObject)
+  assert found.reason == reason and detail in found.detail
+  path = tmp_path / "rows.jsonl"
+  path.write_bytes(b'{"a": 1}\n' + line)
+  with pytest.raises(DataError, match=r"^Row 2 of .*rows\.jsonl is "):
+    list(io.read_jsonl(path))
+
+
+def test_the_mark_that_opens_a_file_is_passed_over(tmp_path):
+  assert io.parse_object(b' {"a": 1}\r\n') == {"a": 1}
+  path = tmp_path / "rows.jsonl"
+  path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n{"a": 2}\n')
+  assert list(io.read_jsonl(path)) == [(1, {"a": 1}), (2, {"a": 2})]
+  path.write_bytes(b"\xef\xbb\xbf\n")
+  with pytest.raises(DataError, match="is empty"):
     list(io.read_jsonl(path))
 
 
