@@ -21,7 +21,7 @@ from phi4_jax.curation.decontaminate_index import (
   load_index,
 )
 from phi4_jax.curation.decontaminate_words import normalize
-from phi4_jax.curation.steps import Drop, Judge, Keep, Verdict, make_recipe
+from phi4_jax.curation.steps import Drop, Judge, Keep, Verdict, drop_bytes, make_recipe
 from phi4_jax.data.documents import Document, document_texts
 
 Flag = Literal["clean", "partial", "contaminated"]
@@ -238,8 +238,8 @@ class Decontaminate:
     checker = Decontaminator(load_index(self.index), self.rule)
 
     def judge(document: Document) -> Verdict:
-      if document.data is not None:
-        return Drop("no_text", document.media_type)
+      if (dropped := drop_bytes(document)) is not None:
+        return dropped
       found = checker.check("\n".join(document_texts(document)))
       if found.flag == "clean":
         return Keep(document)

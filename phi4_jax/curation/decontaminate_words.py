@@ -9,9 +9,10 @@ Hashes are found quickly and prove nothing: who finds one compares the words.
 
 import functools
 import hashlib
+import unicodedata
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt, UInt8
+from jaxtyping import Bool, Int, UInt, UInt8, UInt32
 
 from phi4_jax.common.text import normalise
 
@@ -25,6 +26,14 @@ _HALF = np.uint64(32)
 _SEVEN = np.uint64(7)
 _THREE = np.uint64(3)
 _WORD_BITS = np.uint64(64)
+# Marks that are no part of a word: they cut, as all else that is no letter.
+_CUTTING_MARKS = (
+  (0x0E00, 0x0FFF),  # Thai, Lao, Tibetan: without blanks nothing else would cut
+  (0x1000, 0x109F),  # Burmese
+  (0x1780, 0x17FF),  # Khmer
+  (0xFE00, 0xFE0F),  # how an emoji is drawn
+  (0x20000, 0x10FFFF),
+)
 _MASKS = np.array([(1 << (8 * n)) - 1 for n in range(9)], np.uint64)
 _ASCII = bytes(
   ord(chr(i).lower()) if i < 128 and chr(i).isalnum() else _BLANK for i in range(256)
@@ -34,7 +43,7 @@ _ASCII = bytes(
 def normalize(text: str) -> bytes:
   """Returns the lower-case words of a text, as UTF-8 with blanks between them.
 
-  Every character that is no letter or digit becomes a blank.
+  Every character that is no letter or digit, nor a mark on one, becomes a blank.
 
   >>> normalize("1.8 kg of Würzburg's")
   b'1 8 kg of w\\xc3\\xbcrzburg s'
@@ -42,27 +51,71 @@ def normalize(text: str) -> bytes:
   Source: arXiv:2412.08905 Appendix B, from its worked example ("1.8 kg" is "1 8 kg").
   Differs: what is no ASCII is composed first (NFC), so that two spellings of the same
     characters are the same word; letters are made small one by one (a Greek final
-    sigma is a sigma). Text in a script that has no blanks is one word a sentence.
+    sigma is a sigma). The vowel signs and other marks of Devanagari, Arabic, Hebrew and
+    the like belong to the word that they stand in, which would otherwise fall into
+    single letters, and 13 of those are no evidence. Text in a script that has no blanks
+    is one word a sentence, or in Thai, Lao, Tibetan, Burmese and Khmer what lies
+    between two marks.
   """
   if text.isascii():
     return text.encode("ascii").translate(_ASCII)
-  codes = np.frombuffer(
-    normalise(text, "NFC").encode("utf-32-le", "surrogatepass"), "<u4"
-  )
-  return _characters()[codes].tobytes().decode("utf-32-le").encode("utf-8")
+  # What is small now may compose where it did not before: the word has one spelling.
+  return compose(_decode(_to_words(compose(text)))).encode("utf-8")
+
+
+def compose(text: str) -> str:
+  """Returns a text in the form that its words are taken from."""
+  return normalise(text, "NFC")
+
+
+def find_words_in(composed: str) -> list[tuple[int, int, str]]:
+  """Returns the words of a composed text: first character, end, and normalised form."""
+  codes = _to_words(composed)
+  is_word = np.concatenate([[False], codes != _BLANK, [False]])
+  edges = np.flatnonzero(is_word[1:] != is_word[:-1]).tolist()
+  words = _decode(codes)
+  spans = zip(edges[0::2], edges[1::2], strict=True)
+  return [(start, end, compose(words[start:end])) for start, end in spans]
+
+
+def _decode(codes: UInt32[np.ndarray, " characters"]) -> str:
+  return codes.tobytes().decode("utf-32-le")
+
+
+def _to_words(composed: str) -> UInt32[np.ndarray, " characters"]:
+  """Returns the code point that stands for each character: a word's, or a blank."""
+  encoded = composed.encode("utf-32-le", "surrogatepass")
+  codes = np.frombuffer(encoded, "<u4")
+  table, is_mark = _characters()
+  words = table[codes]
+  marks = np.flatnonzero(is_mark[codes])
+  if marks.size:
+    # A run of marks goes with the character before it.
+    new_run = np.ones(marks.size, np.bool_)
+    new_run[1:] = marks[1:] != marks[:-1] + 1
+    before = marks[new_run] - 1
+    follows_word = (before >= 0) & (words[before] != _BLANK)
+    words[marks[~follows_word[np.cumsum(new_run) - 1]]] = _BLANK
+  return words
 
 
 @functools.cache
-def _characters() -> np.ndarray:
-  """Returns, for each code point, the one that stands for it in a word."""
+def _characters() -> tuple[np.ndarray, np.ndarray]:
+  """Returns what stands for each code point in a word, and which ones are marks."""
   table = np.full(0x110000, _BLANK, "<u4")
+  is_mark = np.zeros(0x110000, np.bool_)
   for code in range(0x110000):
     character = chr(code)
     if character.isalnum():
       # Only U+0130 has a small form of two characters; the first is a letter.
       table[code] = ord(character.lower()[0])
+    elif unicodedata.category(character) in ("Mn", "Mc"):
+      is_mark[code] = True
+  for start, last in _CUTTING_MARKS:
+    is_mark[start : last + 1] = False
+  table[is_mark] = np.flatnonzero(is_mark)
   table[ord("ς")] = ord("σ")
-  return table
+  return table, is_mark
 
 
 def as_block(normalized: bytes) -> UInt8[np.ndarray, " bytes"]:

@@ -1,13 +1,18 @@
 """Algorithm 1 of the paper with Python sets, word for word."""
 
-import re
 import unicodedata
 
 
 def words_of(text):
-  text = unicodedata.normalize("NFC", text)
-  lowered = "".join("σ" if c == "ς" else c.lower()[0] for c in text)
-  return re.sub(r"[\W_]", " ", lowered).split()
+  found = [" "]
+  for character in unicodedata.normalize("NFC", text):
+    if character.isalnum():
+      found.append("σ" if character == "ς" else character.lower()[0])
+    elif unicodedata.category(character) in ("Mn", "Mc") and found[-1] != " ":
+      found.append(character)
+    else:
+      found.append(" ")
+  return unicodedata.normalize("NFC", "".join(found)).split()
 
 
 def ngrams(text, n):

@@ -1,6 +1,7 @@
 """Decontamination on the paper's shape of example, planted items, boiler-plate."""
 
 import random
+import unicodedata
 
 import pytest
 
@@ -22,7 +23,7 @@ from phi4_jax.curation.decontaminate_index import (
   BenchmarkItem,
   load_index,
 )
-from phi4_jax.curation.decontaminate_words import normalize
+from phi4_jax.curation.decontaminate_words import compose, find_words_in, normalize
 from phi4_jax.curation.steps import DocumentStep, Drop, Keep
 from phi4_jax.data.documents import Document
 
@@ -127,10 +128,33 @@ def test_short_items_are_found_by_what_they_have_and_counted():
     ("ΟΔΟΣ οδος İstanbul", "οδοσ οδοσ istanbul"),
     ("x²+½ 数学", "x²  ½ 数学"),
     ("\x00\n\t", ""),
+    # Marks are part of a word of letters, and of nothing else.
+    ("हिन्दी में पढ़ना।", unicodedata.normalize("NFC", "हिन्दी में पढ़ना")),
+    ("كِتَاب שָׁלוֹם", "كِتَاب " + unicodedata.normalize("NFC", "שָׁלוֹם")),
+    ("x\u0304\u0331 \u0304y", unicodedata.normalize("NFC", "x\u0304\u0331 y")),
+    ("❤\ufe0f 1\ufe0f\u20e3 a\ufe0f", "1 a"),
+    ("ที่นี่", "ท น"),
+    ("H\u0331 \u1e96", "\u1e96 \u1e96"),
   ],
 )
 def test_normalized_words(text, words):
-  assert normalize(text).decode().split() == words.split()
+  found = normalize(text).decode()
+  assert found.split() == words.split()
+  assert normalize(found).decode() == found
+  composed = compose(text)
+  spans = find_words_in(composed)
+  assert [word for *_, word in spans] == words.split()
+  assert [normalize(composed[a:b]).decode() for a, b, _ in spans] == words.split()
+
+
+def test_unrelated_sentences_of_an_indic_script_share_no_run():
+  """Their vowel signs are no blanks: 13 words are words, not single consonants."""
+  item = "राम ने सोमवार को बाज़ार से तीन किलो सेब और पाँच किलो आम खरीदे तो कुल कितना हुआ"
+  other = "सीता ने पिछले महीने अपने गाँव के स्कूल में दो नई किताबें और एक कलम दान की थी"
+  assert len(normalize(item).split()) == len(item.split())
+  check = Decontaminator(make_index(item), RULE).check
+  assert check(other).short is None
+  assert check(f"{other}। {item}।").rule == "13gram"
 
 
 def test_every_exact_copy_and_every_edit_that_keeps_13_words_is_found():
@@ -286,7 +310,9 @@ def test_step_drops_notes_and_keeps(tmp_path):
   assert verdict.document.labels["contamination"]["flag"] == "partial"
   chat = Document(id="4", messages=({"role": "user", "content": TEST},))
   assert isinstance(judge(chat), Drop)
-  assert judge(Document(id="5", data=b"%PDF")) == Drop("no_text", "text/plain")
+  assert judge(Document(id="5", data=b"%PDF")) == Drop(
+    "not_extracted", "text/plain is no text yet"
+  )
   eighth = Document(id="6", text=" ".join(TEST.split()[:8]))
   verdict = judge(eighth)
   assert isinstance(verdict, Drop) and verdict.reason == "contaminated_7gram"

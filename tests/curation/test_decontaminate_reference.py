@@ -12,8 +12,10 @@ from phi4_jax.curation.decontaminate_index import BenchmarkIndex, BenchmarkItem
 from tests.curation import decontaminate_reference as reference
 
 # Few words, so that runs repeat and overlap; one is longer than a lane, one than eight.
-_WORDS = st.sampled_from(["a", "b", "B", "internationally", "x" * 70, "ß", "数", "2"])
-_GLUE = st.sampled_from([" ", "  ", ", ", "\n", "_", "-", " — "])
+_WORDS = st.sampled_from(
+  ["a", "b", "B", "internationally", "x" * 70, "ß", "数", "2", "हिन्दी"]
+)
+_GLUE = st.sampled_from([" ", "  ", ", ", "\n", "_", "-", " — ", "\u0301 ", " \u0331"])
 
 
 @st.composite
