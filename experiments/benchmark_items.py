@@ -1,14 +1,16 @@
 """The items of a benchmark that is named on a command line, wherever its files lie."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.known_data import require_files, standard_places
-from phi4_jax.common.errors import ConfigError
+from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.curation.decontaminate_index import BenchmarkItem
 from phi4_jax.curation.decontaminate_items import read_items
 from phi4_jax.data.known_files import benchmark_texts
 from phi4_jax.data.known_tasks import KNOWN_TASKS
+from phi4_jax.data.source_files import BadRow
 
 
 def open_benchmark(
@@ -16,30 +18,62 @@ def open_benchmark(
 ) -> tuple[str, Iterator[BenchmarkItem]]:
   """Returns the name of a benchmark, and its items.
 
-  In this order:
-    1. NAME=FILE, a JSON-lines file with the usual fields
-    2. NAME=PATH, another format of a published set of that name
-    3. NAME, for NAME.jsonl in `benchmark_dir`
-    4. NAME, for a published set that is found in `benchmark_dir`, in `data` or in the
+  Its files are looked for in this order:
+    1. NAME=PATH
+    2. NAME, for NAME.jsonl in `benchmark_dir`
+    3. NAME, for a published set that is found in `benchmark_dir`, in `data` or in the
        folders of the Hugging Face and TFDS libraries
+
+  A published set is read as its publisher lays it out, JSON lines too. JSON lines of
+  another name, or that begin with a row of another layout, are read by the usual names
+  of fields (decontaminate_items.py).
 
   Raises:
     ConfigError: if nothing of that name is found; says what would be.
   """
   name, equals, path = given.partition("=")
-  if equals and path.endswith(".jsonl"):
-    return name, read_items(name, path, with_answers=with_answers)
+  is_known = name in KNOWN_TASKS
   file = Path(benchmark_dir or ".") / f"{name}.jsonl"
   if not equals and benchmark_dir is not None and file.is_file():
-    return name, read_items(name, str(file), with_answers=with_answers)
-  if name not in KNOWN_TASKS:
+    path = str(file)
+  is_lines = path.endswith(".jsonl")
+  if is_lines and not is_known:
+    return name, read_items(name, path, with_answers=with_answers)
+  if not is_known:
     raise ConfigError(_explain(given, name, benchmark_dir))
-  if not equals:
+  if not equals and not path:
     places = standard_places(() if benchmark_dir is None else (benchmark_dir, "data"))
     known = KNOWN_TASKS[name]
     path = require_files(known, known.scored, places)
+    is_lines = path.endswith(".jsonl")
+  return name, _read_published(name, path, is_lines, with_answers)
+
+
+def _read_published(
+  name: str, path: str, is_lines: bool, with_answers: bool
+) -> Iterator[BenchmarkItem]:
+  """Yields the items of a published set, in its own layout or in the usual fields."""
   texts = benchmark_texts(name, path, with_answers=with_answers)
-  return name, (BenchmarkItem(dataset=name, id=item, text=t) for item, t in texts)
+  try:
+    first = next(texts)
+  except BadRow as refused:
+    if not is_lines:
+      raise
+    # Only the first row decides on the layout: a row that breaks it is an error.
+    items = read_items(name, path, with_answers=with_answers)
+    try:
+      begin = [next(items)]
+    except DataError as error:
+      raise DataError(f"{refused} Nor by the usual names of fields: {error}") from error
+    print(
+      f"{name} is read by the usual names of fields, as {path} is not laid out as its "
+      f"publisher's: {refused}",
+      flush=True,
+    )
+    yield from itertools.chain(begin, items)
+    return
+  for item, text in itertools.chain([first], texts):
+    yield BenchmarkItem(dataset=name, id=item, text=text)
 
 
 def _explain(given: str, name: str, benchmark_dir: str | None) -> str:

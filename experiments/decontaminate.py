@@ -9,38 +9,44 @@ report.html                     both texts side by side
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
+import functools
 import glob
-import json
-import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments import cli, process
 from experiments.benchmark_items import open_benchmark
+from experiments.decontaminate_begin import (
+  INDEX,
+  PARTS,
+  describe_inputs,
+  open_index,
+  remove_leftovers,
+)
 from experiments.decontaminate_parts import (
   Part,
+  PartSettings,
   PartWorker,
   do_part,
+  is_done,
   plan_parts,
   read_texts,
-  start_worker,
 )
 from experiments.reporting.decontamination_page import write_page
 from experiments.run_directory import RunDirectory
 from experiments.stage import StageConfig, VerbFlags, run_stage
-from phi4_jax.common import io
+from phi4_jax.common import io, processes
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.text import format_table
 from phi4_jax.curation.decontaminate import ContaminationRule
 from phi4_jax.curation.decontaminate_allowed import find_allowed, load_allowed
-from phi4_jax.curation.decontaminate_index import BenchmarkIndex, load_index
+from phi4_jax.curation.decontaminate_index import BenchmarkIndex
 from phi4_jax.training.progress import Progress
 
 _ROOT = "DecontaminateConfig"
@@ -57,24 +63,27 @@ class DecontaminateConfig(StageConfig):
   """Training files and the benchmarks that they are to be free of.
 
   Attributes:
-    train: JSON-lines files, plain, .gz or .zst; patterns are allowed.
+    train: JSON-lines files, plain, .gz, .zst or .zstd; patterns are allowed.
     benchmarks: NAME=FILE; or NAME, for the file NAME.jsonl in `benchmark_dir` or a
       published set that is found on this machine (benchmark_items.py).
     benchmark_dir: folder of benchmarks that are given by name.
     rule: what counts as contaminated.
     with_answers: whether a benchmark's answers are part of its items.
-    fields: of a training row that hold its text; none means the usual names.
+    fields: of a training row that hold its text, and nothing else is looked at; none
+      means every text that is in a row.
     allow_list: file of 13-grams that contaminate nothing, one a line.
     reference: JSON-lines files of general knowledge; 13-grams of benchmarks that they
       and the training files have are allowed, too.
     part_megabytes: of a training file, done and written at once; a compressed file is
-      done as a whole, in memory.
-    num_workers: processes; 0 means as many as there are cores. Nothing that is written
-      depends on it.
+      done as a whole.
+    max_row_megabytes: a longer row is unreadable, and is not held in memory.
+    num_workers: processes; 0 means one for each core that this process may use. Nothing
+      that is written depends on it.
     max_shown: pairs of texts on the page.
   """
 
   verb: ClassVar[str] = "decontaminate"
+  resources: ClassVar[frozenset[str]] = frozenset({"num_workers"})
 
   train: tuple[str, ...]
   benchmarks: tuple[str, ...]
@@ -85,6 +94,7 @@ class DecontaminateConfig(StageConfig):
   allow_list: str | None = None
   reference: tuple[str, ...] = ()
   part_megabytes: int = 32
+  max_row_megabytes: int = 64
   num_workers: int = 1
   max_shown: int = 200
 
@@ -92,7 +102,10 @@ class DecontaminateConfig(StageConfig):
     for name in ("train", "benchmarks"):
       if not getattr(self, name):
         raise ConfigError(f"{_ROOT}.{name} is empty: name a file.")
-    for name, least in (("part_megabytes", 1), ("num_workers", 0), ("max_shown", 0)):
+    least_values = {
+      "part_megabytes": 1, "max_row_megabytes": 1, "num_workers": 0, "max_shown": 0,
+    }  # fmt: skip
+    for name, least in least_values.items():
       if getattr(self, name) < least:
         raise ConfigError(
           f"{_ROOT}.{name} ({getattr(self, name)}) must be {least} or more."
@@ -103,7 +116,7 @@ def find_files(patterns: Sequence[str], field: str) -> list[str]:
   """Returns the files of all patterns, each once.
 
   Raises:
-    ConfigError: if a pattern fits no file, or a file is compressed.
+    ConfigError: if a pattern fits no file, or a file is of a kind that is not read.
   """
   files: dict[str, None] = {}
   for pattern in patterns:
@@ -125,29 +138,86 @@ def run(config: DecontaminateConfig, directory: RunDirectory) -> dict[str, Any]:
   parts = plan_parts(find_files(config.train, "train"), config.part_megabytes << 20)
   if not parts:
     raise DataError(f"{_ROOT}.train: all files are empty.")
-  _check_begun(directory.path / "begun.json", config, parts)
-  index_file = directory.path / "benchmarks.index"
-  index = _provide_index(config, index_file, parts)
+  folder = directory.path
+  index = open_index(
+    folder,
+    describe_inputs(parts, _settings_of_rows(config)),
+    lambda: _make_index(config, parts),
+    replace=directory.allow_config_change,
+  )
   print(_describe_index(index), flush=True)
-  log = io.JsonlLog(directory.path / "parts.jsonl")
+  log = io.JsonlLog(folder / PARTS)
   try:
-    records = {record["part"]: record for record in log.records()}
-    left = [part for part in parts if part.number not in records]
-    settings = (str(directory.path), str(index_file), config.rule, config.fields)
+    logged = log.records()
+    records = {r["part"]: r for r in logged if is_done(folder, r)}
+    if len(records) < len(logged):
+      print(f"{len(logged) - len(records)} parts are done again: files are missing.")
+      log.keep_only(lambda record: record["part"] in records)
+    settings = PartSettings(
+      folder=str(folder),
+      index=str(folder / INDEX),
+      rule=config.rule,
+      fields=config.fields,
+      max_row_bytes=config.max_row_megabytes << 20,
+    )
     progress = _make_progress(parts, records)
     progress.update(len(records))
     with process.StopRequest() as stop:
-      for record in _do_parts(left, settings, config.num_workers, stop):
-        log.append(record)
-        records[record["part"]] = record
-        progress.update(len(records))
-      progress.close()
-      stop.raise_if_set(f"stopped after {len(records)} of {len(parts)} parts")
+
+      def take(done: list[dict[str, Any]]) -> None:
+        for record in done:
+          log.append(record)
+          records[record["part"]] = record
+          progress.update(len(records))
+        stop.raise_if_set(f"stopped after {len(records)} of {len(parts)} parts")
+
+      left = [part for part in parts if part.number not in records]
+      try:
+        _do_parts(left, settings, config.num_workers, take)
+      except DataError:
+        take([])  # a signal to the whole group ends the workers, too
+        raise
+      finally:
+        progress.close()
+        remove_leftovers(folder)
     in_order = [records[part.number] for part in parts]
     log.put_in_order(in_order)
   finally:
     log.close()
-  return _finish(config, directory.path, index, in_order)
+  return _finish(config, folder, index, in_order)
+
+
+def _settings_of_rows(config: DecontaminateConfig) -> dict[str, Any]:
+  """Returns the settings that decide on rows; training files speak for themselves."""
+  settings = dataclasses.asdict(config)
+  for name in ("num_workers", "max_shown", "train"):
+    del settings[name]
+  return settings
+
+
+def _do_parts(
+  parts: Sequence[Part],
+  settings: PartSettings,
+  num_workers: int,
+  take: Callable[[list[dict[str, Any]]], None],
+) -> None:
+  """Does parts in any order and gives their records to `take`, which may raise."""
+  num_workers = min(num_workers or processes.count_cores(), len(parts))
+  if num_workers > 1:
+    processes.run_in_processes(
+      functools.partial(do_part, settings),
+      parts,
+      num_workers,
+      take,
+      name=lambda part: f"part {part.number} ({part.path})",
+      setting=f"{_ROOT}.num_workers",
+    )
+    return
+  take([])
+  worker = PartWorker(settings) if parts else None
+  for part in parts:
+    assert worker is not None
+    take([worker.do(part)])
 
 
 def _make_progress(
@@ -166,33 +236,7 @@ def _make_progress(
   return Progress("decontaminate", len(parts), describe=describe)
 
 
-def _check_begun(
-  file: Path, config: DecontaminateConfig, parts: Sequence[Part]
-) -> None:
-  """Notes what this run is made from, or refuses to go on with something else."""
-  files = []
-  for path in dict.fromkeys(part.path for part in parts):
-    stat = os.stat(path)
-    files.append({"path": path, "bytes": stat.st_size, "changed_ns": stat.st_mtime_ns})
-  settings = dataclasses.asdict(config)
-  for name in ("num_workers", "max_shown", "train"):
-    del settings[name]  # they decide no row, or the files say it
-  begun = json.loads(json.dumps({"files": files, "settings": settings}))
-  if not file.exists():
-    io.write_json(file, begun)
-  elif begun != io.read_json(file):
-    raise DataError(
-      f"{file.parent} was begun with other training files (names, sizes, times of "
-      "change) or settings. Remove it to begin again, or choose another --out."
-    )
-
-
-def _provide_index(
-  config: DecontaminateConfig, file: Path, parts: Sequence[Part]
-) -> BenchmarkIndex:
-  """Loads the index of this run, or makes it."""
-  if file.exists():
-    return load_index(file)
+def _make_index(config: DecontaminateConfig, parts: Sequence[Part]) -> BenchmarkIndex:
   answers = config.with_answers
   named = [
     open_benchmark(given, config.benchmark_dir, with_answers=answers)
@@ -206,12 +250,14 @@ def _provide_index(
   if config.reference:
     paths = find_files(config.reference, "reference")
     reference = plan_parts(paths, config.part_megabytes << 20)
+    most = config.max_row_megabytes << 20
     allowed += find_allowed(
-      index, read_texts(reference, config.fields), read_texts(parts, config.fields)
+      index,
+      read_texts(reference, config.fields, most),
+      # Damage in these is counted when they are done.
+      read_texts(parts, config.fields, most, skip_damage=True),
     )
-  index = index.allowing(allowed) if allowed else index
-  index.save(file)
-  return index
+  return index.allowing(allowed) if allowed else index
 
 
 def _describe_index(index: BenchmarkIndex) -> str:
@@ -219,34 +265,6 @@ def _describe_index(index: BenchmarkIndex) -> str:
   rows = [[name, *counts.values()] for name, counts in index.count_items().items()]
   table = format_table(header, rows)
   return f"{table}\n{len(index.allowed):,} 13-grams are allowed"
-
-
-def _do_parts(
-  parts: Sequence[Part], settings: tuple[Any, ...], num_workers: int, stop: Any
-) -> Iterator[dict[str, Any]]:
-  """Yields the records of parts as they are done, until a signal comes."""
-  num_workers = min(num_workers or os.cpu_count() or 1, len(parts))
-  if num_workers <= 1:
-    worker = PartWorker(*settings) if parts else None
-    for part in parts:
-      if stop:
-        return
-      assert worker is not None
-      yield worker.do(part)
-    return
-  pool = concurrent.futures.ProcessPoolExecutor(
-    num_workers,
-    mp_context=multiprocessing.get_context("spawn"),
-    initializer=start_worker,
-    initargs=settings,
-  )
-  with pool:
-    futures = [pool.submit(do_part, part) for part in parts]
-    for future in concurrent.futures.as_completed(futures):
-      if stop:
-        pool.shutdown(cancel_futures=True)
-        return
-      yield future.result()
 
 
 def _finish(
@@ -274,13 +292,18 @@ def _finish(
         found[name].update(items)
   for name, items in found.items():
     benchmarks[name]["items_found"] = len(items)
-  write_page(folder, totals, benchmarks, index, max_shown=config.max_shown)
+  write_page(
+    folder, totals, benchmarks, index,
+    fields=config.fields, max_shown=config.max_shown,
+  )  # fmt: skip
   header = ["benchmark", "items", "found", "rows: 13-gram", "7-gram", "partial"]
   rows = [
     [name, b["num_items"], b["items_found"], *(b[kind] for kind in COUNTED)]
     for name, b in benchmarks.items()
   ]
   print(format_table(header, rows))
+  if reasons:
+    print(", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items())))
   print(
     f"{totals['rows']:,} rows = {totals['kept']:,} kept ({totals['noted']:,} noted) + "
     f"{totals['contaminated']:,} contaminated + {totals['unreadable']:,} unreadable "

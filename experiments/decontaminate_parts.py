@@ -4,28 +4,34 @@ A part is a stretch of one file, or a whole compressed one. What it gives depend
 bytes alone, so that parts can be done by any process, in any order, and again.
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
-from phi4_jax.common.io import write_atomic
+from phi4_jax.common import io
+from phi4_jax.common.errors import DataError
 from phi4_jax.curation.decontaminate import (
   Contamination,
   ContaminationRule,
   Decontaminator,
 )
 from phi4_jax.curation.decontaminate_index import load_index
-from phi4_jax.curation.decontaminate_items import text_of_record
-from phi4_jax.data.files import open_file
+from phi4_jax.curation.decontaminate_items import texts_of_record
+from phi4_jax.data.files import is_compressed, is_damage, open_file, read_lines
 
 # kept: not contaminated. noted: those of them that are partly so. contaminated:
 # put aside. unreadable: no text could be read, so nothing could be said.
 FOLDERS = ("kept", "noted", "contaminated", "unreadable")
-_BATCH_CHARACTERS = 1 << 18
+_BATCH_BYTES = 1 << 18
+_SKIP = 1 << 16
+# Deeper rows could be read and not be written again: Python's JSON calls itself.
+_MAX_DEPTH = 200
+_SEVERITY = ("clean", "partial", "contaminated")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,22 @@ class Part:
   end: int
 
 
+class Row(NamedTuple):
+  """A row of a part, or what stands where one should be.
+
+  Attributes:
+    at: where it begins; in a compressed file, a byte of its content.
+    line: its bytes; b"" if they could not be read.
+    reason: why they could not: "too_long" or "damaged_file", after which no row comes.
+    detail: what is to be said of that.
+  """
+
+  at: int
+  line: bytes
+  reason: str = ""
+  detail: str = ""
+
+
 def plan_parts(paths: Sequence[str], part_bytes: int) -> list[Part]:
   """Cuts files into parts, in order; a compressed file is one part."""
   parts = []
@@ -52,133 +74,266 @@ def plan_parts(paths: Sequence[str], part_bytes: int) -> list[Part]:
   return parts
 
 
-def is_compressed(path: str) -> bool:
-  """Tells from its name whether a file can only be read from its beginning."""
-  return path.endswith((".gz", ".zst"))
-
-
 def part_file(folder: Path, kind: str, number: int) -> Path:
   """Returns where the rows of one kind of a part are."""
   return folder / kind / f"part-{number:05d}.jsonl"
 
 
-def read_rows(part: Part) -> Iterator[tuple[int, bytes]]:
-  """Yields (byte, line) of the rows of a part; blank lines are passed over.
+class _Counted:
+  """A file that knows how far it was read."""
 
-  Bytes of a compressed file are those of its content.
+  def __init__(self, file: IO[bytes], at: int):
+    self._file = file
+    self.at = at
+
+  def read(self, size: int = -1, /) -> bytes:
+    data = self._file.read(size)
+    self.at += len(data)
+    return data
+
+  def readline(self, size: int = -1, /) -> bytes:
+    line = self._file.readline(size)
+    self.at += len(line)
+    return line
+
+
+def read_rows(part: Part, max_row_bytes: int) -> Iterator[Row]:
+  """Yields the rows of a part; blank lines are passed over.
+
+  Holds no more than a row in memory, and of a longer one than `max_row_bytes` nothing.
+  A compressed file that ends early or is damaged gives the rows before that place, and
+  one that says so.
 
   Raises:
-    DataError: naming the file, if a compressed one is damaged.
+    DataError: if the file cannot be opened or reached.
   """
-  if is_compressed(part.path):
-    at = 0
-    with open_file(part.path) as file:
-      while line := file.readline():
-        if line.strip():
-          yield at, line
-        at += len(line)
+  if not is_compressed(part.path):
+    try:
+      with open(part.path, "rb") as file:
+        yield from _rows(file, part.start, part.end, max_row_bytes)
+    except OSError as error:
+      raise DataError(f"{part.path} cannot be read: {error}.") from error
     return
-  with open(part.path, "rb") as file:
-    at = part.start
-    if at > 0:
-      file.seek(at - 1)
-      at += len(file.readline()) - 1  # the row that began in the part before
-    while at < part.end and (line := file.readline()):
-      if line.strip():
-        yield at, line
-      at += len(line)
+  at = 0
+  try:
+    with open_file(part.path) as file:
+      for row in _rows(file, 0, None, max_row_bytes):
+        yield row
+        at = row.at + len(row.line)
+  except DataError as error:
+    if not is_damage(error):
+      raise
+    yield Row(at, b"", "damaged_file", str(error))
 
 
-def read_texts(parts: Sequence[Part], fields: Sequence[str]) -> Iterator[str]:
-  """Yields the texts of rows that can be read."""
+def _rows(
+  file: IO[bytes], start: int, end: int | None, max_row_bytes: int
+) -> Iterator[Row]:
+  if start:
+    file.seek(start - 1)
+  counted = _Counted(file, max(0, start - 1))
+  piece = b""
+  while start and not piece.endswith(b"\n"):
+    # The row that began in the part before; perhaps it is longer than this part.
+    piece = counted.readline(_SKIP)
+    if not piece or (end is not None and counted.at >= end):
+      return
+  at = counted.at
+  for _, line in read_lines(counted, max_row_bytes):
+    if line is None:
+      detail = f"has more than {max_row_bytes:,} bytes"
+      yield Row(at, b"", "too_long", detail)
+    else:
+      text = io.skip_byte_order_mark(line) if at == 0 else line
+      if text.strip():
+        yield Row(at + len(line) - len(text), text)
+    at = counted.at
+    if end is not None and at >= end:
+      return
+
+
+def read_texts(
+  parts: Sequence[Part],
+  fields: Sequence[str],
+  max_row_bytes: int,
+  *,
+  skip_damage: bool = False,
+) -> Iterator[str]:
+  """Yields the texts of rows that can be read.
+
+  Raises:
+    DataError: if a compressed file is damaged, unless that is to be passed over.
+  """
   for part in parts:
-    for _, line in read_rows(part):
-      text = _parse(line, fields)[1]
-      if text is not None:
-        yield text
+    for row in read_rows(part, max_row_bytes):
+      if row.reason == "damaged_file" and not skip_damage:
+        raise DataError(row.detail)
+      if not row.reason:
+        yield from _parse(row.line, fields)[1]
 
 
 def _parse(
   line: bytes, fields: Sequence[str]
-) -> tuple[dict[str, Any], str | None, str]:
-  """Returns a row's record and text, or why there is none."""
-  try:
-    record = json.loads(line.decode("utf-8"))
-  except UnicodeDecodeError:
-    return {}, None, "not_utf8"
-  except (ValueError, RecursionError):
-    return {}, None, "not_json"
-  if not isinstance(record, dict):
-    return {}, None, "not_an_object"
-  return record, text_of_record(record, fields), "no_text"
+) -> tuple[dict[str, Any], tuple[str, ...], str]:
+  """Returns a row's record and texts, and why there are none if there are none."""
+  record = io.parse_object(line)
+  if isinstance(record, io.NoObject):
+    return {}, (), record.reason
+  if line.count(b"[") + line.count(b"{") > _MAX_DEPTH and _is_deep(record):
+    return {}, (), "nested_too_deep"
+  return record, texts_of_record(record, fields), "no_text"
+
+
+def _is_deep(record: dict[str, Any]) -> bool:
+  level: list[Any] = [record]
+  for _ in range(_MAX_DEPTH):
+    inside = (v.values() if isinstance(v, dict) else v for v in level)
+    level = [v for values in inside for v in values if isinstance(v, dict | list)]
+  return bool(level)
+
+
+class _Files:
+  """The files of one part, each begun with its first row. A context manager."""
+
+  def __init__(self, folder: Path, number: int):
+    self._folder = folder
+    self._number = number
+    self._open: dict[str, IO[bytes]] = {}
+    self._stack = contextlib.ExitStack()
+    self.num_rows: dict[str, int] = {kind: 0 for kind in FOLDERS}
+    self.num_bytes: dict[str, int] = {}
+
+  def __enter__(self) -> "_Files":
+    self._begin("kept")
+    return self
+
+  def _begin(self, kind: str) -> None:
+    file = io.AtomicFile(part_file(self._folder, kind, self._number))
+    self._open[kind] = self._stack.enter_context(file)
+    self.num_bytes[kind] = 0
+
+  def write(self, kind: str, line: bytes) -> None:
+    if kind not in self._open:
+      self._begin(kind)
+    self._open[kind].write(line)
+    self.num_rows[kind] += 1
+    self.num_bytes[kind] += len(line)
+
+  def __exit__(self, *error) -> None:
+    self._stack.__exit__(*error)
+    if error[0] is None:
+      for kind in set(FOLDERS) - set(self._open):
+        part_file(self._folder, kind, self._number).unlink(missing_ok=True)
+
+
+def is_done(folder: Path, record: Mapping[str, Any]) -> bool:
+  """Whether the files of a part are there, as long as they were when it was done."""
+  for kind in FOLDERS:
+    path = part_file(folder, kind, record["part"])
+    size = path.stat().st_size if path.exists() else None
+    if size != record.get("bytes", {}).get(kind):
+      return False
+  return "bytes" in record
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartSettings:
+  """What a process needs to know to do parts.
+
+  Attributes:
+    folder: of the run.
+    index: the file of the benchmarks.
+    rule: what counts as contaminated.
+    fields: of a row that hold its text; () means the usual.
+    max_row_bytes: a longer row is unreadable.
+  """
+
+  folder: str
+  index: str
+  rule: ContaminationRule
+  fields: tuple[str, ...] = ()
+  max_row_bytes: int = 64 << 20
 
 
 class PartWorker:
   """Does parts with an index of its own."""
 
-  def __init__(
-    self, folder: str, index: str, rule: ContaminationRule, fields: Sequence[str]
-  ):
-    self._folder = Path(folder)
-    self._check = Decontaminator(load_index(index), rule)
-    self._fields = fields
+  def __init__(self, settings: PartSettings):
+    self._settings = settings
+    self._check = Decontaminator(load_index(settings.index), settings.rule)
 
   def do(self, part: Part) -> dict[str, Any]:
     """Writes the files of a part and returns its counts."""
-    rows: dict[str, list[bytes]] = {kind: [] for kind in FOLDERS}
+    settings = self._settings
     counts: dict[str, Any] = {"part": part.number, "rows": 0, "text_characters": 0}
     reasons: dict[str, int] = {}
     hits: dict[str, dict[str, list[str]]] = {}
+    name_of_file = Path(part.path).name
 
     def count(reason: str) -> None:
       reasons[reason] = reasons.get(reason, 0) + 1
 
-    def judge(batch: list[tuple[int, bytes, dict[str, Any], str]]) -> None:
-      found = self._check.check_all([text for *_, text in batch])
-      for (at, line, record, _), result in zip(batch, found, strict=True):
+    def judge(batch: list[tuple[Row, dict[str, Any], tuple[str, ...]]]) -> None:
+      found = self._check.check_all([text for *_, texts in batch for text in texts])
+      results = iter(found)
+      for row, record, texts in batch:
+        result = _worst([next(results) for _ in texts])
+        line = row.line if row.line.endswith(b"\n") else row.line + b"\n"
         if result.item is None:
-          rows["kept"].append(line)
+          files.write("kept", line)
           continue
         name = "partial" if result.flag == "partial" else f"contaminated_{result.rule}"
         count(name)
         of_dataset = hits.setdefault(result.item.dataset, {})
         of_dataset.setdefault(name, []).append(result.item.id)
-        where = {"file": Path(part.path).name, "byte": at}
+        where = {"file": name_of_file, "byte": row.at}
         note = _note({**where, "contamination": result.to_json()}, line)
         if result.flag == "partial":
-          rows["kept"].append(_label(record, result))
-          rows["noted"].append(note)
+          files.write("kept", _label(record, result, line))
+          files.write("noted", note)
         else:
-          rows["contaminated"].append(note)
+          files.write("contaminated", note)
 
-    batch: list[tuple[int, bytes, dict[str, Any], str]] = []
-    size = 0
-    for at, line in read_rows(part):
-      counts["rows"] += 1
-      line = line if line.endswith(b"\n") else line + b"\n"
-      record, text, reason = _parse(line, self._fields)
-      if text is None:
-        count(reason)
-        where = {"file": Path(part.path).name, "byte": at, "reason": reason}
-        rows["unreadable"].append(json.dumps(where).encode() + b"\n")
-        continue
-      counts["text_characters"] += len(text)
-      batch.append((at, line, record, text))
-      size += len(text)
-      if size > _BATCH_CHARACTERS:
-        judge(batch)
-        batch, size = [], 0
-    judge(batch)
-    for kind, lines in rows.items():
-      path = part_file(self._folder, kind, part.number)
-      counts[kind] = len(lines)
-      if lines or kind == "kept":
-        write_atomic(path, b"".join(lines))
-      else:
-        path.unlink(missing_ok=True)  # of an earlier try
+    with _Files(Path(settings.folder), part.number) as files:
+      batch: list[tuple[Row, dict[str, Any], tuple[str, ...]]] = []
+      size = 0
+      for row in read_rows(part, settings.max_row_bytes):
+        counts["rows"] += 1
+        record, texts, reason = {}, (), row.reason
+        if not reason:
+          record, texts, reason = _parse(row.line, settings.fields)
+        if not texts:
+          count(reason)
+          where = {"file": name_of_file, "byte": row.at, "reason": reason}
+          where |= {"detail": row.detail} if row.detail else {}
+          files.write("unreadable", json.dumps(where).encode() + b"\n")
+          continue
+        batch.append((row, record, texts))
+        size += len(row.line)
+        counts["text_characters"] += sum(map(len, texts))
+        if size > _BATCH_BYTES:
+          judge(batch)
+          batch, size = [], 0
+      judge(batch)
+    counts |= files.num_rows
     done = counts["kept"] + counts["contaminated"] + counts["unreadable"]
     assert done == counts["rows"], "every row goes to one place"
-    return {**counts, "reasons": reasons, "items": hits}
+    return {**counts, "bytes": files.num_bytes, "reasons": reasons, "items": hits}
+
+
+@functools.lru_cache(maxsize=1)
+def _make_worker(settings: PartSettings) -> PartWorker:
+  return PartWorker(settings)
+
+
+def do_part(settings: PartSettings, part: Part) -> dict[str, Any]:
+  """Does a part with an index that this process has loaded, or loads now."""
+  return _make_worker(settings).do(part)
+
+
+def _worst(found: Sequence[Contamination]) -> Contamination:
+  """Returns the first of the findings that say the most."""
+  return max(found, key=lambda result: _SEVERITY.index(result.flag))
 
 
 def _note(record: dict[str, Any], line: bytes) -> bytes:
@@ -187,24 +342,10 @@ def _note(record: dict[str, Any], line: bytes) -> bytes:
   return head[:-1].encode() + b', "record": ' + line.strip() + b"}\n"
 
 
-def _label(record: dict[str, Any], result: Contamination) -> bytes:
-  labels = record.get("labels")
-  labels = labels if isinstance(labels, dict) else {}
+def _label(record: dict[str, Any], result: Contamination, line: bytes) -> bytes:
+  """Returns a row with the finding among its labels."""
+  labels = record.get("labels", {})
+  if not isinstance(labels, dict):
+    return line  # the row's own, of another kind: nothing of it is given up
   labels = {**labels, "contamination": result.to_json()}
   return json.dumps({**record, "labels": labels}).encode() + b"\n"
-
-
-_worker: PartWorker | None = None
-
-
-def start_worker(*arguments: Any) -> None:
-  """Makes this process do parts; what stops the run is the parent's to say."""
-  global _worker
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  _worker = PartWorker(*arguments)
-
-
-def do_part(part: Part) -> dict[str, Any]:
-  """Does a part in a process that `start_worker` was called in."""
-  assert _worker is not None
-  return _worker.do(part)

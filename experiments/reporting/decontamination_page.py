@@ -1,8 +1,6 @@
 """The page of `phi4 decontaminate`: rows beside the items that they hold."""
 
 import json
-import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +9,9 @@ from experiments.reporting.layout import Section, page
 from experiments.reporting.markup import Markup, join, tag
 from phi4_jax.common.io import write_atomic
 from phi4_jax.curation.decontaminate_index import BenchmarkIndex, BenchmarkItem
-from phi4_jax.curation.decontaminate_items import text_of_record
-from phi4_jax.curation.decontaminate_words import normalize
+from phi4_jax.curation.decontaminate_items import texts_of_record
+from phi4_jax.curation.decontaminate_words import compose, find_words_in
 
-_WORD = re.compile(r"[^\W_]+")
 # Of a text on the page; what is in common is always shown.
 _MAX_CHARACTERS = 4000
 _STYLE = """
@@ -34,13 +31,17 @@ def write_page(
   benchmarks: Mapping[str, Mapping[str, int]],
   index: BenchmarkIndex,
   *,
+  fields: Sequence[str],
   max_shown: int,
 ) -> None:
-  """Writes report.html from the notes in `folder`."""
+  """Writes report.html from the notes in `folder`.
+
+  `fields` are those of a row that were compared, () the usual.
+  """
   items = {(item.dataset, item.id): item for item in index.items}
   sections = [Section("benchmarks", "Benchmarks", _table(benchmarks))]
   for name, title in (("contaminated", "Put aside"), ("noted", "Kept with a note")):
-    shown = [_pair(note, items) for note in _read(folder / name, max_shown)]
+    shown = [_pair(note, items, fields) for note in _read(folder / name, max_shown)]
     text = f"The first {len(shown):,} of {totals[name]:,} rows, in the files' order."
     sections.append(Section(name, title, join(tag("p", text), shown)))
   head = tag(
@@ -84,7 +85,9 @@ def _read(folder: Path, count: int) -> Iterator[dict[str, Any]]:
 
 
 def _pair(
-  note: Mapping[str, Any], items: Mapping[tuple[str, str], BenchmarkItem]
+  note: Mapping[str, Any],
+  items: Mapping[tuple[str, str], BenchmarkItem],
+  fields: Sequence[str],
 ) -> Markup:
   found = note["contamination"]
   match = found["13gram" if found["rule"] == "13gram" else "7gram"]
@@ -92,7 +95,7 @@ def _pair(
   long = [found["13gram"]["segment"]] if "13gram" in found else []
   short = found.get("7gram", {"overlaps": [], "ratio": 0.0})
   record = note["record"]
-  text = text_of_record(record) or json.dumps(record)
+  text = "\n".join(texts_of_record(record, fields))
   title = (
     f"{note['file']}, byte {note['byte']:,}: {item}, by its {found['rule']}; "
     f"7-grams in common with {short.get('dataset', '')} {short.get('id', '')}: "
@@ -106,9 +109,9 @@ def _pair(
 
 def mark(text: str, short: Sequence[str], long: Sequence[str]) -> Markup:
   """Returns a text with the given runs of normalised words marked."""
-  text = unicodedata.normalize("NFC", text)
-  spans = [match.span() for match in _WORD.finditer(text)]
-  words = [normalize(text[a:b]).decode() for a, b in spans]
+  text = compose(text)
+  found = find_words_in(text)
+  words = [word for *_, word in found]
   level = [0] * len(words)
   for value, runs in ((1, short), (2, long)):
     wanted = {tuple(run.split()) for run in runs}
@@ -123,7 +126,7 @@ def mark(text: str, short: Sequence[str], long: Sequence[str]) -> Markup:
     while end + 1 < len(words) and level[end + 1] == level[i]:
       end += 1
     if level[i]:
-      start, stop = spans[i][0], spans[end][1]
+      start, stop = found[i][0], found[end][1]
       pieces.append(_shorten(text[done:start]))
       kind = "long" if level[i] == 2 else None
       pieces.append(tag("mark", text[start:stop], class_=kind))

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from experiments.benchmark_items import open_benchmark
-from phi4_jax.common.errors import ConfigError
+from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.data.known_tasks import KNOWN_TASKS
 
 
@@ -43,6 +43,74 @@ def test_another_format_of_a_published_set_is_read_by_its_layout(tmp_path):
   assert texts(f"gsm8k={path}") == ["How many?"]
   with pytest.raises(ConfigError, match="only JSON lines .* whose layout is not known"):
     texts(f"other={path}")
+
+
+# A row as its publisher has it, and what an item must hold of it.
+ROWS = {
+  "hellaswag": (
+    {"ctx": "A man sits on a roof. he", "endings": ["falls", "sings"], "label": 1},
+    "A man sits on a roof. he\nfalls\nsings",
+  ),
+  "openbookqa": (
+    {"id": "7", "question_stem": "The sun is the cause of",
+     "choices": {"text": ["puppies", "plants"], "label": ["A", "B"]}, "answerKey": "B"},
+    "The sun is the cause of\npuppies\nplants",
+  ),
+  "agieval": (
+    {"passage": "A long passage.", "question": "Which?", "options": ["(A)x", "(B)y"],
+     "label": "A"},
+    "A long passage.\nWhich?\nx\ny",
+  ),
+  "medqa": (
+    {"question": "A patient ...", "options": {"A": "This", "B": "That"},
+     "answer": "This"},
+    "A patient ...\nThis\nThat",
+  ),
+  "arc_easy": (
+    {"id": "q", "question": {"stem": "George wants",
+     "choices": [{"text": "dry", "label": "A"}]}, "answerKey": "A"},
+    "George wants\ndry",
+  ),
+  "piqa": ({"goal": "To dry", "sol1": "wring", "sol2": "soak", "label": 0},
+           "To dry\nwring\nsoak"),
+  "winogrande": ({"sentence": "_ ran.", "option1": "Ann", "option2": "Bo",
+                  "answer": "1"}, "_ ran.\nAnn\nBo"),
+  "gsm8k": ({"question": "How many?", "answer": "7"}, "How many?"),
+  "mbpp": ({"task_id": 3, "text": "Write it.", "code": "pass"}, "Write it."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_json_lines_of_a_published_set_are_read_by_its_layout(tmp_path, capsys, name):
+  row, wanted = ROWS[name]
+  write(tmp_path / f"{name}.jsonl", row)
+  assert texts(name, tmp_path) == [wanted]
+  assert texts(f"{name}={tmp_path}/{name}.jsonl") == [wanted]
+  assert capsys.readouterr().out == ""
+
+
+def test_another_layout_of_a_published_set_is_read_and_said(tmp_path, capsys):
+  path = tmp_path / "hellaswag.jsonl"
+  write(path, {"text": "A man falls."}, {"question": "How?", "choices": ["a", "b"]})
+  assert texts("hellaswag", tmp_path) == ["A man falls.", "How?\na\nb"]
+  said = capsys.readouterr().out
+  assert "hellaswag is read by the usual names of fields" in said
+  assert "has no 'endings' field" in said
+  # A row that breaks a layout which the first row has is an error.
+  write(path, ROWS["hellaswag"][0], {"text": "A man falls."})
+  with pytest.raises(DataError, match=r"Row 2 of .*hellaswag\.jsonl has no 'endings'"):
+    texts("hellaswag", tmp_path)
+  write(path, {"endings": ["a", "b"]})
+  with pytest.raises(DataError, match=r"no 'ctx' or 'context'.*has no question"):
+    texts("hellaswag", tmp_path)
+
+
+def test_a_published_set_whose_file_is_missing_or_empty(tmp_path):
+  with pytest.raises(DataError, match="does not exist"):
+    texts(f"gsm8k={tmp_path}/none.jsonl")
+  (tmp_path / "gsm8k.jsonl").write_text("")
+  with pytest.raises(DataError, match="is empty"):
+    texts("gsm8k", tmp_path)
 
 
 def test_what_is_not_there_is_said_with_what_is(tmp_path, monkeypatch):

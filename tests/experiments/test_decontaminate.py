@@ -1,6 +1,5 @@
 """`phi4 decontaminate`: every row goes to one place, whatever is in the files."""
 
-import gzip
 import json
 import re
 import signal
@@ -9,12 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import zstandard
 
 from benchmarks import decontamination_data as data
 from experiments import decontaminate_parts
 from experiments.decontaminate import main
-from experiments.decontaminate_parts import part_file, plan_parts, read_rows
+from experiments.decontaminate_parts import part_file, plan_parts
 from experiments.reporting.decontamination_page import mark
 from phi4_jax.curation.decontaminate import Decontaminate
 from phi4_jax.data.documents import Document
@@ -111,6 +109,25 @@ def test_the_page_shows_both_texts(folder):
   assert "<h1>2 of 300 rows hold benchmark items</h1>" in page
 
 
+def test_the_page_shows_the_fields_that_were_compared(folder):
+  rows = [{"question": "Of no matter.", "body": TESTS[3]}, {"other": TESTS[4]}]
+  write(folder / "train-1.jsonl", rows)
+  write(folder / "train-2.jsonl", [{"question": "Clean.", "asked": TESTS[5]}])
+  fields = "--gin.DecontaminateConfig.fields=('body',)"
+  assert run(folder, "body", fields) == 0
+  (aside,) = read(folder / "body", "contaminated")
+  assert aside["record"] == rows[0]
+  page = (folder / "body" / "report.html").read_text()
+  shown = re.sub(r"<[^>]*>", "", page)
+  assert shown.count(TESTS[3]) == 2 and "Of no matter." not in shown
+  assert page.count('<mark class="long">') == 3  # what the colours mean; both sides
+  # Without names, whatever a row holds is compared and shown.
+  assert run(folder, "all") == 0
+  assert len(read(folder / "all", "contaminated")) == 3
+  shown = re.sub(r"<[^>]*>", "", (folder / "all" / "report.html").read_text())
+  assert all(shown.count(TESTS[i]) == 2 for i in (3, 4, 5))
+
+
 def test_nothing_depends_on_workers_or_parts_being_done_again(folder, monkeypatch):
   assert run(folder, "one") == 0
   # Small parts: rows that lie across borders, parts without a row.
@@ -194,24 +211,6 @@ def test_hostile_rows_are_counted_and_nothing_is_lost(tmp_path, capsys):
   assert "15 rows = 5 kept" in capsys.readouterr().out
 
 
-def test_compressed_files_give_what_plain_ones_give(folder, tmp_path):
-  assert run(folder, "plain") == 0
-  for name in ("train-1", "train-2"):
-    content = (folder / f"{name}.jsonl").read_bytes()
-    packed = {".gz": gzip.compress, ".zst": zstandard.compress}
-    end = ".gz" if name == "train-1" else ".zst"
-    (folder / f"{name}.jsonl{end}").write_bytes(packed[end](content))
-    (folder / f"{name}.jsonl").unlink()
-  packed = [f"--train={folder}/train-1.jsonl.gz", f"--train={folder}/train-2.jsonl.zst"]
-  benchmark = f"--benchmarks=toy={folder}/toy.jsonl"
-  assert main([*packed, benchmark, f"--out={folder}/packed"]) == 0
-  for kind in ("kept", "contaminated"):
-    plain, read_packed = (read(folder / out, kind) for out in ("plain", "packed"))
-    for record in (*plain, *read_packed):
-      record.pop("file", None)
-    assert read_packed == plain and plain
-
-
 @pytest.mark.parametrize(
   "arguments, complaint",
   [
@@ -222,17 +221,16 @@ def test_compressed_files_give_what_plain_ones_give(folder, tmp_path):
     (["--benchmarks=a=none.jsonl"], "does not exist"),
     (["--benchmarks=a=bad.jsonl"], "Row 2 of bad.jsonl has no question"),
     (["--train=packed.jsonl.xz"], "not JSON lines, plain, .gz or .zst"),
-    (["--train=packed.jsonl.gz"], "packed.jsonl.gz"),
     (["--train=nothing.jsonl"], "all files are empty"),
     (["--gin.DecontaminateConfig.allow_list='none'"], "no allow-list"),
     (["--gin.DecontaminateConfig.part_megabytes=0"], "must be 1 or more"),
+    (["--gin.DecontaminateConfig.max_row_megabytes=0"], "must be 1 or more"),
   ],
 )
 def test_what_cannot_be_done_is_said(folder, monkeypatch, capsys, arguments, complaint):
   monkeypatch.chdir(folder)
   write(folder / "bad.jsonl", [{"question": "x"}, {"body": "x"}])
-  for end in ("gz", "xz"):
-    (folder / f"packed.jsonl.{end}").write_bytes(b"\x1f\x8b")
+  (folder / "packed.jsonl.xz").write_bytes(b"\xfd7zXZ")
   (folder / "nothing.jsonl").write_bytes(b"")
   given = ["--train=train-1.jsonl", "--benchmarks=toy=toy.jsonl", "--out=out"]
   name = arguments[0].partition("=")[0]
@@ -269,23 +267,13 @@ def test_boiler_plate_of_a_reference_is_allowed(tmp_path):
   assert [type(verdict).__name__ for verdict in verdicts] == ["Keep", "Drop"]
 
 
-def test_parts_share_no_row_and_miss_none(tmp_path):
-  lines = [b"%d\n" % (10**i) for i in range(12)] + [b"\n", b"  \n", b"last"]
-  path = tmp_path / "a"
-  path.write_bytes(b"".join(lines))
-  for size in range(1, 40):
-    parts = plan_parts([str(path)], size)
-    rows = [row for part in parts for row in read_rows(part)]
-    assert [line for _, line in rows] == [line for line in lines if line.strip()]
-    assert all(path.read_bytes()[at:].startswith(line) for at, line in rows)
-
-
 def test_marks_are_where_the_runs_are():
   text = "Un — deux, TROIS <quatre>"
   html = mark(text, ["un deux"], ["trois quatre"])
   assert (
     html == '<mark>Un — deux</mark>, <mark class="long">TROIS &lt;quatre</mark>&gt;'
   )
+  assert mark("❤️ हिन्दी में!", [], ["हिन्दी में"]) == ('❤️ <mark class="long">हिन्दी में</mark>!')
 
 
 def test_help_names_the_flags():
