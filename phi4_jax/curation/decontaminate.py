@@ -223,7 +223,7 @@ def _distinct(words: Sequence[bytes]) -> set[tuple[bytes, ...]]:
 class Decontaminate:
   """Drops documents that are contaminated by benchmarks; notes what is partly so.
 
-  Drops with "contaminated_13gram", "contaminated_7gram" or "no_text" (bytes). A partial
+  Drops with "contaminated_13gram", "contaminated_7gram" or "not_extracted". A partial
   finding is kept as the label "contamination".
 
   Attributes:
