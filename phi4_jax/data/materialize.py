@@ -126,7 +126,8 @@ def write_dataset(
 
   When the folder already holds this dataset, complete, `documents` is not touched. A
   row in which nothing counts in the loss (the inside of a long question that
-  concat_split has cut) is left out and counted.
+  concat_split has cut) is left out and counted, and its tokens are no part of the
+  dataset's.
 
   Args:
     documents: encoded by `vocabulary`; read once, in order.
@@ -156,12 +157,17 @@ def write_dataset(
   started = reported = time.monotonic()
   checked = _check_ids(documents, vocabulary.size)
   dropped: Counter[str] = Counter()
-  filled = 0
+  filled = tokens = 0
+  was_written = False
   with _ShardWriter(out_dir, rows_per_shard) as writer:
     for row in pack(checked, packing, stats):
-      if has_loss(row):
+      shared = packing.overlap if was_written else 0
+      was_written = has_loss(row)
+      if was_written:
         writer.write(row)
-        filled += int(np.count_nonzero(row[1]))
+        slots = int(np.count_nonzero(row[1]))
+        filled += slots
+        tokens += slots - shared
       else:
         dropped["row_without_loss"] += 1
       now = time.monotonic()
@@ -187,7 +193,7 @@ def write_dataset(
     row_length=packing.row_length,
     rows=num_rows,
     documents=num_documents,
-    tokens=stats.tokens,
+    tokens=tokens,
     loss_tokens=stats.loss_tokens,
     fill=round(filled / (num_rows * (packing.row_length + 1)), 6),
     truncated=stats.truncated,

@@ -77,6 +77,11 @@ class PackingConfig:
         "concat_split, which cuts every document. Leave it out, or use best_fit."
       )
 
+  @property
+  def overlap(self) -> int:
+    """Tokens that a row shares with the one before it."""
+    return 1 if self.strategy == "concat_split" else 0
+
   def recipe(self) -> dict[str, Any]:
     """Returns what decides the rows, as small JSON.
 

@@ -47,11 +47,12 @@ class Manifest:
     row_length: T; a row holds T + 1 tokens.
     rows: how many there are.
     documents: how many were read, dropped ones included.
-    tokens: tokens of the documents that were kept.
+    tokens: in the rows; one that two rows share (the last of a row may be the first of
+      the next) counts once.
     loss_tokens: targets that count in the loss, in one pass over the rows.
     fill: share of all slots that are not padding.
     truncated: documents that lost their end.
-    dropped: documents left out, by reason.
+    dropped: documents left out, by reason, and rows ("row_without_loss").
     shards: the files, in row order.
   """
 
@@ -94,7 +95,7 @@ def read_manifest(path: str | Path) -> Manifest:
 
   Raises:
     DataError: if there is none (the folder is missing or was not finished), or it
-      lacks a field, or it is of another format.
+      lacks a field, or it is of another format, or its rows cannot hold its tokens.
   """
   path = Path(path)
   file = path / MANIFEST
@@ -118,7 +119,15 @@ def read_manifest(path: str | Path) -> Manifest:
       f"{sorted(names - set(record))}, unknown: {sorted(set(record) - names)}."
     )
   shards = tuple(Shard(**shard) for shard in record.pop("shards"))
-  return Manifest(**record, shards=shards)
+  manifest = Manifest(**record, shards=shards)
+  slots = manifest.rows * (manifest.row_length + 1)
+  if manifest.tokens > slots:
+    raise DataError(
+      f"{file} says {manifest.tokens} tokens, but its {manifest.rows} rows have "
+      f"{slots} slots: tokens of rows that were left out are counted, and the weights "
+      f"of a mixture would be wrong. Delete {path} and materialize it again."
+    )
+  return manifest
 
 
 def verify_dataset(

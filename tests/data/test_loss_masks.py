@@ -88,6 +88,18 @@ def test_rows_inside_a_long_question_are_left_out_and_counted(tmp_path):
   assert manifest.fill == round(filled / (manifest.rows * 21), 6)
   total = sum(make_batch(row[None])["loss_weights"].sum() for row in rows)
   assert total == manifest.loss_tokens
+  # Tokens of rows that are left out are no tokens of the dataset: row k of the stream
+  # begins at 20 k, and a token on a border belongs to both sides.
+  encoded = [encode_document(document, V) for document in documents]
+  stream = np.concatenate([document.token_ids for document in encoded])
+  counted = np.concatenate([document.loss_mask for document in encoded])
+  counted[np.cumsum([0, len(encoded[0].token_ids)])] = False  # these open a document
+  is_held = np.zeros(len(stream), bool)
+  for start in range(0, len(stream) - 1, 20):
+    if counted[start + 1 : start + 21].any():
+      is_held[start : start + 21] = True
+  assert manifest.tokens == is_held.sum() < len(stream) / 2
+  assert manifest.tokens <= filled
 
 
 def test_a_conversation_without_an_answer_is_counted(tmp_path):

@@ -223,6 +223,17 @@ def test_missing_manifests(tmp_path):
     read_manifest(tmp_path)
 
 
+def test_more_tokens_than_rows_can_hold(tmp_path):
+  manifest = write(tmp_path)
+  record = read_json(tmp_path / "manifest.json")
+  slots = 9 * manifest.rows
+  write_json(tmp_path / "manifest.json", {**record, "tokens": slots})
+  assert read_manifest(tmp_path).tokens == slots
+  write_json(tmp_path / "manifest.json", {**record, "tokens": slots + 1})
+  with pytest.raises(DataError, match=rf"says {slots + 1} tokens.*have {slots} slots"):
+    read_manifest(tmp_path)
+
+
 def test_damaged_files_are_named(tmp_path):
   manifest = write(tmp_path)
   file = tmp_path / "rows-00001.arrayrecord"
