@@ -33,8 +33,9 @@ class ValidationConfig:
   Attributes:
     dataset: name of a materialized dataset; its loss is `validation/loss`.
     others: further ones, whose losses are `validation/NAME_loss`, from `data` or else
-      from `parent_data`. Their rows may have another length: the short-context loss of
-      a midtraining run is that on the held-out rows of pretraining.
+      from the first folder of `parent_data` that has them. Their rows may have another
+      length: the short-context loss of a midtraining run is that on the held-out rows
+      of pretraining.
     every_steps: how often.
     max_batches: at most so many batches of each, always the same ones.
   """
@@ -58,31 +59,46 @@ class PackedTrainConfig(TrainConfig):
 
   Attributes:
     data: folder made by `phi4 materialize`.
-    parent_data: folder of the data that the parent was trained on. Datasets of
-      DataConfig.datasets that the parent has read come from there and go on at their
-      next unread row; all others begin at their first. None: all begin there.
+    parent_data: folder of the data that the parent was trained on, or several, where
+      the parent itself went on with those of its parent. Datasets of
+      DataConfig.datasets that they have read come from there (or from `data`, if it
+      has the same rows) and go on at their next unread row; all others begin at their
+      first. None: all begin there.
     z_loss: weight of the squared log-normaliser. Differs: the paper mentions none.
   """
 
   batches: DataConfig
   validation: ValidationConfig | None = None
-  parent_data: str | None = None
+  parent_data: str | tuple[str, ...] | None = None
   z_loss: float = 0.0
 
   def __post_init__(self):
     super().__post_init__()
+    name = type(self).__name__
+    if self.parent_data == ():
+      raise ConfigError(
+        f"{name}.parent_data is empty. Name a folder, or leave it out (None)."
+      )
     if self.parent_data is not None and self.parent is None:
-      name = type(self).__name__
       raise ConfigError(
         f"{name}.parent_data needs {name}.parent, whose data it is. Set parent, or "
         "leave parent_data out."
       )
 
   def inputs(self) -> dict[str, str]:
-    inputs = super().inputs()
-    if self.parent_data is not None:
-      inputs["parent_data"] = self.parent_data
-    return inputs
+    return super().inputs() | self._parent_data()
+
+  def _parent_data(self) -> dict[str, str]:
+    """The folders of the parents' data, by the names that they have as inputs."""
+    if self.parent_data is None:
+      return {}
+    if isinstance(self.parent_data, str):
+      return {"parent_data": self.parent_data}
+    return {f"parent_data_{i}": path for i, path in enumerate(self.parent_data, 1)}
+
+  def parent_data_dirs(self, inputs: dict[str, Path]) -> tuple[Path, ...]:
+    """Returns the folders of the parents' data among a run's inputs."""
+    return tuple(inputs[name] for name in self._parent_data())
 
   @property
   def batch_size(self) -> int:
@@ -118,9 +134,9 @@ class PackedRows:
     self._config = config
     self._data = inputs["data"]
     self._earlier = None
-    if "parent_data" in inputs:
+    if data_dirs := config.parent_data_dirs(inputs):
       self._earlier = EarlierStage(
-        data_dir=inputs["parent_data"], state=load_data_state(inputs["parent"])
+        data_dirs=data_dirs, state=load_data_state(inputs["parent"])
       )
     self.result_metrics = {
       "validation/loss": "validation_loss",
@@ -214,8 +230,9 @@ class PackedRows:
   def _open_held_out(self, name: str, beside: EarlierStage | None = None) -> Loader:
     """Opens one pass over a dataset in file order; it fills a batch at least."""
     folder = self._data
-    if beside is not None and not (folder / name).is_dir():
-      folder = beside.data_dir
+    if beside is not None:
+      folders = [folder, *beside.data_dirs]
+      folder = next((f for f in folders if (f / name).is_dir()), folder)
     return self._open(
       dataclasses.replace(
         self._config.batches,

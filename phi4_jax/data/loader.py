@@ -157,11 +157,13 @@ class Loader:
     return list(zip(self._sources, counts, strict=True))
 
   def mixture_metrics(self, num_batches: int) -> dict[str, float]:
-    """Returns what the first `num_batches` batches are made of, exactly.
+    """Returns what the first `num_batches` batches are made of.
 
-    `data/fraction/NAME` is the realised fraction of tokens (a dataset's rows count as
-    the mean of its rows, so that whole epochs are exact), `data/epoch/NAME` the passes
-    made over the dataset, those of earlier stages included.
+    `data/epoch/NAME` is the number of passes made over the dataset, exactly, those of
+    earlier stages included. `data/fraction/NAME` is its fraction of the tokens that
+    were read, each row counting as the mean of its dataset's rows: exact after whole
+    epochs and where rows are equally full, an estimate within an epoch of rows that
+    are not.
     """
     tokens = [count * s.tokens_per_row for s, count in self._count_rows(num_batches)]
     total = sum(tokens) or Fraction(1)

@@ -29,11 +29,12 @@ class EarlierStage:
   """The data of the stage that a run goes on from.
 
   Attributes:
-    data_dir: the folder in which that stage's datasets are folders.
+    data_dirs: the folders in which datasets are folders that this stage, or one before
+      it, has read.
     state: `Loader.get_state()` at that stage's end.
   """
 
-  data_dir: Path
+  data_dirs: tuple[Path, ...]
   state: Mapping[str, Any]
 
 
@@ -98,8 +99,9 @@ def open_sources(
 ) -> list[RowSource]:
   """Opens every dataset of a configuration, at its next unread row, and checks it.
 
-  A dataset that the earlier stage has read comes from that stage's folder and goes on
-  there; every other comes from `data_dir` and begins at its first row.
+  A dataset that an earlier stage has read goes on at its next unread row: it comes from
+  the first of the earlier folders, or else `data_dir`, that holds those very rows.
+  Every other comes from `data_dir` and begins at its first row.
 
   Raises:
     ConfigError: if a dataset does not exist, or the order of rows would be another
@@ -110,17 +112,11 @@ def open_sources(
   read = {} if earlier is None else _read_before(earlier.state, config)
   found: dict[str, tuple[Path, Manifest]] = {}
   for name in config.datasets:
-    folder = data_dir
-    if name in read:
-      assert earlier is not None
-      folder = earlier.data_dir
-    found[name] = folder / name, _open(folder, name)
-    if name in read and found[name][1].fingerprint() != read[name]["data"]:
-      raise DataError(
-        f"Dataset {name!r} in {folder} is not the one that the earlier stage read, so "
-        "it has no next unread row. Name the folder of that stage's data, or give a "
-        "new dataset a new name."
-      )
+    if earlier is None or name not in read:
+      found[name] = _open((data_dir,), name)
+    else:
+      folders = tuple(dict.fromkeys([*earlier.data_dirs, data_dir]))
+      found[name] = _open(folders, name, read[name]["data"])
   _check_agreement({name: manifest for name, (_, manifest) in found.items()})
   row_length = max(manifest.row_length for _, manifest in found.values())
   for path, manifest in found.values():
@@ -154,14 +150,27 @@ def _read_before(state: Mapping[str, Any], config: DataConfig) -> dict[str, Any]
   return dict(state["sources"])
 
 
-def _open(data_dir: Path, name: str) -> Manifest:
-  if not (data_dir / name).is_dir():
-    found = sorted(path.parent.name for path in data_dir.glob("*/manifest.json"))
+def _open(
+  folders: tuple[Path, ...], name: str, fingerprint: str | None = None
+) -> tuple[Path, Manifest]:
+  """Opens a dataset in the first folder that has it, with these rows if any."""
+  having = [folder for folder in folders if (folder / name).is_dir()]
+  if not having:
+    found = {path.parent.name for f in folders for path in f.glob("*/manifest.json")}
     raise ConfigError(
-      f"DataConfig.datasets names {name!r}, which is not in {data_dir}. Found: "
-      f"{', '.join(found) or 'no dataset'}."
+      f"DataConfig.datasets names {name!r}, which is not in "
+      f"{' nor in '.join(map(str, folders))}. Found: "
+      f"{', '.join(sorted(found)) or 'no dataset'}."
     )
-  return read_manifest(data_dir / name)
+  for folder in having:
+    manifest = read_manifest(folder / name)
+    if fingerprint is None or manifest.fingerprint() == fingerprint:
+      return folder / name, manifest
+  raise DataError(
+    f"Dataset {name!r} in {' and in '.join(map(str, having))} is not the one that the "
+    "earlier stage read, so it has no next unread row. Name the folder of that stage's "
+    "data, or give a new dataset a new name."
+  )
 
 
 def _check_agreement(manifests: dict[str, Manifest]) -> None:

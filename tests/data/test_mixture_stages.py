@@ -249,7 +249,7 @@ class TestStages:
     second = make_loader(
       data_dir,
       config({"code": 0.5, "books": 0.25, "web": 0.25}, batch_size=8),
-      earlier=EarlierStage(data_dir=data_dir, state=state),
+      earlier=EarlierStage(data_dirs=(data_dir,), state=state),
     )
     rows += sum(take(second, 5), [])
     state = json.loads(json.dumps(second.get_state()))
@@ -258,12 +258,12 @@ class TestStages:
     third = make_loader(
       data_dir,
       config({"code": 1.0}),
-      earlier=EarlierStage(data_dir=data_dir, state=state),
+      earlier=EarlierStage(data_dirs=(data_dir,), state=state),
     )
     rows += sum(take(third, 2), [])
     state = third.get_state()
     fourth = make_loader(
-      data_dir, config(), earlier=EarlierStage(data_dir=data_dir, state=state)
+      data_dir, config(), earlier=EarlierStage(data_dirs=(data_dir,), state=state)
     )
     rows += sum(take(fourth, 9), [])
     for name, number in numbers.items():
@@ -276,7 +276,7 @@ class TestStages:
   def test_caps_count_earlier_stages(self, data_dir):
     first = make_loader(data_dir, config({"code": 1.0}))
     take(first, 3)  # 30 rows, 1.5 epochs
-    earlier = EarlierStage(data_dir=data_dir, state=first.get_state())
+    earlier = EarlierStage(data_dirs=(data_dir,), state=first.get_state())
     second = make_loader(
       data_dir,
       config({"code": 1.0}, batch_size=5, epochs=2, when_exhausted="stop"),
@@ -297,7 +297,7 @@ class TestStages:
     """30 % long, 70 % recalled: four short rows make one, apart from each other."""
     first = make_loader(data_dir, config({"web": 0.7, "code": 0.3}))
     take(first, 3)
-    earlier = EarlierStage(data_dir=data_dir, state=first.get_state())
+    earlier = EarlierStage(data_dirs=(data_dir,), state=first.get_state())
     settings = config({"long": 0.3, "web": 0.5, "code": 0.2})
     loader = make_loader(long_dir, settings, earlier=earlier)
     assert loader.row_length == 8
@@ -337,7 +337,7 @@ class TestStages:
 
   def test_what_has_no_next_unread_row(self, data_dir, tmp_path):
     state = make_loader(data_dir, config()).get_state()
-    earlier = EarlierStage(data_dir=data_dir, state=state)
+    earlier = EarlierStage(data_dirs=(data_dir,), state=state)
     with pytest.raises(
       ConfigError, match=r"seed \(1\) differs.*Set DataConfig.seed = 0"
     ):
@@ -345,7 +345,9 @@ class TestStages:
     with pytest.raises(ConfigError, match=r"shuffle \(False\) differs"):
       make_loader(data_dir, config(shuffle=False), earlier=earlier)
     with pytest.raises(DataError, match="does not say how many rows"):
-      make_loader(data_dir, config(), earlier=EarlierStage(data_dir=data_dir, state={}))
+      make_loader(
+        data_dir, config(), earlier=EarlierStage(data_dirs=(data_dir,), state={})
+      )
     numbered(tmp_path, "books", 3, 8)
     with pytest.raises(
       DataError, match="'books' in .* is not the one that the earlier"
@@ -353,7 +355,7 @@ class TestStages:
       make_loader(
         tmp_path,
         config({"books": 1.0}),
-        earlier=EarlierStage(data_dir=tmp_path, state=state),
+        earlier=EarlierStage(data_dirs=(tmp_path,), state=state),
       )
 
   def test_a_stage_that_began_elsewhere_is_another_plan(self, data_dir):
@@ -361,7 +363,7 @@ class TestStages:
     earlier = []
     for batches in (1, 2):
       take(first, batches)
-      earlier.append(EarlierStage(data_dir=data_dir, state=first.get_state()))
+      earlier.append(EarlierStage(data_dirs=(data_dir,), state=first.get_state()))
     state = make_loader(data_dir, config(), earlier=earlier[0]).get_state()
     with pytest.raises(DataError, match="an earlier stage of other length"):
       make_loader(data_dir, config(), earlier=earlier[1]).set_state(state)
