@@ -1,9 +1,11 @@
 """Examples of SeqIO tasks to encoded documents, a group of them at a time.
 
 A group maps names of features to TensorFlow tensors, of which only the methods are
-used: nothing here imports TensorFlow.
+used: nothing here imports TensorFlow. A document without a name of its own gets its
+number before it is encoded, because what is done to a text may depend on its name.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,8 +20,8 @@ from phi4_jax.data.fill_in_middle import (
 )
 from phi4_jax.data.vocabularies import Vocabulary
 
-# Reads a group of examples: yields (name or "", document).
-Reader = Callable[[dict[str, Any]], Iterator[tuple[str, EncodedDocument]]]
+# Reads a group of examples, given names for those that have none: one for each.
+Reader = Callable[[dict[str, Any], Iterator[str]], Iterator[EncodedDocument]]
 Encoder = Callable[[Document], EncodedDocument]
 
 
@@ -37,10 +39,12 @@ def make_encoder(
   return lambda document: encode_with_middle_moved(document, vocabulary, fill_in_middle)
 
 
-def _names(group: dict[str, Any], count: int) -> list[str]:
+def _names(group: dict[str, Any], count: int, numbered: Iterator[str]) -> list[str]:
+  numbers = list(itertools.islice(numbered, count))
   if "id" not in group or group["id"].dtype.name != "string":
-    return [""] * count
-  return [name.decode("utf-8") for name in group["id"].numpy()]
+    return numbers
+  given = [name.decode("utf-8") for name in group["id"].numpy()]
+  return [name or number for name, number in zip(given, numbers, strict=True)]
 
 
 def _ragged(feature: Any) -> list[np.ndarray]:
@@ -52,11 +56,12 @@ def _ragged(feature: Any) -> list[np.ndarray]:
 
 
 def read_tokens(
-  group: dict[str, Any], *, names: tuple[str, ...]
-) -> Iterator[tuple[str, EncodedDocument]]:
+  group: dict[str, Any], numbered: Iterator[str], *, names: tuple[str, ...]
+) -> Iterator[EncodedDocument]:
   """Reads ids: of inputs and targets, of tokens and a mask, or of tokens alone."""
   parts = [_ragged(group[name]) for name in names]
-  for name, *arrays in zip(_names(group, len(parts[0])), *parts, strict=True):
+  ids = _names(group, len(parts[0]), numbered)
+  for name, *arrays in zip(ids, *parts, strict=True):
     first = arrays[0].astype(np.int32)
     if names[-1] == "targets":
       mask = np.repeat([False, True], [len(array) for array in arrays])
@@ -65,32 +70,31 @@ def read_tokens(
       mask = arrays[1].astype(bool)
     else:
       mask = np.ones(len(first), bool)
-    yield name, EncodedDocument(name, first, mask)
+    yield EncodedDocument(name, first, mask)
 
 
 def read_texts(
-  group: dict[str, Any], *, encoder: Encoder
-) -> Iterator[tuple[str, EncodedDocument]]:
+  group: dict[str, Any], numbered: Iterator[str], *, encoder: Encoder
+) -> Iterator[EncodedDocument]:
   """Reads texts."""
   texts = group["text"].numpy()
-  for name, text in zip(_names(group, len(texts)), texts, strict=True):
-    document = Document(id=name or "(unnamed)", text=text.decode("utf-8"))
-    yield name, encoder(document)
+  names = _names(group, len(texts), numbered)
+  for name, text in zip(names, texts, strict=True):
+    yield encoder(Document(id=name, text=text.decode("utf-8")))
 
 
 def read_exchanges(
-  group: dict[str, Any], *, vocabulary: Vocabulary
-) -> Iterator[tuple[str, EncodedDocument]]:
+  group: dict[str, Any], numbered: Iterator[str], *, vocabulary: Vocabulary
+) -> Iterator[EncodedDocument]:
   """Reads questions and answers as exchanges of a user and an assistant."""
   inputs, targets = group["inputs"].numpy(), group["targets"].numpy()
-  for name, question, answer in zip(
-    _names(group, len(inputs)), inputs, targets, strict=True
-  ):
+  names = _names(group, len(inputs), numbered)
+  for name, question, answer in zip(names, inputs, targets, strict=True):
     document = Document(
-      id=name or "(unnamed)",
+      id=name,
       messages=(
         {"role": "user", "content": question.decode("utf-8")},
         {"role": "assistant", "content": answer.decode("utf-8")},
       ),
     )
-    yield name, encode_document(document, vocabulary)
+    yield encode_document(document, vocabulary)

@@ -276,11 +276,9 @@ def materialize_task(
         try_in_mem_cache=False,
         trim_output_features=False,
       )
-      number = 0
+      numbered = (f"{found.name}:{number}" for number in itertools.count())
       for group in dataset.ragged_batch(_GROUP):
-        for name, document in read(group):
-          yield document._replace(id=name or f"{found.name}:{number}")
-          number += 1
+        yield from read(group, numbered)
     except tf.errors.OpError as error:
       if relay.error is not None:
         raise relay.error from None

@@ -10,7 +10,10 @@ import tensorflow as tf
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.data.chat import encode_chat, encode_documents
 from phi4_jax.data.documents import Document
-from phi4_jax.data.fill_in_middle import FillInMiddleConfig
+from phi4_jax.data.fill_in_middle import (
+  FillInMiddleConfig,
+  encode_with_middle_moved,
+)
 from phi4_jax.data.hf_vocabulary import import_hf_tokenizer
 from phi4_jax.data.known_files import Places
 from phi4_jax.data.loader import DataConfig, make_loader
@@ -349,6 +352,33 @@ def test_texts_of_registered_tasks_with_their_middle_moved(tmp_path):
   add_task("ids", {"tokens": [[1, 2]]}, {"tokens": feature})
   with pytest.raises(ConfigError, match="ids has the features tokens and not 'text'"):
     materialize_task("ids", tmp_path / "i", **options)
+
+
+def test_texts_without_ids_are_cut_one_by_one(tmp_path):
+  """More than one crossing of TensorFlow carries, all of the same text."""
+  add_task("unnamed", {"text": ["the same text"] * 400}, {"text": string_feature()})
+  options = {"vocabulary": V, "packing": SINGLE}
+  options["fill_in_middle"] = FillInMiddleConfig(rate=0.5)
+  materialize_task("unnamed", tmp_path / "u", **options)
+  middle = V.specials["<|fim_middle|>"]
+  rows = [tuple(ids) for ids, _ in read(tmp_path / "u")]
+  # Four standard deviations of 400 draws are 40.
+  assert 160 <= sum(middle in row for row in rows) <= 240
+  assert len(set(rows)) > 50
+  # The same documents from a source of ours, under these names.
+  documents = [
+    encode_with_middle_moved(
+      Document(id=f"unnamed:{i}", text="the same text"), V, options["fill_in_middle"]
+    )
+    for i in range(400)
+  ]
+  assert rows == [tuple(document.token_ids) for document in documents]
+
+
+def test_an_unnamed_document_is_named_by_its_number(tmp_path, toy_vocabulary):
+  add_task("foreign", {"text": ["so 3", "Zebra"]}, {"text": string_feature()})
+  with pytest.raises(DataError, match=r"Document foreign:1: .* no token for \['Z'\]"):
+    materialize_task("foreign", tmp_path, vocabulary=toy_vocabulary, packing=SINGLE)
 
 
 def test_documents_with_hard_characters_cross_unchanged(tmp_path):
