@@ -14,6 +14,7 @@ from pathlib import Path
 
 from experiments import cli
 from experiments.config_types import did_you_mean
+from experiments.reporting import layout
 from experiments.reporting.markup import Markup, join, tag
 from experiments.run_directory import resolve_input
 from phi4_jax.common import io
@@ -23,28 +24,21 @@ from phi4_jax.data.row_view import RowView, TokenView, read_row, view_row
 from phi4_jax.data.rows import MANIFEST, Manifest, read_manifest
 from phi4_jax.data.tokenizer import Vocabulary, load_vocabulary
 
-# Control characters of a text would move the cursor or worse.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]")
+# Control characters of a text would move the cursor or worse; marks of direction would
+# show its letters, and what comes after it in the line, in another order.
+_CONTROL = re.compile(
+  r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)
 _RESET, _BOLD = "\x1b[0m", "\x1b[1m"
 # Two shades of each, in turn, so that the borders of tokens show.
 _LOSS = ("\x1b[32m", "\x1b[92m")
 _CONTEXT = ("\x1b[90m", "\x1b[37m")
 _SPECIAL = ("\x1b[36m", "\x1b[36m")
 _STYLE = """
-body { font: 15px/1.6 system-ui, sans-serif; max-width: 60em; margin: 2em auto;
-  padding: 0 1em; color: #1b1d21; background: #fbfaf7; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #fff;
-  border: 1px solid #dcd9d0; padding: .8em; }
-pre span { border-right: 1px solid #dcd9d0; }
-.c { color: #5b606a; } .s { color: #7a4aa8; }
-.l { background: #b9e3c6; color: #0b3d2a; }
-@media (prefers-color-scheme: dark) {
-  body { color: #e7e6e2; background: #14161a; }
-  pre { background: #1c1f25; border-color: #363b44; }
-  pre span { border-color: #363b44; }
-  .c { color: #a3a8b2; } .s { color: #c49bee; }
-  .l { background: #16452f; color: #d6f5e5; }
-}
+pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+pre span { border-right: 1px solid var(--rule); }
+.c { color: var(--muted); } .s { color: var(--arm-4); }
+.l { color: var(--up); background: var(--up-soft); }
 """
 
 
@@ -177,7 +171,7 @@ def _join_pieces(tokens: list[TokenView], counts: bool, *, is_coloured: bool) ->
 def render_page(view: RowView, title: str, about: Sequence[str]) -> str:
   """Returns a page without scripts; pointing at a token shows its numbers."""
   heading, *documents = describe_row(view, title)
-  body: list[Markup] = [tag("h1", title), tag("p", heading)]
+  shown: list[Markup] = []
   for line, tokens in zip(documents, view.segments.values(), strict=True):
     spans = [
       tag(
@@ -189,13 +183,16 @@ def render_page(view: RowView, title: str, about: Sequence[str]) -> str:
       )
       for token in tokens
     ]
-    body += [tag("h2", line), tag("pre", *spans)]
-  body.append(tag("p", "Green counts in the loss; violet are control tokens."))
-  body += [tag("p", line) for line in about]
-  head = join(
-    tag("meta", charset="utf-8"), tag("title", title), tag("style", Markup(_STYLE))
+    shown += [tag("h3", line), tag("pre", *spans, tabindex="0")]
+  key = layout.note("Green counts in the loss; violet are control tokens.")
+  return layout.page(
+    title,
+    "phi4_jax \N{MIDDLE DOT} inspect",
+    layout.paragraph(heading, class_="lead"),
+    [layout.Section("tokens", "Tokens", join(key, shown))],
+    join([tag("p", line) for line in about]),
+    style=_STYLE,
   )
-  return "<!doctype html>\n" + tag("html", tag("head", head), tag("body", *body))
 
 
 def _token_table(view: RowView) -> str:

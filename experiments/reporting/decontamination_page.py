@@ -57,10 +57,9 @@ def write_page(
   )
   title = f"{totals['contaminated']:,} of {totals['rows']:,} rows hold benchmark items"
   footer = tag("p", "Made by phi4 decontaminate; the numbers are in result.json.")
-  html = page(title, "phi4_jax · decontaminate", head, sections, footer)
-  html = html.replace("</style>", f"{_STYLE}</style>", 1)
-  # Half of a surrogate pair cannot be written.
-  write_atomic(folder / "report.html", html.encode("utf-8", "replace"))
+  kicker = "phi4_jax · decontaminate"
+  html = page(title, kicker, head, sections, footer, style=_STYLE)
+  write_atomic(folder / "report.html", html)
 
 
 def _table(benchmarks: Mapping[str, Mapping[str, int]]) -> Markup:

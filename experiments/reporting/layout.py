@@ -41,10 +41,13 @@ def page(
   sections: Iterable[Section],
   footer: Markup,
   program: Program | None = None,
+  *,
+  style: str = "",
 ) -> str:
   """A whole HTML document; it asks for nothing outside itself.
 
-  Without a program nothing in it can run, and with one only that script can.
+  Without a program nothing in it can run, and with one only that script can. `style`
+  is a further style sheet, in the colours of style.py.
   """
   sections = list(sections)
   links = [tag("li", tag("a", s.title, href=f"#{s.name}")) for s in sections]
@@ -66,7 +69,7 @@ def page(
     tag("footer", footer),
   )
   policy = "default-src 'none'; style-src 'unsafe-inline'"
-  css = page_css()
+  css = page_css() + style
   if program is not None:
     digest = hashlib.sha256(program.script.encode()).digest()
     policy += f"; script-src 'sha256-{base64.b64encode(digest).decode()}'"

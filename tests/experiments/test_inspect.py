@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+import unicodedata
 
 import pytest
 
@@ -12,6 +13,7 @@ from phi4_jax.data.chat import encode_documents
 from phi4_jax.data.documents import Document
 from phi4_jax.data.materialize import write_dataset
 from phi4_jax.data.packing import PackingConfig
+from phi4_jax.data.row_view import RowView, TokenView
 from phi4_jax.data.tokenizer import ByteVocabulary
 
 V = ByteVocabulary()
@@ -92,6 +94,40 @@ def test_a_table_of_tokens(data, capsys):
   assert first == ["0", str(V.im_start_id), "<|im_start|>", "1", "0", "0"]
 
 
+def test_marks_of_direction_are_shown_and_do_nothing():
+  """They would turn round what follows in the line: embeddings, isolates, marks."""
+  marks = "".join(
+    character
+    for character in map(chr, range(0x110000))
+    if unicodedata.bidirectional(character)
+    in {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+  )
+  marks += "\u200e\u200f\u061c"
+  assert len(marks) == 12
+  view = RowView(
+    tokens=tuple(
+      TokenView(
+        slot=slot,
+        token_id=slot,
+        text=f"a{mark}b",
+        is_special=False,
+        segment=1,
+        position=slot,
+        weight=1.0,
+      )
+      for slot, mark in enumerate(marks)
+    ),
+    padding=0,
+  )
+  for shown in (
+    inspect.render_text(view, "row", is_coloured=False),
+    inspect.render_text(view, "row", is_coloured=True),
+    inspect.render_page(view, "row", []),
+  ):
+    assert not set(marks) & set(shown)
+    assert "a\\u2066b" in shown and "a\\u202eb" in shown
+
+
 def test_a_page(data, capsys, tmp_path):
   page = tmp_path / "row.html"
   said = show(capsys, f"--data={data}", "--dataset=other", f"--html={page}")
@@ -100,6 +136,9 @@ def test_a_page(data, capsys, tmp_path):
   assert text.startswith("<!doctype html>") and "<script" not in text
   assert 'title="slot 0, id' in text and "&lt;|im_start|&gt;" in text
   assert text.count('class="l"') == 24
+  # The page of all reports: no script can run, one h1, and its colours are named.
+  assert "Content-Security-Policy" in text and text.count("<h1>") == 1
+  assert ".l { color: var(--up)" in text and "--up-soft: #" in text
 
 
 def test_the_data_of_a_run_that_trained_on_it(data, capsys, tmp_path):
