@@ -38,6 +38,7 @@ _KINDS: dict[str, type[RecordSource]] = {
   ".tfrecord": TFRecordSource,
 }
 _TFDS_SHARD = re.compile(r"\.(tfrecord|array_record)-\d{5}-of-\d{5}$")
+_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})+")
 _ENDS = ("", ".gz", ".zst")
 # What publishers call a split in the names of files.
 _ALIASES = {"validation": ("validation", "valid", "val", "dev"), "dev": ("dev",)}
@@ -138,6 +139,9 @@ def find_files(task: KnownTask, split: str, places: Places) -> str | None:
     2. datasets of the Hugging Face library's cache
     3. snapshots of the Hugging Face hub's cache
     4. prepared TFDS datasets
+  Of several in a cache: the commit that the hub's `refs/main` names, then the highest
+  version, then the last by name. When a folder was written plays no part, so machines
+  that hold the same find the same.
   """
   for path in _candidates(task, split, places):
     try:
@@ -159,16 +163,29 @@ def _candidates(task: KnownTask, split: str, places: Places) -> Iterator[Path]:
   if places.huggingface:
     root = Path(places.huggingface)
     cached = root / "datasets" / task.huggingface.replace("/", "___")
-    yield from _newest_first(cached, f"{task.config or 'default'}/*/*")
     hub = root / "hub" / f"datasets--{task.huggingface.replace('/', '--')}"
-    yield from _newest_first(hub / "snapshots", "*")
+    main = hub / "refs" / "main"
+    # Both caches name the folder of a download by the publisher's commit.
+    commit = main.read_text("utf-8", "replace").strip() if main.is_file() else ""
+    yield from _in_order(cached, f"{task.config or 'default'}/*/*", commit)
+    yield from _in_order(hub / "snapshots", "*", commit)
   if places.tfds and task.tfds:
-    yield from _newest_first(Path(places.tfds) / task.tfds, "*")
+    yield from _in_order(Path(places.tfds) / task.tfds, "*")
 
 
-def _newest_first(folder: Path, pattern: str) -> list[Path]:
+def _in_order(folder: Path, pattern: str, commit: str = "") -> list[Path]:
+  """Returns folders by names alone: `commit`, then from the highest version down."""
+
+  def rank(path: Path) -> tuple[Any, ...]:
+    parts = path.relative_to(folder).parts
+    versions = [
+      [int(number) for number in part.split(".")] if _VERSION.fullmatch(part) else []
+      for part in parts
+    ]
+    return parts[-1] == commit, versions, parts
+
   found = [path for path in folder.glob(pattern) if path.is_dir()]
-  return sorted(found, key=lambda path: (path.stat().st_mtime, path.name), reverse=True)
+  return sorted(found, key=rank, reverse=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

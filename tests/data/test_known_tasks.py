@@ -1,6 +1,7 @@
 """Published question sets: their rows in every layout, and where files are found."""
 
 import json
+import os
 
 import pytest
 
@@ -200,6 +201,49 @@ def test_where_sets_are_found_and_in_which_order(tmp_path):
     "question,answer\n" + "\n".join(f'"{r["question"]}","{r["answer"]}"' for r in GSM8K)
   )
   assert found() == str(data / "gsm8k_train.csv")
+
+
+def test_times_of_change_choose_nothing(tmp_path):
+  """Two machines with the same snapshots read the same, whichever came last."""
+  hub, tfds = tmp_path / "hf", tmp_path / "tfds"
+  places = Places(huggingface=str(hub), tfds=str(tfds))
+  gsm8k = KNOWN_TASKS["gsm8k"]
+
+  def chosen(folder, *names):
+    """The name that is chosen, the same for every order of times."""
+    answers = set()
+    for order in (names, names[::-1]):
+      for seconds, name in enumerate(order):
+        os.utime(folder / name, (1e9 + seconds, 1e9 + seconds))
+      path = find_files(gsm8k, "train", places)
+      answers.add(os.path.relpath(path, folder))
+    (answer,) = answers
+    return answer
+
+  for version in ("9.0.0", "10.0.0"):
+    (tfds / "gsm8k" / version).mkdir(parents=True)
+    make.write_tfrecord(
+      tfds / "gsm8k" / version / "gsm8k-train.tfrecord-00000-of-00001", GSM8K
+    )
+  assert chosen(tfds / "gsm8k", "9.0.0", "10.0.0") == "10.0.0"
+  repository = hub / "hub/datasets--openai--gsm8k"
+  for commit in ("aaa", "bbb", "ccc"):
+    (repository / "snapshots" / commit / "main").mkdir(parents=True)
+    make.write_parquet(
+      repository / "snapshots" / commit / "main/train-00000-of-00001.parquet", GSM8K
+    )
+  snapshots = (repository / "snapshots", "aaa", "bbb", "ccc")
+  assert chosen(*snapshots) == "ccc"
+  (repository / "refs").mkdir()
+  (repository / "refs/main").write_text("bbb\n")
+  assert chosen(*snapshots) == "bbb"
+  cached = hub / "datasets/openai___gsm8k/main"
+  for folder in ("0.0.0/bbb", "0.0.0/ccc", "1.0.0/aaa"):
+    (cached / folder).mkdir(parents=True)
+    make.write_arrow(cached / folder / "gsm8k-train.arrow", GSM8K)
+  assert chosen(cached, "0.0.0/bbb", "0.0.0/ccc", "1.0.0/aaa") == "0.0.0/bbb"
+  (repository / "refs/main").write_text("gone")
+  assert chosen(cached, "0.0.0/bbb", "0.0.0/ccc", "1.0.0/aaa") == "1.0.0/aaa"
 
 
 def test_a_saved_dataset_and_a_split_that_it_lacks(tmp_path):
