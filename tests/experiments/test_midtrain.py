@@ -11,12 +11,13 @@ import pytest
 from experiments import config as config_lib
 from experiments import runner
 from experiments.midtrain import MidtrainConfig
-from experiments.packed_training import run_packed_training
+from experiments.packed_training import PackedRows, run_packed_training
 from experiments.pretrain import PretrainConfig
 from experiments.run_directory import RunDirectory, load_result
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.data.chat import EncodedDocument
-from phi4_jax.data.loader import make_loader
+from phi4_jax.data.data_config import DataConfig
+from phi4_jax.data.loader import EarlierStage, make_loader
 from phi4_jax.data.materialize import write_dataset
 from phi4_jax.data.packing import PackingConfig
 from phi4_jax.data.tokenizer import ByteVocabulary
@@ -137,8 +138,71 @@ def test_a_parent_is_needed(folder):
     )
 
 
+def test_a_third_stage_reads_on_in_the_folders_of_both_before(folder, tmp_path):
+  """`web` was begun in `a`, `long` in `b`, and `new` begins in `c`."""
+  for number, (place, name) in enumerate((("a", "web"), ("b", "long"), ("c", "new"))):
+    write_dataset(
+      (
+        EncodedDocument(f"{name}:{i}", np.array([number, i]), np.ones(2, bool))
+        for i in range(40)
+      ),
+      tmp_path / place / name,
+      task=name,
+      source={"name": name},
+      vocabulary=V,
+      packing=PackingConfig(row_length=_ROW, strategy="single"),
+    )
+  first = make_loader(tmp_path / "a", DataConfig(datasets={"web": 1.0}, batch_size=8))
+  next(first)
+  second = make_loader(
+    tmp_path / "b",
+    DataConfig(datasets={"web": 0.5, "long": 0.5}, batch_size=8),
+    earlier=EarlierStage(data_dirs=(tmp_path / "a",), state=first.get_state()),
+  )
+  next(second)
+  parent = write_parent(
+    tmp_path / "parent", _PARENT, random_params(_PARENT), vocabulary=V.fingerprint
+  )
+  run = parent / "checkpoints/step_00000001/run.json"
+  record = json.loads(run.read_text())
+  record["data_state"] = {"loader": second.get_state()}
+  run.write_text(json.dumps(record))
+  gin = folder / "third.gin"
+  gin.write_text(_GIN)
+  config = config_lib.load(
+    MidtrainConfig,
+    [gin],
+    [
+      _LONGER,
+      "MidtrainConfig.data = 'stage:c'",
+      "MidtrainConfig.parent = 'stage:parent'",
+      "MidtrainConfig.parent_data = ('stage:b', 'stage:a')",
+      "DataConfig.datasets = {'web': 0.25, 'long': 0.25, 'new': 0.5}",
+      "MidtrainConfig.validation = @ValidationConfig()",
+      "ValidationConfig.dataset = 'new'",
+      "ValidationConfig.others = ('web', 'long')",
+      "ValidationConfig.every_steps = 1",
+    ],
+  )
+  assert list(config.inputs()) == ["data", "parent", "parent_data_1", "parent_data_2"]
+  inputs = {
+    name: tmp_path / path.removeprefix("stage:")
+    for name, path in config.inputs().items()
+  }
+  rows = PackedRows(config, None, inputs)
+  sources = rows.loader.get_state()["sources"]
+  assert {name: sources[name]["rows"] for name in sources} == {
+    "web": 12,
+    "long": 4,
+    "new": 0,
+  }
+  assert len(rows._open_held_out("web", beside=rows._earlier).manifests) == 1
+  with pytest.raises(ConfigError, match="parent_data is empty"):
+    dataclasses.replace(config, parent_data=())
+
+
 def test_the_papers_numbers_stand_in_the_gin_file():
-  path = "gin_configs/midtrain/phi4_14b_16k.gin"
+  path = "gin_configs/midtrain/phi4_14b.gin"
   config = config_lib.load(MidtrainConfig, [path], [])
   shares = config.batches.datasets
   assert sum(shares.values()) == pytest.approx(1)
