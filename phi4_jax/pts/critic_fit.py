@@ -15,7 +15,7 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from phi4_jax.common.axes import Float, Int
 
@@ -181,6 +181,8 @@ def _fit(
     return float(value), np.append(slopes, residuals.sum()).astype(float)
 
   options = {"maxiter": 200, "ftol": 1e-7, "gtol": 1e-4}
+  from scipy import optimize  # slow to import, and every verb imports this file
+
   done = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
   return done.x
 

@@ -62,6 +62,19 @@ class TestMain:
     assert done.stderr.strip() == "[]"
     assert done.stdout == cli.help_text()
 
+  def test_a_verb_imports_nothing_slow_that_few_runs_need(self):
+    slow = (
+      "scipy.optimize scipy.stats pandas pyarrow tensorflow apache_beam trafilatura"
+    )
+    code = (
+      "import sys, experiments.registry; "
+      f"print(sorted(set({slow!r}.split()) & set(sys.modules)))"
+    )
+    done = subprocess.run(
+      [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
   def test_no_verb_is_an_error_with_help(self, capsys):
     assert cli.main([]) == 2
     assert "verbs:" in capsys.readouterr().out
