@@ -86,10 +86,11 @@ def replace_words(text: str, share: float, rng: random.Random) -> str:
 def edit_around(text: str, rng: random.Random, *, kept: int = 13) -> str:
   """Replaces every word of a text but `kept` in a row, somewhere in it.
 
-  In a shorter text nothing is replaced. A "word" has no blank in it, so that the run
-  has `kept` words or more also for who cuts at other characters.
+  In a shorter text nothing is replaced. A "word" has no blank in it and a letter or a
+  digit, so that the run has `kept` words or more also for who cuts at other characters.
+  Signs between blanks are left out.
   """
-  words = text.split()
+  words = [word for word in text.split() if any(map(str.isalnum, word))]
   at = rng.randint(0, max(0, len(words) - kept))
   return " ".join(
     word if at <= i < at + kept else f"{rng.choice(THINGS)}{rng.randint(0, 99)}"
