@@ -113,6 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       ],
     )
     result = harness.measure(benchmark, arguments)
+  for case in result["cases"].values():
+    for record in case["contenders"].values():
+      record["options"].pop("folder", None)  # a name of this machine, and gone
   result |= summarize(result)
   harness.finish(result, arguments)
   for name in ("tokens_per_second", "seek_seconds", "memory_growth_bytes_per_step"):
