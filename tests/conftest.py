@@ -1,5 +1,6 @@
 """Test set-up: eight virtual CPU devices, a compilation cache, shapes checked."""
 
+import logging
 import os
 import signal
 import sys
@@ -40,3 +41,18 @@ def forget_interrupts():
   process = sys.modules.get("experiments.process")
   if process is not None:
     process._early_signum = None
+
+
+@pytest.fixture(autouse=True)
+def forget_log_handlers():
+  """A verb shows its messages on the streams of its own test: the next has others."""
+  _forget_log_handlers()
+  yield
+  _forget_log_handlers()
+
+
+def _forget_log_handlers():
+  logger = logging.getLogger("phi4_jax")
+  logger.handlers.clear()
+  logger.propagate = True
+  logger.setLevel(logging.NOTSET)

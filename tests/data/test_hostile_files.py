@@ -275,7 +275,6 @@ def test_duplicate_ids(tmp_path):
 def test_drops_without_a_listener_are_logged(tmp_path, caplog):
   source = _jsonl(tmp_path, b'{"text": "a"}\nnull\n{"text": ""}\nnull\n')
   with caplog.at_level(logging.WARNING, logger="phi4_jax"):
-    logging.getLogger("phi4_jax").propagate = True
     kept = JsonlSource(path=source.path, on_bad_row="drop").documents()
     assert len(list(kept)) == 1
   assert "3 rows dropped (blank 1, not_an_object 2)" in caplog.text
