@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import harness, machine
+from benchmarks import contender, harness, machine
 from benchmarks.arms import ROOT, ContenderError
 from benchmarks.harness import Benchmark, Case, Contender
 from phi4_jax.common.errors import ConfigError
@@ -109,6 +109,16 @@ def test_everything_that_the_numbers_depend_on_is_recorded(result):
   assert record["command"][1:] == ["-m", "tests.benchmarks.fake_contender"]
   text = json.dumps(measured["machine"] | {"command": record["command"]})
   assert str(ROOT) not in text and os.uname().nodename not in text
+
+
+def test_a_contender_has_a_peak_of_its_own(result):
+  measured, _ = result
+  (peak,) = {
+    round_["peak_memory_bytes"] // 10**8
+    for round_ in measured["cases"]["small"]["contenders"]["ours"]["rounds"]
+  }
+  here = contender._peak_memory_bytes()  # jax alone is more
+  assert peak == 0 and here > 10**8
 
 
 def test_finish_prints_the_table_and_writes_the_file(result, tmp_path, capsys):
