@@ -32,11 +32,18 @@ _SKIP = 1 << 16
 _GZIP, _ZSTD = (".gz",), (".zst", ".zstd")
 # How the names of files end that are decompressed while they are read.
 COMPRESSED = _GZIP + _ZSTD
-_DAMAGE = (EOFError, zlib.error, zstandard.ZstdError)
+_DAMAGE = (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile)
+# Whose errors say that a store cannot be reached or does not let one in; they are no
+# OSError.
+_STORE_CLIENTS = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs")
 # Where stores keep a digest of an object's content, as fsspec hands it on.
 _STORE_DIGESTS = ("md5Hash", "crc32c", "ETag", "etag", "content_md5")
 
 Paths = str | tuple[str, ...]
+
+
+class UnreachableError(DataError):
+  """A file that is not there or cannot be read now; its content is not to blame."""
 
 
 @runtime_checkable
@@ -58,13 +65,34 @@ def is_damage(error: BaseException) -> bool:
 
   Others say that it is not there, or cannot be reached.
   """
-  return isinstance(error.__cause__, (*_DAMAGE, gzip.BadGzipFile))
+  return isinstance(error.__cause__, _DAMAGE)
 
 
 def is_remote(path: str) -> bool:
   """Whether a path names a protocol other than the local disk."""
   protocol, separator, _ = path.partition("://")
   return bool(separator) and protocol not in ("file", "local")
+
+
+@contextlib.contextmanager
+def _named_errors(path: str, action: str) -> Iterator[None]:
+  """Raises UnreachableError with the path for what the disk or a store refuses."""
+  try:
+    yield
+  except FileNotFoundError as error:
+    message = f"{path} does not exist (or is not a file)."
+    raise UnreachableError(message) from error
+  except gzip.BadGzipFile:
+    raise
+  except OSError as error:
+    raise UnreachableError(f"{path} cannot be {action}: {error}.") from error
+  except Exception as error:
+    if type(error).__module__.partition(".")[0] not in _STORE_CLIENTS:
+      raise
+    raise UnreachableError(
+      f"{path} cannot be {action}: {type(error).__name__}: {error}. Look at the "
+      "network, the store's address and your credentials."
+    ) from error
 
 
 def _filesystem(path: str) -> tuple[Any, str]:
@@ -104,7 +132,7 @@ def list_files(paths: Paths, *, suffixes: Sequence[str] = ()) -> list[str]:
 def _list_one(path: str, suffixes: tuple[str, ...]) -> Iterator[str]:
   filesystem, inner = _filesystem(path)
   back = filesystem.unstrip_protocol if is_remote(path) else str
-  try:
+  with _named_errors(path, "listed"):
     if not is_remote(path) and Path(path).is_file():
       yield path
     elif any(mark in path for mark in "*?["):
@@ -118,8 +146,6 @@ def _list_one(path: str, suffixes: tuple[str, ...]) -> Iterator[str]:
           yield back(name)
     elif filesystem.isfile(inner):
       yield back(inner)
-  except OSError as error:
-    raise DataError(f"{path} cannot be listed: {error}.") from error
 
 
 def common_folder(files: Sequence[str]) -> str:
@@ -145,27 +171,23 @@ def open_file(path: str) -> Iterator[Any]:
   """Opens a file for reading, decompressed where its name says so (`COMPRESSED`).
 
   Raises:
-    DataError: if it cannot be opened, and, while it is read inside the `with`, if it
-      ends early or is no such file.
+    UnreachableError: if it cannot be opened or, inside the `with`, not be read on.
+    DataError: inside the `with`, if it ends early or is no such file.
   """
   filesystem, inner = _filesystem(path)
   try:
-    with filesystem.open(inner, "rb") as raw:
+    with _named_errors(path, "read"), filesystem.open(inner, "rb") as raw:
       if path.endswith(_GZIP):
         yield gzip.GzipFile(fileobj=raw)  # pyright: ignore
       elif path.endswith(_ZSTD):
         yield io.BufferedReader(_ZstdReader(raw), _BLOCK)
       else:
         yield raw
-  except FileNotFoundError as error:
-    raise DataError(f"{path} does not exist (or is not a file).") from error
   except _DAMAGE as error:
     raise DataError(
-      f"{path} cannot be decompressed: {error}. It was cut off or damaged: fetch it "
-      "again."
+      f"{path} cannot be decompressed: {error}. It was cut off or damaged (fetch it "
+      "again), or is not compressed (give it another name)."
     ) from error
-  except OSError as error:  # gzip.BadGzipFile among them
-    raise DataError(f"{path} cannot be read: {error}.") from error
 
 
 class _ZstdReader(io.RawIOBase):
@@ -271,7 +293,7 @@ def content_digest(files: Sequence[str]) -> str:
 
 def _digest(path: str) -> str:
   filesystem, inner = _filesystem(path)
-  try:
+  with _named_errors(path, "read"):
     if is_remote(path):
       about = filesystem.info(inner)
       for name in _STORE_DIGESTS:
@@ -283,7 +305,3 @@ def _digest(path: str) -> str:
       while block := file.read(_BLOCK):
         digest.update(block)
       return digest.hexdigest()
-  except FileNotFoundError as error:
-    raise DataError(f"{path} does not exist (or is not a file).") from error
-  except OSError as error:
-    raise DataError(f"{path} cannot be read: {error}.") from error

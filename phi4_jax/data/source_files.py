@@ -164,6 +164,8 @@ class FileSource(SourceConfig):
           yield f"{name}:{last}" if last else name, where, row
       except BadRow as error:
         yield name, file, error
+      except files_lib.UnreachableError:
+        raise  # what cannot be read now is not damaged: nothing of it is dropped
       except DataError as error:
         yield f"{name}:{last}+", file, BadRow("damaged_file", str(error))
       else:

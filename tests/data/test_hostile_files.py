@@ -108,9 +108,9 @@ def _csv_of_other_bytes(folder):
 DAMAGED = [
   (_cut_gzip, "cannot be decompressed"),
   (_cut_zstd, "zstd frame is not complete"),
-  (_no_gzip, "cannot be read"),
+  (_no_gzip, "cannot be decompressed: Not a gzipped file"),
   (_no_zstd, "cannot be decompressed"),
-  (_damaged_gzip, "cannot be read: CRC"),
+  (_damaged_gzip, "cannot be decompressed: CRC"),
   (_cut_parquet, "cannot be read as Parquet"),
   (_no_parquet, "cannot be read as Parquet"),
   (_cut_arrow, "cannot be read as Arrow"),

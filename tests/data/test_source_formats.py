@@ -1,5 +1,6 @@
 """Every format gives the same documents, whole or shard by shard, here or remote."""
 
+import re
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from phi4_jax.data.example_proto import (
   parse_example,
   write_example,
 )
+from phi4_jax.data.files import UnreachableError, content_digest
 from phi4_jax.data.sources import JsonlSource
 from phi4_jax.data.sources_binary import ArrayRecordSource, TfdsSource, TFRecordSource
 from phi4_jax.data.sources_folders import FolderSource
@@ -124,6 +126,34 @@ def test_a_protocol_that_is_not_installed_says_what_is_missing(monkeypatch):
   monkeypatch.setitem(sys.modules, "gcsfs", None)
   with pytest.raises(DataError, match=r"gs://b/a.jsonl cannot be opened.*gcsfs"):
     list(JsonlSource(path="gs://b/a.jsonl").documents())
+
+
+def test_a_store_that_cannot_be_reached_is_named(monkeypatch):
+  refused = type("EndpointConnectionError", (Exception,), {})
+  refused.__module__ = "botocore.exceptions"
+  memory = fsspec.filesystem("memory")
+  memory.pipe("/bucket/there.jsonl", b'{"text": "a"}')
+  path = "memory://bucket/there.jsonl"
+  for name, action in (("isfile", "listed"), ("open", "read"), ("info", "read")):
+    with monkeypatch.context() as patch:
+      patch.setattr(type(memory), name, _raise(refused("no way to it")))
+      # Nothing is wrong with the file: it is never dropped as a damaged one.
+      source = JsonlSource(path=path, on_bad_row="drop")
+      with pytest.raises(UnreachableError) as raised:
+        content_digest([path]) if name == "info" else list(source.documents())
+    message = rf"memory://.*there.jsonl cannot be {action}: EndpointConnectionError: no"
+    assert re.match(message, str(raised.value))
+    assert "your credentials" in str(raised.value)
+  # What is no store's word is not dressed up as one.
+  monkeypatch.setattr(type(memory), "open", _raise(ZeroDivisionError()))
+  pytest.raises(ZeroDivisionError, list, JsonlSource(path=path).documents())
+
+
+def _raise(error):
+  def raise_(*unused_args, **unused_kwargs):
+    raise error
+
+  return raise_
 
 
 def test_folders_of_files_are_texts_or_bytes(tmp_path):
