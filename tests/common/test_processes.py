@@ -4,6 +4,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -70,6 +71,26 @@ def test_every_result_comes_once():
   found = []
   run(square, list(range(20)), found.extend)
   assert sorted(found) == [n * n for n in range(20)]
+
+
+def test_a_task_that_ends_costs_the_same_however_many_wait():
+  def count_calls(num_tasks):
+    """Of functions, in this process, until all tasks have ended one by one."""
+    calls = 0
+
+    def note(frame, event, argument):
+      nonlocal calls
+      calls += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+      run(time.sleep, [0.01] * num_tasks)
+    finally:
+      sys.setprofile(None)
+    return calls
+
+  few, many = count_calls(40), count_calls(160)
+  assert many < 5 * few  # with a look at all that wait, 10 times as many
 
 
 def test_processes_are_prepared():
