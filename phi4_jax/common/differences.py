@@ -3,6 +3,7 @@
 Knows JSON values; refuses to know what they are settings of.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +40,7 @@ def list_differences(old: Any, new: Any, path: str = "") -> list[str]:
         for number, pair in enumerate(pairs)
         for line in list_differences(*pair, f"{path}[{number}]")
       ]
-  return [f"{path}: {_show(old)} -> {_show(new)}"]
+  return [f"{path}: {' -> '.join(_show_both(old, new))}"]
 
 
 def _are_alike(old: Any, new: Any) -> bool:
@@ -49,11 +50,33 @@ def _are_alike(old: Any, new: Any) -> bool:
   return old.get("class") == new.get("class")
 
 
-def _show(value: Any) -> str:
+def _show_both(old: Any, new: Any) -> tuple[str, str]:
+  """Returns two different values, short enough for a line and still different."""
+  whole = _spell(old), _spell(new)
+  short = _cut(whole[0]), _cut(whole[1])
+  if short[0] != short[1]:
+    return short
+  if whole[0] == whole[1]:  # digests that begin alike
+    whole = repr(old), repr(new)
+  same = len(os.path.commonprefix(whole))
+  return _cut_round(whole[0], same), _cut_round(whole[1], same)
+
+
+def _spell(value: Any) -> str:
   if isinstance(value, Mapping):
     return f"{value.get('class', '')}{{{len(value)} settings}}"
-  shown = _DIGEST.sub(r"\1...", repr(value))
-  if len(shown) <= _LONGEST:
-    return shown
+  return _DIGEST.sub(r"\1...", repr(value))
+
+
+def _cut(text: str) -> str:
+  if len(text) <= _LONGEST:
+    return text
   half = _LONGEST // 2
-  return f"{shown[:half]} ... {shown[-half:]}"
+  return f"{text[:half]} ... {text[-half:]}"
+
+
+def _cut_round(text: str, at: int) -> str:
+  """Returns what stands round a place of a text."""
+  half = _LONGEST // 2
+  start, end = max(0, at - half), at + half
+  return "... " * (start > 0) + text[start:end] + " ..." * (end < len(text))

@@ -42,3 +42,20 @@ def test_digests_are_cut_to_their_beginning():
 def test_long_values_are_cut_in_the_middle():
   (line,) = list_differences({"text": "a" * 500}, {"text": "b" * 500})
   assert line.startswith("text: 'aaa") and len(line) < 150
+
+
+def test_long_values_that_begin_and_end_alike_are_cut_where_they_differ():
+  files = [f"data/part-{number:03d}.jsonl" for number in range(10)]
+  others = [*files[:5], "data/other.jsonl", *files[6:]]
+  (line,) = list_differences({"train": files}, {"train": others})
+  old, new = line.removeprefix("train: ").split(" -> ")
+  assert "part-005" in old and "other" in new and len(line) < 160
+  (line,) = list_differences({"text": "a" * 500}, {"text": "a" * 501})
+  old, new = line.removeprefix("text: ").split(" -> ")
+  assert old != new
+
+
+def test_digests_that_begin_alike_are_spelled():
+  first, second = "0123abcd" + "0" * 56, "0123abcd" + "1" * 56
+  (line,) = list_differences({"id": first}, {"id": second})
+  assert "0123abcd000" in line and "0123abcd111" in line
