@@ -69,8 +69,9 @@ def _sampled_tokens(folder: Path, kind: str) -> int:
   if kind != "pivotal":
     rollouts = read_records(search, "rollouts.jsonl")
     return sum(len(rollout["token_ids"]) for rollout in rollouts)
-  traced = search.metrics["stages"]["trace"]["sampled_tokens"]
-  return search.metrics["sampled_tokens"] - traced
+  # Earlier versions wrote only the stages that had a cost.
+  traced = search.metrics["stages"].get("trace", {"sampled_tokens": 0})
+  return search.metrics["sampled_tokens"] - traced["sampled_tokens"]
 
 
 def _mean(values: Sequence[int | None]) -> int | None:

@@ -296,8 +296,18 @@ def _place(record: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-# Of stages, in runs of earlier versions.
-_EARLIER_NAMES = {"screen": "search", "leave": "confirm"}
+def _read_stages(told: Mapping[str, costs.Cost]) -> dict[str, costs.Cost]:
+  """Returns the cost of every stage, also of runs of earlier versions.
+
+  Of mode "comb" these told phases, of which "leave" is the stage confirm and "confirm"
+  is pair, and later stages, of which "screen" was search.
+  """
+  if "leave" in told:
+    return costs.name_stages(told, "comb")
+  renamed = {
+    "search" if name == "screen" else name: cost for name, cost in told.items()
+  }
+  return costs.name_stages(renamed, "paper")
 
 
 def _costs(
@@ -306,9 +316,7 @@ def _costs(
   """Cost by stage and by category: as the run counted it, or from its logs."""
   told = run.metrics.get("stages")
   if told:
-    told = {_EARLIER_NAMES.get(name, name): cost for name, cost in told.items()}
-    none = {"rollouts": 0, "sampled_tokens": 0}
-    stages = [Stage(name, **told.get(name, none)) for name in costs.STAGES]
+    stages = [Stage(name, **cost) for name, cost in _read_stages(told).items()]
     by_category = run.metrics.get("categories") or {}
     return stages, {n: c["sampled_tokens"] for n, c in by_category.items()}
   counts: dict[str, list[int]] = {}

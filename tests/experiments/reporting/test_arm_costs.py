@@ -40,7 +40,11 @@ def test_a_search_without_estimates_has_costs_too(folder):
   (folder / "pts" / "estimates.jsonl").unlink()
   file = folder / "pts" / "result.json"
   result = json.loads(file.read_text())
-  result["metrics"]["stages"]["trace"] = {"rollouts": 0, "sampled_tokens": 0}
+  stages = result["metrics"]["stages"]
+  stages["trace"] = {"rollouts": 0, "sampled_tokens": 0}
+  file.write_text(json.dumps(result))
+  assert _costs(folder)["pts_dpo"][1] == result["metrics"]["sampled_tokens"]
+  del stages["trace"]  # as earlier versions wrote it
   file.write_text(json.dumps(result))
   assert _costs(folder)["pts_dpo"][1] == result["metrics"]["sampled_tokens"]
 

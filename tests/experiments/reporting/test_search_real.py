@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from experiments.report import write_report
 from experiments.reporting.reading import open_run
+from experiments.reporting.search_data import read_search
 from experiments.reporting.search_page import report_search
 from phi4_jax.common.errors import DataError
 from phi4_jax.pts.analytic import AnalyticSampler, make_process
@@ -154,3 +156,25 @@ class TestCalled:
     (folder / "counts.json").unlink()
     with pytest.raises(DataError, match="not complete .*no counts.json.*once more"):
       open_run(folder)
+
+
+@pytest.mark.parametrize(
+  "names",
+  [
+    {"filter": "filter", "screen": "search", "leave": "confirm", "confirm": "pair"},
+    {"filter": "filter", "screen": "search", "confirm": "confirm", "pair": "pair"},
+  ],
+)
+def test_stages_that_earlier_versions_told(searched, tmp_path, names):
+  """Phases, later stages of other names; of a stage without a cost, nothing."""
+  folder = shutil.copytree(searched[0], tmp_path / "pts")
+  result = json.loads((folder / "result.json").read_text())
+  stages = result["metrics"]["stages"]
+  told = {name: stages[stage] for name, stage in names.items()}
+  result["metrics"]["stages"] = told
+  (folder / "result.json").write_text(json.dumps(result))
+  found = {
+    stage.name: stage._asdict() for stage in read_search(open_run(folder)).stages
+  }
+  assert all(stages[name]["rollouts"] for name in names.values())
+  assert found == {name: {"name": name, **cost} for name, cost in stages.items()}
