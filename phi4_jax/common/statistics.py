@@ -4,9 +4,8 @@ All intervals are two-sided; `level` is their nominal coverage.
 """
 
 import math
+import statistics
 from typing import NamedTuple
-
-from scipy import special
 
 
 class Interval(NamedTuple):
@@ -54,7 +53,7 @@ def wilson_interval(
     raise ValueError(f"An interval needs at least one trial, got {trials}.")
   if not 0 <= successes <= trials:
     raise ValueError(f"successes ({successes}) must lie between 0 and {trials}.")
-  z = float(special.ndtri((1 + level) / 2))
+  z = statistics.NormalDist().inv_cdf((1 + level) / 2)
   share = successes / trials
   shrink = 1 + z * z / trials
   centre = (share + z * z / (2 * trials)) / shrink

@@ -270,10 +270,16 @@ def local_copy(path: str) -> Iterator[str]:
     return
   with tempfile.TemporaryDirectory() as folder:
     target = Path(folder) / path.rpartition("/")[2]
-    with open_file(path) as source, open(target, "wb") as out:
-      while block := source.read(_BLOCK):
+    with open(target, "wb") as out:  # a full disk here is not the source's fault
+      for block in _blocks(path):
         out.write(block)
     yield str(target)
+
+
+def _blocks(path: str) -> Iterator[bytes]:
+  with open_file(path) as source:
+    while block := source.read(_BLOCK):
+      yield block
 
 
 def content_digest(files: Sequence[str]) -> str:

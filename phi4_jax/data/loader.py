@@ -304,6 +304,8 @@ def _plan_fingerprint(sources: list[RowSource], config: DataConfig) -> str:
       source.name,
       float(config.datasets[source.name]),
       source.manifest.fingerprint(),
+      # Weights of rows follow from it, and no checksum of rows tells it.
+      str(source.tokens_per_row),
       source.start,
       caps.get(source.name),
     ]

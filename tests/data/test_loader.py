@@ -1,6 +1,7 @@
 """The loader: order, resume, hosts, mixtures, epochs, and no TensorFlow."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -234,6 +235,18 @@ def test_a_state_of_other_data_is_refused(data_dir, change):
     other.set_state(state)
   same = make_loader(data_dir, config(MIXED, verify="manifest", read_threads=0))
   same.set_state(state)
+
+
+def test_a_state_of_the_same_rows_with_other_weights_is_refused(data_dir, tmp_path):
+  """What a row weighs follows from the tokens that a manifest counts."""
+  copy = shutil.copytree(data_dir, tmp_path / "data")
+  state = make_loader(data_dir, config(MIXED)).get_state()
+  make_loader(copy, config(MIXED)).set_state(state)
+  manifest = copy / "web" / "manifest.json"
+  counted = json.loads(manifest.read_text())
+  manifest.write_text(json.dumps({**counted, "tokens": counted["tokens"] // 2}))
+  with pytest.raises(DataError, match="belongs to other datasets, weights"):
+    make_loader(copy, config(MIXED)).set_state(state)
 
 
 def test_bad_states_are_refused(data_dir):
