@@ -39,7 +39,7 @@ _KINDS: dict[str, type[RecordSource]] = {
 }
 _TFDS_SHARD = re.compile(r"\.(tfrecord|array_record)-\d{5}-of-\d{5}$")
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})+")
-_ENDS = ("", ".gz", ".zst")
+_ENDS = ("", *files_lib.COMPRESSED)
 # What publishers call a split in the names of files.
 _ALIASES = {"validation": ("validation", "valid", "val", "dev"), "dev": ("dev",)}
 
@@ -125,7 +125,7 @@ def _source_of(files: list[str], path: str, split: str, **options: Any) -> Recor
   if kind is None:
     raise DataError(
       f"{path} cannot be told a format by its name; known ends are {', '.join(_KINDS)}"
-      " (perhaps .gz or .zst), of one kind."
+      f" (perhaps with {', '.join(files_lib.COMPRESSED)} behind), of one kind."
     )
   return _KINDS[kind](path=where, **options)
 
@@ -272,6 +272,17 @@ class KnownTaskSource(FileSource):
         "set on_bad_row to 'drop'.",
       )
     return Document(messages=make_exchange(asked, answer), **about)
+
+
+def benchmark_files(name: str, path: str, *, split: str | None = None) -> list[str]:
+  """Returns the files that `benchmark_texts` reads.
+
+  Raises:
+    ConfigError: if the set or the split is unknown.
+    DataError: if there is none.
+  """
+  split = split or get_task(name).scored
+  return KnownTaskSource(path=path, task=name, split=split).files()
 
 
 def benchmark_texts(

@@ -1,15 +1,19 @@
 """Published question sets: their rows in every layout, and where files are found."""
 
+import gzip
 import json
 import os
 
 import pytest
+import zstandard
 
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.data import known_tasks
+from phi4_jax.data.files import COMPRESSED
 from phi4_jax.data.known_files import (
   KnownTaskSource,
   Places,
+  benchmark_files,
   benchmark_texts,
   find_files,
   open_records,
@@ -201,6 +205,16 @@ def test_where_sets_are_found_and_in_which_order(tmp_path):
     "question,answer\n" + "\n".join(f'"{r["question"]}","{r["answer"]}"' for r in GSM8K)
   )
   assert found() == str(data / "gsm8k_train.csv")
+
+
+@pytest.mark.parametrize("end", ["", *COMPRESSED])
+def test_every_compressed_file_is_found_and_read(tmp_path, end):
+  content = {"": bytes, ".gz": gzip.compress}.get(end, zstandard.compress)
+  (tmp_path / f"gsm8k_test.jsonl{end}").write_bytes(content(make.jsonl(GSM8K)))
+  path = find_files(KNOWN_TASKS["gsm8k"], "test", Places(data=(str(tmp_path),)))
+  assert path == str(tmp_path / f"gsm8k_test.jsonl{end}")
+  assert len(list(benchmark_texts("gsm8k", path))) == len(GSM8K)
+  assert benchmark_files("gsm8k", path) == [path]
 
 
 def test_times_of_change_choose_nothing(tmp_path):
