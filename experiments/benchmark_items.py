@@ -3,20 +3,35 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from experiments.known_data import require_files, standard_places
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.curation.decontaminate_index import BenchmarkItem
 from phi4_jax.curation.decontaminate_items import read_items
-from phi4_jax.data.known_files import benchmark_texts
+from phi4_jax.data.known_files import benchmark_files, benchmark_texts
 from phi4_jax.data.known_tasks import KNOWN_TASKS
 from phi4_jax.data.source_files import BadRow
 
 
+class Benchmark(NamedTuple):
+  """A benchmark that was found.
+
+  Attributes:
+    name: what its items call it.
+    files: those that it is read from.
+    items: read when they are asked for.
+  """
+
+  name: str
+  files: list[str]
+  items: Iterator[BenchmarkItem]
+
+
 def open_benchmark(
   given: str, benchmark_dir: str | None, *, with_answers: bool
-) -> tuple[str, Iterator[BenchmarkItem]]:
-  """Returns the name of a benchmark, and its items.
+) -> Benchmark:
+  """Returns a benchmark and where it was found.
 
   Its files are looked for in this order:
     1. NAME=PATH
@@ -30,6 +45,7 @@ def open_benchmark(
 
   Raises:
     ConfigError: if nothing of that name is found; says what would be.
+    DataError: if there is no such file.
   """
   name, equals, path = given.partition("=")
   is_known = name in KNOWN_TASKS
@@ -38,15 +54,17 @@ def open_benchmark(
     path = str(file)
   is_lines = path.endswith(".jsonl")
   if is_lines and not is_known:
-    return name, read_items(name, path, with_answers=with_answers)
+    return Benchmark(name, [path], read_items(name, path, with_answers=with_answers))
   if not is_known:
     raise ConfigError(_explain(given, name, benchmark_dir))
   if not equals and not path:
     places = standard_places(() if benchmark_dir is None else (benchmark_dir, "data"))
     known = KNOWN_TASKS[name]
-    path = require_files(known, known.scored, places)
+    remedy = f"Write {name}=FILE with its file"
+    path = require_files(known, known.scored, places, remedy=remedy)
     is_lines = path.endswith(".jsonl")
-  return name, _read_published(name, path, is_lines, with_answers)
+  files = benchmark_files(name, path)
+  return Benchmark(name, files, _read_published(name, path, is_lines, with_answers))
 
 
 def _read_published(
@@ -79,6 +97,8 @@ def _read_published(
 def _explain(given: str, name: str, benchmark_dir: str | None) -> str:
   asked = f"DecontaminateConfig.benchmarks: {given!r}"
   published = f"Published sets that are known by name: {', '.join(KNOWN_TASKS)}."
+  if "=" not in given and (Path(given).suffix or "/" in given):
+    return f"{asked} has no name. Write NAME={given}, for example mine={given}."
   if "=" in given:
     return (
       f"{asked}: only JSON lines (.jsonl) can be read of a set whose layout is not "

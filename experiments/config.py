@@ -136,7 +136,8 @@ def load(
   """Builds `root` from gin files and then bindings; later settings win.
 
   Args:
-    root: the config class of a verb. It is built in no scope.
+    root: the config class of a verb. It is built in no scope. Gin text in its `preset`
+      is read before any file.
     gin_files: paths, looked for from the current directory, then from the root of
       the repository. They may include files, which may not include any further.
     bindings: gin text, as a rule one `Class.field = value` each.
@@ -148,6 +149,8 @@ def load(
   gin.clear_config()
   try:
     loader = _Loader(root)
+    for text in getattr(root, "preset", ()):
+      loader.read(text, Source(f"{root.__name__}.preset"))
     for path in [gin_files] if isinstance(gin_files, str | Path) else gin_files:
       loader.read_file(str(path), None, None)
     source = Source("command line", is_command_line=True)

@@ -4,7 +4,8 @@ benchmarks.index                what the rows are compared with; `Decontaminate.
 kept/part-00000.jsonl           rows as they were; partly contaminated ones have a label
 noted/part-00000.jsonl          those again, with the item that they are like
 contaminated/part-00000.jsonl   rows put aside, with the item that they hold
-unreadable/part-00000.jsonl     places of rows that no text could be read from
+unreadable/part-00000.jsonl     where rows are that no text could be read from, and why
+parts.jsonl                     of which file, and which bytes, each part is
 report.html                     both texts side by side
 """
 
@@ -12,7 +13,6 @@ import argparse
 import dataclasses
 import functools
 import glob
-import os
 import sys
 import time
 from collections import Counter
@@ -25,6 +25,7 @@ from experiments.benchmark_items import open_benchmark
 from experiments.decontaminate_begin import (
   INDEX,
   PARTS,
+  BenchmarkFiles,
   describe_inputs,
   open_index,
   remove_leftovers,
@@ -38,24 +39,31 @@ from experiments.decontaminate_parts import (
   plan_parts,
   read_texts,
 )
-from experiments.reporting.decontamination_page import write_page
+from experiments.decontaminate_report import describe_index, report_parts
 from experiments.run_directory import RunDirectory
 from experiments.stage import StageConfig, VerbFlags, run_stage
 from phi4_jax.common import io, processes
 from phi4_jax.common.errors import ConfigError, DataError
-from phi4_jax.common.text import format_table
 from phi4_jax.curation.decontaminate import ContaminationRule
 from phi4_jax.curation.decontaminate_allowed import find_allowed, load_allowed
 from phi4_jax.curation.decontaminate_index import BenchmarkIndex
+from phi4_jax.data.files import content_digest, is_remote
+from phi4_jax.data.sources import JsonlSource
 from phi4_jax.training.progress import Progress
 
 _ROOT = "DecontaminateConfig"
+_PACKED = (".bz2", ".xz")
+_OTHER_FORMATS = (
+  ".parquet", ".arrow", ".csv", ".tsv", ".arrayrecord", ".array_record", ".tfrecord",
+)  # fmt: skip
+_BY_CURATE = (
+  "`phi4 curate` reads it, with the step Decontaminate (docs/decontamination.md)."
+)
 _EXAMPLE = """phi4 decontaminate --train='data/*.jsonl' \\
     --benchmarks=gsm8k=gsm8k_test.jsonl,humaneval=HumanEval.jsonl --out=runs/clean
   phi4 decontaminate --train=data/math.jsonl --benchmarks=gsm8k,math \\
     --benchmark_dir=benchmarks --out=runs/clean      # gsm8k.jsonl, math.jsonl in there
   phi4 decontaminate --workdir=runs/clean            # goes on after a stop"""
-COUNTED = ("contaminated_13gram", "contaminated_7gram", "partial")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +71,9 @@ class DecontaminateConfig(StageConfig):
   """Training files and the benchmarks that they are to be free of.
 
   Attributes:
-    train: JSON-lines files, plain, .gz, .zst or .zstd; patterns are allowed.
+    train: JSON-lines files, plain, .gz, .zst or .zstd; patterns and folders are
+      allowed. Tables, binary records and stores are read by `phi4 curate` with the step
+      Decontaminate.
     benchmarks: NAME=FILE; or NAME, for the file NAME.jsonl in `benchmark_dir` or a
       published set that is found on this machine (benchmark_items.py).
     benchmark_dir: folder of benchmarks that are given by name.
@@ -84,6 +94,7 @@ class DecontaminateConfig(StageConfig):
 
   verb: ClassVar[str] = "decontaminate"
   resources: ClassVar[frozenset[str]] = frozenset({"num_workers"})
+  preset: ClassVar[tuple[str, ...]] = (f"{_ROOT}.rule = @ContaminationRule()",)
 
   train: tuple[str, ...]
   benchmarks: tuple[str, ...]
@@ -120,17 +131,34 @@ def find_files(patterns: Sequence[str], field: str) -> list[str]:
   """
   files: dict[str, None] = {}
   for pattern in patterns:
-    found = sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
-    if not found:
-      raise ConfigError(f"{_ROOT}.{field}: no file is called {pattern!r}.")
-    files |= dict.fromkeys(found)
+    files |= dict.fromkeys(_list_files(pattern, f"{_ROOT}.{field}"))
   for path in files:
-    if Path(path).suffix in (".bz2", ".xz", ".parquet"):
+    suffix = Path(path).suffix.lower()
+    if suffix in (*_PACKED, *_OTHER_FORMATS):
+      remedy = "Unpack it first." if suffix in _PACKED else _BY_CURATE
       raise ConfigError(
-        f"{_ROOT}.{field}: {path} is not JSON lines, plain, .gz or .zst. Unpack it "
-        "first."
+        f"{_ROOT}.{field}: {path} is not JSON lines, plain, .gz or .zst. {remedy}"
       )
   return list(files)
+
+
+def _list_files(pattern: str, asked: str) -> list[str]:
+  if is_remote(pattern):
+    raise ConfigError(f"{asked}: {pattern} is not on this machine. {_BY_CURATE}")
+  if Path(pattern).is_file():
+    return [pattern]
+  if Path(pattern).is_dir():
+    try:
+      return JsonlSource(path=pattern).files()
+    except DataError as error:
+      raise ConfigError(
+        f"{asked}: the folder {pattern} holds no JSON lines (.jsonl or .json, perhaps "
+        "compressed)."
+      ) from error
+  found = sorted(path for path in glob.glob(pattern) if Path(path).is_file())
+  if not found:
+    raise ConfigError(f"{asked}: no file is called {pattern!r}.")
+  return found
 
 
 def run(config: DecontaminateConfig, directory: RunDirectory) -> dict[str, Any]:
@@ -139,13 +167,13 @@ def run(config: DecontaminateConfig, directory: RunDirectory) -> dict[str, Any]:
   if not parts:
     raise DataError(f"{_ROOT}.train: all files are empty.")
   folder = directory.path
-  index = open_index(
+  index, benchmark_files = open_index(
     folder,
     describe_inputs(parts, _settings_of_rows(config)),
     lambda: _make_index(config, parts),
     replace=directory.allow_config_change,
   )
-  print(_describe_index(index), flush=True)
+  print(describe_index(index), flush=True)
   log = io.JsonlLog(folder / PARTS)
   try:
     logged = log.records()
@@ -184,7 +212,10 @@ def run(config: DecontaminateConfig, directory: RunDirectory) -> dict[str, Any]:
     log.put_in_order(in_order)
   finally:
     log.close()
-  return _finish(config, folder, index, in_order)
+  result = report_parts(
+    folder, index, in_order, fields=config.fields, max_shown=config.max_shown
+  )
+  return {**result, "benchmark_files": benchmark_files}
 
 
 def _settings_of_rows(config: DecontaminateConfig) -> dict[str, Any]:
@@ -224,28 +255,39 @@ def _make_progress(
   parts: Sequence[Part], records: Mapping[int, dict[str, Any]]
 ) -> Progress:
   """Shows megabytes, those of `records` being done, and how many a second."""
-  sizes = {part.number: (part.end - part.start) / 1e6 for part in parts}
+  num_bytes = sum(part.end - part.start for part in parts)
+  unit, scale = ("MB", 1e6) if num_bytes >= 1e6 else ("kB", 1e3)
+  sizes = {part.number: (part.end - part.start) / scale for part in parts}
   begin, before = time.perf_counter(), sum(sizes[number] for number in records)
 
   def describe(step: int) -> str:
     del step
     done = sum(sizes[number] for number in records)
     rate = (done - before) / max(1e-9, time.perf_counter() - begin)
-    return f"{done:,.1f}/{sum(sizes.values()):,.1f} MB  {rate:,.1f} MB/s"
+    return f"{done:,.1f}/{num_bytes / scale:,.1f} {unit}  {rate:,.1f} {unit}/s"
 
   return Progress("decontaminate", len(parts), describe=describe)
 
 
-def _make_index(config: DecontaminateConfig, parts: Sequence[Part]) -> BenchmarkIndex:
+def _make_index(
+  config: DecontaminateConfig, parts: Sequence[Part]
+) -> tuple[BenchmarkIndex, BenchmarkFiles]:
   answers = config.with_answers
-  named = [
+  opened = [
     open_benchmark(given, config.benchmark_dir, with_answers=answers)
     for given in config.benchmarks
   ]
-  repeated = [name for name, count in Counter(n for n, _ in named).items() if count > 1]
-  if repeated:
-    raise ConfigError(f"{_ROOT}.benchmarks: {repeated[0]!r} is named twice.")
-  index = BenchmarkIndex(item for _, items in named for item in items)
+  counts = Counter(benchmark.name for benchmark in opened)
+  ((name, count),) = counts.most_common(1)
+  if count > 1:
+    raise ConfigError(f"{_ROOT}.benchmarks: {name!r} is named twice.")
+  index = BenchmarkIndex(item for benchmark in opened for item in benchmark.items)
+  files = {
+    benchmark.name: [
+      {"path": path, "sha256": content_digest([path])} for path in benchmark.files
+    ]
+    for benchmark in opened
+  }
   allowed = list(load_allowed(config.allow_list)) if config.allow_list else []
   if config.reference:
     paths = find_files(config.reference, "reference")
@@ -257,78 +299,17 @@ def _make_index(config: DecontaminateConfig, parts: Sequence[Part]) -> Benchmark
       # Damage in these is counted when they are done.
       read_texts(parts, config.fields, most, skip_damage=True),
     )
-  return index.allowing(allowed) if allowed else index
-
-
-def _describe_index(index: BenchmarkIndex) -> str:
-  header = ["benchmark", "items", "under 13 words", "under 7: never found"]
-  rows = [[name, *counts.values()] for name, counts in index.count_items().items()]
-  table = format_table(header, rows)
-  return f"{table}\n{len(index.allowed):,} 13-grams are allowed"
-
-
-def _finish(
-  config: DecontaminateConfig,
-  folder: Path,
-  index: BenchmarkIndex,
-  records: Sequence[dict[str, Any]],
-) -> dict[str, Any]:
-  """Adds the parts up, writes the page and returns the result."""
-  totals = {
-    name: sum(record[name] for record in records)
-    for name in ("rows", "kept", "noted", "contaminated", "unreadable")
-  }
-  reasons: Counter[str] = Counter()
-  benchmarks: dict[str, dict[str, int]] = {
-    name: {**counts, **dict.fromkeys(COUNTED, 0), "items_found": 0}
-    for name, counts in index.count_items().items()
-  }
-  found: dict[str, set[str]] = {name: set() for name in benchmarks}
-  for record in records:
-    reasons.update(record["reasons"])
-    for name, hits in record["items"].items():
-      for kind, items in hits.items():
-        benchmarks[name][kind] += len(items)
-        found[name].update(items)
-  for name, items in found.items():
-    benchmarks[name]["items_found"] = len(items)
-  write_page(
-    folder, totals, benchmarks, index,
-    fields=config.fields, max_shown=config.max_shown,
-  )  # fmt: skip
-  header = ["benchmark", "items", "found", "rows: 13-gram", "7-gram", "partial"]
-  rows = [
-    [name, b["num_items"], b["items_found"], *(b[kind] for kind in COUNTED)]
-    for name, b in benchmarks.items()
-  ]
-  print(format_table(header, rows))
-  if reasons:
-    print(", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items())))
-  print(
-    f"{totals['rows']:,} rows = {totals['kept']:,} kept ({totals['noted']:,} noted) + "
-    f"{totals['contaminated']:,} contaminated + {totals['unreadable']:,} unreadable "
-    f"-> {folder / 'report.html'}",
-    flush=True,
-  )
-  digest = io.text_sha256(
-    "".join(
-      f"{path.relative_to(folder)} {io.file_sha256(path)}\n"
-      for path in sorted(folder.glob("*/part-*.jsonl"))
-    )
-  )
-  return {
-    "metrics": totals,
-    "reasons": dict(sorted(reasons.items())),
-    "benchmarks": benchmarks,
-    "index_sha256": index.digest(),
-    "num_allowed": len(index.allowed),
-    "fingerprint": digest,
-  }
+  return index.allowing(allowed) if allowed else index, files
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
-  add("--train", action="append", metavar="FILES", help="JSON lines; a pattern is fine")
+  add(
+    "--train",
+    action="append",
+    metavar="FILES",
+    help="JSON lines, a pattern or a folder of them (other formats: phi4 curate)",
+  )
   add("--benchmarks", metavar="NAME[=FILE],...", help="what rows are compared with")
   add("--benchmark_dir", metavar="DIR", help="where benchmarks given by name are")
   add("--reference", action="append", metavar="FILES", help="makes an allow-list")
@@ -337,6 +318,13 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _apply_flags(arguments: argparse.Namespace) -> None:
+  for name, value in (("train", "FILES"), ("benchmarks", "NAME=FILE")):
+    by_setting = any(b.startswith(f"{_ROOT}.{name} ") for b in arguments.bindings)
+    if not (arguments.gin_files or getattr(arguments, name) or by_setting):
+      raise ConfigError(
+        f"Nothing says with what to begin in {arguments.workdir}: --{name}={value} is "
+        "missing."
+      )
   bindings = []
   for name in ("train", "reference"):
     if (given := getattr(arguments, name)) is not None:

@@ -17,16 +17,21 @@ from phi4_jax.curation.decontaminate_index import BenchmarkIndex, load_index
 INDEX = "benchmarks.index"
 PARTS = "parts.jsonl"
 _BEGUN = "begun.json"
+_FROM = "benchmarks"  # in begun.json, beside the inputs
+# Benchmark -> its files: path and SHA-256 of each.
+BenchmarkFiles = Mapping[str, Sequence[Mapping[str, str]]]
 
 
 def open_index(
   folder: Path,
   inputs: Mapping[str, Any],
-  make_index: Callable[[], BenchmarkIndex],
+  make_index: Callable[[], tuple[BenchmarkIndex, BenchmarkFiles]],
   *,
   replace: bool,
-) -> BenchmarkIndex:
+) -> tuple[BenchmarkIndex, BenchmarkFiles]:
   """Returns the index of the run in a folder, which is begun if there is none.
+
+  And the files that it was made from, as they were then.
 
   Args:
     folder: of the run.
@@ -40,19 +45,21 @@ def open_index(
   begun, index_file = folder / _BEGUN, folder / INDEX
   remove_leftovers(folder)
   if begun.exists() and index_file.exists():
-    if io.read_json(begun) == inputs:
-      return load_index(index_file)
+    before = io.read_json(begun)
+    files = before.pop(_FROM, {})
+    if before == inputs:
+      return load_index(index_file), files
     if not replace:
       raise DataError(
         f"{folder} was begun with other training files (names, sizes, times of change) "
         "or settings. Say --allow_config_change to begin again in it, or choose "
         "another --out."
       )
-  index = make_index()
+  index, files = make_index()
   _remove_run(folder)
   index.save(index_file)
-  io.write_json(begun, inputs)
-  return index
+  io.write_json(begun, {**inputs, _FROM: files})
+  return index, files
 
 
 def describe_inputs(

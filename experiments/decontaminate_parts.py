@@ -31,6 +31,8 @@ _BATCH_BYTES = 1 << 18
 _SKIP = 1 << 16
 # Deeper rows could be read and not be written again: Python's JSON calls itself.
 _MAX_DEPTH = 200
+# Of an unreadable row, in its note.
+_BEGIN_BYTES, _MAX_FIELDS = 200, 20
 _SEVERITY = ("clean", "partial", "contaminated")
 
 
@@ -265,7 +267,10 @@ class PartWorker:
   def do(self, part: Part) -> dict[str, Any]:
     """Writes the files of a part and returns its counts."""
     settings = self._settings
-    counts: dict[str, Any] = {"part": part.number, "rows": 0, "text_characters": 0}
+    counts: dict[str, Any] = {
+      "part": part.number, "path": part.path, "start": part.start, "end": part.end,
+      "rows": 0, "text_characters": 0, "fields_without_text": [],
+    }  # fmt: skip
     reasons: dict[str, int] = {}
     hits: dict[str, dict[str, list[str]]] = {}
     name_of_file = Path(part.path).name
@@ -304,9 +309,11 @@ class PartWorker:
           record, texts, reason = _parse(row.line, settings.fields)
         if not texts:
           count(reason)
-          where = {"file": name_of_file, "byte": row.at, "reason": reason}
-          where |= {"detail": row.detail} if row.detail else {}
-          files.write("unreadable", json.dumps(where).encode() + b"\n")
+          note = _describe_unreadable(name_of_file, row, record, reason)
+          counts["fields_without_text"] = counts["fields_without_text"] or note.get(
+            "fields", []
+          )
+          files.write("unreadable", json.dumps(note).encode() + b"\n")
           continue
         batch.append((row, record, texts))
         size += len(row.line)
@@ -319,6 +326,20 @@ class PartWorker:
     done = counts["kept"] + counts["contaminated"] + counts["unreadable"]
     assert done == counts["rows"], "every row goes to one place"
     return {**counts, "bytes": files.num_bytes, "reasons": reasons, "items": hits}
+
+
+def _describe_unreadable(
+  file: str, row: Row, record: Mapping[str, Any], reason: str
+) -> dict[str, Any]:
+  """Returns where an unreadable row is, why it is one, and how it begins."""
+  note = {"file": file, "byte": row.at, "reason": reason}
+  if row.detail:
+    note["detail"] = row.detail
+  if reason == "no_text":
+    note["fields"] = [name[:_BEGIN_BYTES] for name in record][:_MAX_FIELDS]
+  if row.line:
+    note["begin"] = row.line[:_BEGIN_BYTES].decode("utf-8", "replace").rstrip("\n")
+  return note
 
 
 @functools.lru_cache(maxsize=1)

@@ -35,8 +35,16 @@ def standard_places(
   )
 
 
-def require_files(task: KnownTask, split: str, places: Places) -> str:
+def require_files(
+  task: KnownTask,
+  split: str,
+  places: Places,
+  *,
+  remedy: str = "Give its file with --path",
+) -> str:
   """Returns the path of a question set on this machine.
+
+  `remedy` says how the verb takes a file.
 
   Raises:
     ConfigError: if it is not there; says where it was looked for and how to get it.
@@ -47,7 +55,7 @@ def require_files(task: KnownTask, split: str, places: Places) -> str:
   looked = [*places.data, places.huggingface, places.tfds if task.tfds else None]
   raise ConfigError(
     f"{task.name}, split {split!r}, is not on this machine (looked in "
-    f"{', '.join(filter(None, looked))}). Give its file with --path, put "
+    f"{', '.join(filter(None, looked))}). {remedy}, put "
     f"{task.name}_{split}.jsonl (or .parquet, .csv) into {places.data[0]}, or get it: "
     f"hf download --repo-type dataset {task.huggingface}"
   )

@@ -39,11 +39,14 @@ class StageConfig:
     several_processes: whether the verb runs over several hosts.
     resources: fields that say with what the verb works, and not what it does: results
       depend on them through rounding only, and a begun run may go on with others.
+    preset: gin text that is read before any file, as a rule `Class.field = @Other()`,
+      so that `--gin.Other.name=value` reaches the run by itself.
   """
 
   verb: ClassVar[str] = ""
   several_processes: ClassVar[bool] = False
   resources: ClassVar[frozenset[str]] = frozenset()
+  preset: ClassVar[tuple[str, ...]] = ()
 
   def inputs(self) -> dict[str, str]:
     """The folders of other runs that this one reads, by name."""

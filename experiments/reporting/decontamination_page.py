@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.reporting.layout import Section, page
+from experiments.reporting.layout import Section, page, paragraph, table
 from experiments.reporting.markup import Markup, join, tag
 from phi4_jax.common.io import write_atomic
 from phi4_jax.curation.decontaminate_index import BenchmarkIndex, BenchmarkItem
@@ -33,10 +33,12 @@ def write_page(
   *,
   fields: Sequence[str],
   max_shown: int,
+  warnings: Sequence[str] = (),
 ) -> None:
   """Writes report.html from the notes in `folder`.
 
-  `fields` are those of a row that were compared, () the usual.
+  `fields` are those of a row that were compared, () the usual. `warnings` stand at its
+  top.
   """
   items = {(item.dataset, item.id): item for item in index.items}
   sections = [Section("benchmarks", "Benchmarks", _table(benchmarks))]
@@ -44,7 +46,11 @@ def write_page(
     shown = [_pair(note, items, fields) for note in _read(folder / name, max_shown)]
     text = f"The first {len(shown):,} of {totals[name]:,} rows, in the files' order."
     sections.append(Section(name, title, join(tag("p", text), shown)))
-  head = tag(
+  if totals["unreadable"]:
+    sections.append(
+      Section("unreadable", "Unreadable", _unreadable(folder, totals, max_shown))
+    )
+  lead = tag(
     "p",
     f"{totals['rows']:,} rows = {totals['kept']:,} kept (of which {totals['noted']:,} "
     f"have a note) + {totals['contaminated']:,} contaminated + "
@@ -55,6 +61,7 @@ def write_page(
     " that both texts have are marked.",
     class_="lead",
   )
+  head = join(lead, [paragraph(f"Warning: {text}") for text in warnings])
   title = f"{totals['contaminated']:,} of {totals['rows']:,} rows hold benchmark items"
   footer = tag("p", "Made by phi4 decontaminate; the numbers are in result.json.")
   kicker = "phi4_jax · decontaminate"
@@ -63,14 +70,46 @@ def write_page(
 
 
 def _table(benchmarks: Mapping[str, Mapping[str, int]]) -> Markup:
-  names = ["benchmark", *next(iter(benchmarks.values()))]
+  columns = {
+    "items": "num_items",
+    "under 13 words": "num_short",
+    "under 7: never found": "num_silent",
+    "items found": "items_found",
+    "rows: 13-gram": "contaminated_13gram",
+    "7-gram": "contaminated_7gram",
+    "partial": "partial",
+  }
   rows = [
-    tag("tr", tag("td", name), [tag("td", f"{n:,}", class_="number") for n in row])
-    for name, row in ((name, counts.values()) for name, counts in benchmarks.items())
+    [name, *(f"{counts[key]:,}" for key in columns.values())]
+    for name, counts in benchmarks.items()
   ]
-  header = tag("tr", [tag("th", name.replace("_", " ")) for name in names])
-  table = tag("table", tag("thead", header), tag("tbody", rows))
-  return tag("div", table, class_="scroll")
+  return table(
+    ["benchmark", *columns],
+    rows,
+    caption="Items of each benchmark, and the rows that hold one, by the rule",
+    numbers=range(1, 8),
+  )
+
+
+def _unreadable(folder: Path, totals: Mapping[str, int], max_shown: int) -> Markup:
+  """Where the first unreadable rows are, why they are, and how they begin."""
+  notes = list(_read(folder / "unreadable", max_shown))
+  rows = [
+    [
+      note["file"],
+      f"{note['byte']:,}",
+      note["reason"],
+      note.get("detail") or note.get("begin", ""),
+    ]
+    for note in notes
+  ]
+  return table(
+    ["file", "byte", "reason", "begins with, or what is to be said"],
+    rows,
+    caption=f"The first {len(notes):,} of {totals['unreadable']:,} rows, in the files' "
+    "order; they were compared with nothing.",
+    numbers=(1,),
+  )
 
 
 def _read(folder: Path, count: int) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +15,10 @@ def write(path, *rows):
 
 def texts(given, folder=None, *, with_answers=False):
   folder = None if folder is None else str(folder)
-  name, items = open_benchmark(given, folder, with_answers=with_answers)
-  found = list(items)
-  assert {item.dataset for item in found} == {name}
+  benchmark = open_benchmark(given, folder, with_answers=with_answers)
+  found = list(benchmark.items)
+  assert {item.dataset for item in found} == {benchmark.name}
+  assert benchmark.files and all(Path(file).is_file() for file in benchmark.files)
   return [item.text for item in found]
 
 
