@@ -6,9 +6,8 @@ generator than decontamination_data.py, with none of its templates or words for 
 multiple-choice questions as exams have them, of one to three sentences, with four
 options. Of what such sets share, they share
 
-- instructions of 7 to 41 words, before or behind the question, in use more or less
-  word by word with many models, among them one that begins and one that ends differently
-  for each subject;
+- instructions before and behind the question, of 41 words and fewer, in the words in
+  which they are given to many models; some name one of twelve subjects;
 - the way in which options are written;
 - frequent words beside them: no number that no other question has keeps instructions
   and question apart.
@@ -48,8 +47,9 @@ _PEOPLE = (
   "captain", "teacher", "traveller", "critic", "observer", "manager", "witness",
 )  # fmt: skip
 _DID = (
-  "measured", "described", "questioned", "compared", "recorded", "rejected", "predicted",
-  "examined", "reported", "overlooked", "classified", "explained", "disputed", "found",
+  "measured", "described", "questioned", "compared", "recorded", "rejected",
+  "predicted", "examined", "reported", "overlooked", "classified", "explained",
+  "disputed", "found",
 )  # fmt: skip
 _QUALITIES = (
   "gradual", "seasonal", "unexpected", "partial", "reversible", "voluntary", "chronic",
@@ -114,4 +114,7 @@ def write_about_instructions() -> list[str]:
   """Returns a reference: texts that quote the instructions, as a handbook does."""
   texts = [f"Some prompts begin so: {text.format(s)} A question follows."
            for text in BEFORE for s in SUBJECTS]  # fmt: skip
-  return [*texts, *(f"Others end so: {text} Then the model answers." for text in BEHIND)]
+  return [
+    *texts,
+    *(f"Others end so: {text} Then the model answers." for text in BEHIND),
+  ]

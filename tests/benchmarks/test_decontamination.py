@@ -7,7 +7,11 @@ import pytest
 
 from benchmarks import decontamination as bench
 from benchmarks import decontamination_data as data
+from benchmarks import decontamination_fresh as fresh
 from benchmarks.ours import decontamination as ours
+from phi4_jax.common.io import text_sha256
+from phi4_jax.curation.decontaminate import ContaminationRule, Decontaminator
+from phi4_jax.curation.decontaminate_words import normalize
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +33,62 @@ def test_every_copy_is_found_and_every_edit_that_keeps_13_words(questions):
 
 
 def test_only_the_allow_list_keeps_boiler_plate_apart(questions):
-  wrong = bench.count_wrong(questions[1], 500, seed=0)
+  wrong = bench.count_wrong(bench.draw_first(questions[1], 500, seed=0))
   assert wrong["without an allow-list"]["contaminated"] == 500
   assert wrong["with the allow-list"]["contaminated"] == 0
   assert wrong["... its 7-grams not counted"] == {
     "texts": 500, "contaminated": 0, "partial": 0,
   }  # fmt: skip
+
+
+def test_the_fresh_set_is_the_one_that_was_written():
+  texts = fresh.draw_exam(2000, seed="unrelated")
+  assert texts == fresh.draw_exam(2001, seed="unrelated")[:2000]
+  items = fresh.draw_exam(2000, seed="items")
+  assert len({text.split("\n\n")[1] for text in [*items, *texts]}) > 3990
+  # Another digest is another set: false_positives_fresh then begins anew.
+  assert text_sha256(
+    "\n".join([*items, *texts, *fresh.write_about_instructions()])
+  ) == ("c2cbb815c8b794fa74ca45fcacadd55561527945f5abb882f327e9413dd86924")
+  # Nothing of the first set is in it.
+  words = {word.strip(".,?").lower() for text in texts for word in text.split()}
+  assert not words & {*data.THINGS, *data.JOBS, *data.ACTIONS, *data.PLACES}
+  shared = bench.make_index(list(data.BOILER_PLATE)).compare(
+    [normalize(text) for text in texts]
+  )
+  assert not any(found.short for found in shared)
+
+
+@pytest.mark.parametrize("is_fresh", [False, True])
+def test_counts_at_thresholds_are_those_of_the_rule(questions, is_fresh):
+  first = bench.draw_first(questions[1], 200, seed=0)
+  unrelated = bench.draw_fresh(200, 300) if is_fresh else first
+  planted = {"exact copy": [unrelated.index.items[0].text]}
+  table = bench.compare_thresholds(unrelated.index, planted, {"set": unrelated})
+  for count_allowed, name in (
+    (True, "set"),
+    (False, "set, allowed 7-grams not counted"),
+  ):
+    counts = table["false_positives"][name]["contaminated"]
+    for threshold, count in counts.items():
+      rule = ContaminationRule(
+        contaminated_7gram=float(threshold), count_allowed_7grams=count_allowed
+      )
+      check = Decontaminator(unrelated.allowed, rule)
+      found = [result.flag for result in check.check_all(unrelated.texts)]
+      assert count == found.count("contaminated")
+    assert list(counts.values()) == sorted(counts.values(), reverse=True)
+  assert set(table["found"]["exact copy"]["contaminated"].values()) == {1}
+  assert "0.7" in bench.format_thresholds(table)
+
+
+def test_real_texts_are_read_where_they_are(tmp_path):
+  assert list(bench.read_real(tmp_path, ["a"])) == ["GSM8K train, fresh items"]
+  for name in ("ifeval_input_data.jsonl", "arena_hard_v0.1_questions.jsonl"):
+    (tmp_path / name).write_text(json.dumps({"prompt": f"Write about {name}."}) + "\n")
+  found = bench.read_real(tmp_path, ["a"])["Arena-Hard prompts, IFEval items"]
+  assert found.texts == ["Write about arena_hard_v0.1_questions.jsonl."]
+  assert found.index.items[0].text == "Write about ifeval_input_data.jsonl."
 
 
 def test_an_edit_keeps_13_words_in_a_row_and_no_more():
