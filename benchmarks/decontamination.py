@@ -38,6 +38,7 @@ from benchmarks.decontamination_unrelated import (
   count_wrong,
   draw_first,
   draw_fresh,
+  draw_fresh_alone,
   format_thresholds,
   make_index,
   read_real,
@@ -197,11 +198,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   unrelated = {
     "first set": draw_first(tests, NUM_UNRELATED, arguments.seed),
     "fresh set": draw_fresh(len(tests), NUM_UNRELATED),
+    "fresh set without instructions": draw_fresh_alone(len(tests), NUM_UNRELATED),
   }
   wrong = count_wrong(unrelated["first set"])
   fresh = count_wrong(unrelated["fresh set"])
   if arguments.data is not None:
-    unrelated |= read_real(arguments.data, train)
+    unrelated |= read_real(arguments.data, train, tests)
   thresholds = compare_thresholds(index, planted, unrelated)
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)

@@ -1,7 +1,11 @@
 """A second set of unrelated questions, for a rule that was chosen with the first.
 
-Written once, after the thresholds of `ContaminationRule` were chosen and before
-anything was compared with it; it is not to be changed to move a count. Another
+Written after the thresholds of `ContaminationRule` were chosen and before anything was
+compared with it; it is not to be changed to move a count. One thing was changed after
+a count: names were put into the questions. Without them, and without any instruction,
+2,548 of 10,000 questions had 13 words in a row in common with one of 1,319 items, so
+that they were not unrelated; with the instructions 8,750 were put aside. With names it
+is 6 and 8,329. Instructions, options and the rest are as they were written. Another
 generator than decontamination_data.py, with none of its templates or words for things:
 multiple-choice questions as exams have them, of one to three sentences, with four
 options. Of what such sets share, they share
@@ -16,6 +20,7 @@ Imports the standard library only.
 """
 
 import random
+from collections.abc import Iterable
 
 SUBJECTS = (
   "astronomy", "anatomy", "contract law", "geography", "organic chemistry", "music",
@@ -42,6 +47,10 @@ BEHIND = (
   "Which of the options above is the best answer to the question? Give your reasoning "
   "first and then the letter in parentheses.",
 )
+_SYLLABLES = (
+  "ba", "cor", "du", "fen", "gal", "hi", "jor", "ka", "lem", "mu", "nor", "pi", "rast",
+  "se", "tov", "ul", "vin", "wex", "yar", "zo",
+)  # fmt: skip
 _PEOPLE = (
   "researcher", "student", "patient", "merchant", "surveyor", "court", "committee",
   "captain", "teacher", "traveller", "critic", "observer", "manager", "witness",
@@ -79,19 +88,28 @@ _ASKED = (
 def draw_question(rng: random.Random) -> str:
   """Returns a question with its four options, without instructions."""
   pick = rng.choice
+
+  def name() -> str:
+    return "".join(pick(_SYLLABLES) for _ in range(3)).capitalize()
+
   sentences = [
-    f"A {pick(_PEOPLE)} {pick(_DID)} the {pick(_QUALITIES)} {pick(_MATTERS)} "
-    f"{pick(_WHERE)}, and a {pick(_PEOPLE)} {pick(_DID)} it {pick(_WHERE)}."
+    f"A {pick(_PEOPLE)} from {name()} {pick(_DID)} the {pick(_QUALITIES)} "
+    f"{pick(_MATTERS)} of {name()} {pick(_WHERE)}, and a {pick(_PEOPLE)} near "
+    f"{name()} {pick(_DID)} it {pick(_WHERE)} for {name()}."
     for _ in range(rng.randint(0, 2))
   ]
   sentences.append(
     pick(_ASKED).format(
-      pick(_QUALITIES), pick(_MATTERS), pick(_WHERE), pick(_PEOPLE), pick(_DID)
+      pick(_QUALITIES),
+      f"{pick(_MATTERS)} of {name()}",
+      pick(_WHERE),
+      pick(_PEOPLE),
+      pick(_DID),
     )
   )
   long = rng.random() < 0.5
   options = [
-    f"The {pick(_QUALITIES)} {pick(_MATTERS)} {pick(_WHERE)}"
+    f"The {pick(_QUALITIES)} {pick(_MATTERS)} of {name()} {pick(_WHERE)}"
     if long
     else f"{pick(_QUALITIES)} {pick(_MATTERS)}"
     for _ in "ABCD"
@@ -100,14 +118,19 @@ def draw_question(rng: random.Random) -> str:
   return "\n".join([" ".join(sentences), *lines])
 
 
+def add_instructions(texts: Iterable[str], *, seed: str) -> list[str]:
+  """Returns texts with instructions before and behind each."""
+  rng = random.Random(f"instructions {seed}")
+  return [
+    f"{rng.choice(BEFORE).format(rng.choice(SUBJECTS))}\n\n{text}\n{rng.choice(BEHIND)}"
+    for text in texts
+  ]
+
+
 def draw_exam(count: int, *, seed: str) -> list[str]:
-  """Returns questions with instructions; another seed gives unrelated ones."""
+  """Returns questions without instructions; another seed gives unrelated ones."""
   rng = random.Random(f"exam {seed}")
-  texts = []
-  for _ in range(count):
-    before = rng.choice(BEFORE).format(rng.choice(SUBJECTS))
-    texts.append(f"{before}\n\n{draw_question(rng)}\n{rng.choice(BEHIND)}")
-  return texts
+  return [draw_question(rng) for _ in range(count)]
 
 
 def write_about_instructions() -> list[str]:

@@ -67,22 +67,52 @@ def draw_first(tests: Sequence[str], count: int, seed: int) -> Unrelated:
 
 def draw_fresh(num_items: int, count: int) -> Unrelated:
   """Returns the set that nothing was chosen with: the same one, whatever the seed."""
-  items = fresh.draw_exam(num_items, seed="items")
-  texts = fresh.draw_exam(count, seed="unrelated")
-  return _make_unrelated(items, fresh.write_about_instructions(), texts)
+  return _instruct(
+    fresh.draw_exam(num_items, seed="items"), fresh.draw_exam(count, seed="unrelated")
+  )
 
 
-def read_real(folder: Path, train: Sequence[str]) -> dict[str, Unrelated]:
-  """Returns real texts beside items of another source, as far as they are there."""
-  exam = make_index(fresh.draw_exam(1000, seed="items"))
-  found = {"GSM8K train, fresh items": Unrelated(exam, exam, train)}
+def _instruct(items: Sequence[str], texts: Sequence[str]) -> Unrelated:
+  """Returns items and texts behind the same instructions."""
+  return _make_unrelated(
+    fresh.add_instructions(items, seed="items"),
+    fresh.write_about_instructions(),
+    fresh.add_instructions(texts, seed="unrelated"),
+  )
+
+
+def _as_they_are(items: Sequence[str], texts: Sequence[str]) -> Unrelated:
+  index = make_index(items)
+  return Unrelated(index, index, texts)
+
+
+def draw_fresh_alone(num_items: int, count: int) -> Unrelated:
+  """Returns the questions of `draw_fresh` without instructions: they share nothing."""
+  return _as_they_are(
+    fresh.draw_exam(num_items, seed="items"), fresh.draw_exam(count, seed="unrelated")
+  )
+
+
+def read_real(
+  folder: Path, train: Sequence[str], tests: Sequence[str]
+) -> dict[str, Unrelated]:
+  """Returns real texts beside items of another source, as far as they are there.
+
+  GSM8K's training and test questions are of one source, and a few are much alike.
+  """
+  found = {
+    "GSM8K train, fresh items": _as_they_are(
+      fresh.draw_exam(len(tests), seed="items"), train
+    ),
+    "GSM8K train, GSM8K test items": _as_they_are(tests, train),
+    "... both behind the fresh instructions": _instruct(tests, train),
+  }
   if all((folder / name).is_file() for name in (_IFEVAL, _ARENA)):
     items, texts = (
       ["\n".join(texts_of_record(record)) for _, record in read_jsonl(folder / name)]
       for name in (_IFEVAL, _ARENA)
     )
-    index = make_index(items)
-    found["Arena-Hard prompts, IFEval items"] = Unrelated(index, index, texts)
+    found["Arena-Hard prompts, IFEval items"] = _as_they_are(items, texts)
   return found
 
 

@@ -38,7 +38,8 @@ class ContaminationRule:
   Differs: the paper does not give the two thresholds (its one example has a share of
     0.39). Of GSM8K's 7,473 training questions 17 have more than 0.1 in common with a
     test question, 4 of them 13 words in a row. Behind the same instructions of 18 words
-    unrelated questions share up to 0.43 (benchmarks/decontamination.py).
+    unrelated questions share up to 0.43, for which 0.5 was chosen; behind longer ones
+    they share more (benchmarks/decontamination.py, docs/decontamination.md).
 
   Attributes:
     info_7gram: a share of 7-grams above this is worth a note.

@@ -45,11 +45,15 @@ def test_the_fresh_set_is_the_one_that_was_written():
   texts = fresh.draw_exam(2000, seed="unrelated")
   assert texts == fresh.draw_exam(2001, seed="unrelated")[:2000]
   items = fresh.draw_exam(2000, seed="items")
-  assert len({text.split("\n\n")[1] for text in [*items, *texts]}) > 3990
+  assert len({*items, *texts}) == 4000
+  texts, items = (
+    fresh.add_instructions(given, seed=seed)
+    for given, seed in ((texts, "unrelated"), (items, "items"))
+  )
   # Another digest is another set: false_positives_fresh then begins anew.
   assert text_sha256(
     "\n".join([*items, *texts, *fresh.write_about_instructions()])
-  ) == ("c2cbb815c8b794fa74ca45fcacadd55561527945f5abb882f327e9413dd86924")
+  ) == ("0b61ace00eab1c471cbba0ca28a944b4fbdae2f9bbbcd991b1cfb3c4446f571e")
   # Nothing of the first set is in it.
   words = {word.strip(".,?").lower() for text in texts for word in text.split()}
   assert not words & {*data.THINGS, *data.JOBS, *data.ACTIONS, *data.PLACES}
@@ -59,10 +63,15 @@ def test_the_fresh_set_is_the_one_that_was_written():
   assert not any(found.short for found in shared)
 
 
+def test_fresh_questions_share_no_13_words_but_instructions():
+  alone = bench.draw_fresh_alone(300, 1000)
+  assert bench.count_wrong(alone)["without an allow-list"]["contaminated"] == 0
+
+
 @pytest.mark.parametrize("is_fresh", [False, True])
 def test_counts_at_thresholds_are_those_of_the_rule(questions, is_fresh):
   first = bench.draw_first(questions[1], 200, seed=0)
-  unrelated = bench.draw_fresh(200, 300) if is_fresh else first
+  unrelated = bench.draw_fresh(60, 100) if is_fresh else first
   planted = {"exact copy": [unrelated.index.items[0].text]}
   table = bench.compare_thresholds(unrelated.index, planted, {"set": unrelated})
   for count_allowed, name in (
@@ -83,10 +92,10 @@ def test_counts_at_thresholds_are_those_of_the_rule(questions, is_fresh):
 
 
 def test_real_texts_are_read_where_they_are(tmp_path):
-  assert list(bench.read_real(tmp_path, ["a"])) == ["GSM8K train, fresh items"]
+  assert len(bench.read_real(tmp_path, ["a"], ["b"])) == 3
   for name in ("ifeval_input_data.jsonl", "arena_hard_v0.1_questions.jsonl"):
     (tmp_path / name).write_text(json.dumps({"prompt": f"Write about {name}."}) + "\n")
-  found = bench.read_real(tmp_path, ["a"])["Arena-Hard prompts, IFEval items"]
+  found = bench.read_real(tmp_path, ["a"], ["b"])["Arena-Hard prompts, IFEval items"]
   assert found.texts == ["Write about arena_hard_v0.1_questions.jsonl."]
   assert found.index.items[0].text == "Write about ifeval_input_data.jsonl."
 

@@ -198,6 +198,12 @@ def test_a_flag_that_is_missing_is_named(folder, capsys, missing):
   assert not (folder / "out").exists()
 
 
+def test_small_files_are_counted_in_kilobytes(folder, capsys):
+  assert run() == 0
+  size = (folder / "train.jsonl").stat().st_size / 1e3
+  assert f"{size:,.1f}/{size:,.1f} kB" in capsys.readouterr().err
+
+
 def test_the_page_has_headings_in_words(folder):
   assert run() == 0
   assert "under 7: never found" in page() and "num s" not in page()
