@@ -28,6 +28,14 @@ NUM_WORDS = len(_CONSONANTS) ** 2 * len(_VOWELS)
 INSTRUCTION = (
   "Extract the value corresponding to the specified key in the JSON object below."
 )
+REORDER = "Write the JSON object below in another order."
+
+# Seeds of the streams of documents. Those of the evaluation are odd.
+_FORM_SEEDS = {
+  "chat": lambda seed: 4 * seed,
+  "text": lambda seed: 4 * seed + 2,
+  "reorder": lambda seed: f"reorder {seed}",
+}
 
 
 class Recall(NamedTuple):
@@ -53,10 +61,16 @@ class Recall(NamedTuple):
 
 
 def draw_recall(
-  rng: random.Random, *, num_pairs: int, num_queries: int, style: Style
+  rng: random.Random,
+  *,
+  num_pairs: int,
+  num_queries: int,
+  style: Style,
+  num_words: int = NUM_WORDS,
 ) -> Recall:
   """Draws an object of distinct keys and values, and distinct keys to ask for."""
-  words = [_word(number) for number in rng.sample(range(NUM_WORDS), 2 * num_pairs)]
+  every = NUM_WORDS // num_words
+  words = [_word(every * i) for i in rng.sample(range(num_words), 2 * num_pairs)]
   if style == "uuid":
     words = [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in words]
   pairs = dict(zip(words[:num_pairs], words[num_pairs:], strict=True))
@@ -70,18 +84,25 @@ def _word(number: int) -> str:
   return _CONSONANTS[first] + _VOWELS[vowel] + _CONSONANTS[last]
 
 
-def check_pairs(where: str, *, num_pairs: int, seed: int) -> None:
+def check_pairs(where: str, *, num_pairs: int, seed: int, num_words: int) -> None:
   """Refuses what `draw_recall` cannot draw.
 
   Raises:
     ConfigError: names the setting.
   """
-  if not 1 <= num_pairs <= NUM_WORDS // 2:
+  config = where.partition(".")[0]
+  if not 2 <= num_words <= NUM_WORDS:
     raise ConfigError(
-      f"{where} ({num_pairs}) must lie in [1, {NUM_WORDS // 2}], half of all words."
+      f"{config}.num_words ({num_words}) must lie in [2, {NUM_WORDS}]: there are "
+      f"{NUM_WORDS} words of three letters."
+    )
+  if not 1 <= num_pairs <= num_words // 2:
+    raise ConfigError(
+      f"{where} ({num_pairs}) must lie in [1, {num_words // 2}], half of all words "
+      f"({config}.num_words is {num_words})."
     )
   if seed < 0:
-    raise ConfigError(f"{where.partition('.')[0]}.seed ({seed}) must be 0 or more.")
+    raise ConfigError(f"{config}.seed ({seed}) must be 0 or more.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,10 +115,13 @@ class KeyValueSource(SourceConfig):
     min_pairs: fewest pairs of an object.
     max_pairs: most pairs.
     num_queries: questions about one object; fewer where it has fewer pairs.
-    form: "chat" (questions and answers, of which only the answers count in the loss)
-      or "text" (the object, and once more in another order: every value of the second
-      can be recalled, so that a small model learns it sooner).
+    form: "chat" (questions and answers, of which only the answers count in the loss),
+      "text" (the object, and once more in another order: every value of the second can
+      be recalled) or "reorder" (the same as question and answer: nearly all that
+      counts in the loss can be recalled, so that a small model learns it soonest).
     style: "word" (three letters) or "uuid", HELMET's.
+    num_words: how many different words there are; with fewer, a small model learns
+      sooner. At least twice max_pairs. UUIDs do not depend on it.
   """
 
   num_documents: int
@@ -105,20 +129,26 @@ class KeyValueSource(SourceConfig):
   min_pairs: int
   max_pairs: int
   num_queries: int = 1
-  form: Literal["chat", "text"] = "chat"
+  form: Literal["chat", "text", "reorder"] = "chat"
   style: Style = "word"
+  num_words: int = NUM_WORDS
 
   def __post_init__(self):
-    if self.form not in ("chat", "text"):
+    if self.form not in _FORM_SEEDS:
       raise ConfigError(
-        f"KeyValueSource.form ({self.form!r}) must be 'chat' or 'text'."
+        f"KeyValueSource.form ({self.form!r}) must be one of {', '.join(_FORM_SEEDS)}."
       )
     for name in ("num_documents", "num_queries"):
       if getattr(self, name) < 1:
         raise ConfigError(
           f"KeyValueSource.{name} ({getattr(self, name)}) must be positive."
         )
-    check_pairs("KeyValueSource.max_pairs", num_pairs=self.max_pairs, seed=self.seed)
+    check_pairs(
+      "KeyValueSource.max_pairs",
+      num_pairs=self.max_pairs,
+      seed=self.seed,
+      num_words=self.num_words,
+    )
     if not 1 <= self.min_pairs <= self.max_pairs:
       raise ConfigError(
         f"KeyValueSource.min_pairs ({self.min_pairs}) must lie in [1, max_pairs] "
@@ -131,13 +161,16 @@ class KeyValueSource(SourceConfig):
 
   def documents(self, on_drop: OnDrop | None = None) -> Iterator[Document]:
     del on_drop  # every document is good
-    # Even seeds, odd ones are the evaluation's.
-    rng = random.Random(4 * self.seed + (0 if self.form == "chat" else 2))
+    rng = random.Random(_FORM_SEEDS[self.form](self.seed))
     for i in range(self.num_documents):
       num_pairs = rng.randint(self.min_pairs, self.max_pairs)
       num_queries = min(self.num_queries, num_pairs)
       recall = draw_recall(
-        rng, num_pairs=num_pairs, num_queries=num_queries, style=self.style
+        rng,
+        num_pairs=num_pairs,
+        num_queries=num_queries,
+        style=self.style,
+        num_words=self.num_words,
       )
       name = f"key-value-{self.form}-{self.seed}:{i}"
       if self.form == "chat":
@@ -145,9 +178,16 @@ class KeyValueSource(SourceConfig):
         yield Document(id=name, messages=messages, source="key-value recall")
         continue
       keys = rng.sample(list(recall.pairs), num_pairs)
-      again = {key: recall.pairs[key] for key in keys}
-      text = f"{json.dumps(recall.pairs)}\n{json.dumps(again)}"
-      yield Document(id=name, text=text, source="key-value recall")
+      once = json.dumps(recall.pairs)
+      again = json.dumps({key: recall.pairs[key] for key in keys})
+      if self.form == "text":
+        yield Document(id=name, text=f"{once}\n{again}", source="key-value recall")
+        continue
+      exchange: tuple[Message, ...] = (
+        {"role": "user", "content": f"{REORDER}\n\n{once}"},
+        {"role": "assistant", "content": again},
+      )
+      yield Document(id=name, messages=exchange, source="key-value recall")
 
   def recipe(self) -> dict[str, Any]:
     return {"source": "KeyValueSource", **dataclasses.asdict(self)}

@@ -43,6 +43,36 @@ def test_a_text_holds_the_object_twice():
   assert list(once) != list(again)
 
 
+def test_reordering_asks_for_the_object_in_another_order():
+  for document in make(form="reorder").documents():
+    user, assistant = document.messages
+    once = json.loads(user["content"].partition("\n\n")[2])
+    again = json.loads(assistant["content"])
+    assert once == again and 2 <= len(once) <= 9
+    assert [user["role"], assistant["role"]] == ["user", "assistant"]
+  assert list(once) != list(again)
+
+
+def test_forms_and_seeds_hold_other_objects():
+  streams = {
+    (form, seed): {
+      str(sorted(json.loads(text[text.index("{") : text.index("}") + 1]).items()))
+      for document in make(form=form, seed=seed, num_documents=200).documents()
+      for text in [document.text or document.messages[0]["content"]]
+    }
+    for form in ("chat", "text", "reorder")
+    for seed in (0, 1, 2)
+  }
+  assert sum(map(len, streams.values())) == len(set().union(*streams.values()))
+
+
+def test_few_words_are_spread_over_all():
+  documents = make(form="text", num_words=18, num_documents=50).documents()
+  words = {word for d in documents for word in json.loads(d.text.splitlines()[0])}
+  assert words <= {_word(111 * i) for i in range(18)} and len(words) == 18
+  assert len({word[0] for word in words}) > 9
+
+
 def test_words_are_distinct_and_seeds_differ():
   assert len({_word(i) for i in range(NUM_WORDS)}) == NUM_WORDS == 2000
   assert list(make(seed=4).documents()) != list(make().documents())
@@ -57,6 +87,8 @@ def test_words_are_distinct_and_seeds_differ():
     ({"min_pairs": 10}, r"min_pairs \(10\) must lie in \[1, max_pairs\]"),
     ({"max_pairs": 1001}, r"max_pairs \(1001\) must lie in \[1, 1000\]"),
     ({"seed": -1}, "KeyValueSource.seed"),
+    ({"num_words": 17}, r"max_pairs \(9\) must lie in \[1, 8\].*num_words is 17"),
+    ({"num_words": 2001}, r"KeyValueSource.num_words \(2001\) must lie in \[2, 2000\]"),
   ],
 )
 def test_settings(changes, why):

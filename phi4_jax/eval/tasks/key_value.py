@@ -21,15 +21,20 @@ class KeyValueTaskConfig:
     num_pairs: pairs of each object; they set the length of the prompt.
     seed: of the objects; training documents of the same seed hold others.
     style: "word" or "uuid", HELMET's; as in the training data.
+    num_words: how many different words there are; as in the training data.
   """
 
   num_pairs: int
   seed: int = 0
   style: Style = "word"
+  num_words: int = key_values.NUM_WORDS
 
   def __post_init__(self):
     key_values.check_pairs(
-      "KeyValueTaskConfig.num_pairs", num_pairs=self.num_pairs, seed=self.seed
+      "KeyValueTaskConfig.num_pairs",
+      num_pairs=self.num_pairs,
+      seed=self.seed,
+      num_words=self.num_words,
     )
     if self.style not in ("word", "uuid"):
       raise ConfigError(
@@ -57,7 +62,11 @@ class KeyValueTask:
     found = []
     for i in range(num_examples):
       recall = key_values.draw_recall(
-        rng, num_pairs=self._config.num_pairs, num_queries=1, style=self._config.style
+        rng,
+        num_pairs=self._config.num_pairs,
+        num_queries=1,
+        style=self._config.style,
+        num_words=self._config.num_words,
       )
       name = f"key-value-{self._config.num_pairs}-{self._config.seed}:{i}"
       self._recalls[name] = recall

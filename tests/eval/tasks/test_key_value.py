@@ -23,6 +23,16 @@ def test_examples_are_fixed_and_their_answer_stands_in_them():
   assert not trained & {example.messages[0]["content"] for example in examples}
 
 
+def test_words_are_those_of_the_training_data():
+  task = KeyValueTask(KeyValueTaskConfig(num_pairs=4, num_words=10))
+  words = {e.reference for e in task.examples(200)}
+  source = KeyValueSource(
+    num_documents=200, seed=0, min_pairs=4, max_pairs=4, num_words=10
+  )
+  trained = {d.messages[1]["content"] for d in source.documents()}
+  assert words == trained and len(words) == 10
+
+
 def test_grades():
   task = KeyValueTask(KeyValueTaskConfig(num_pairs=9, seed=2))
   example = task.examples(1)[0]
