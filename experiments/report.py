@@ -35,10 +35,10 @@ def write_report(folder: Path, *, out_json: Path | None = None) -> Report:
   """
   run = open_run(folder)
   if run.verb not in _BUILDERS:
-    page = folder / "report.html"
+    own = [folder / f"report.{kind}" for kind in ("html", "md")]
     where = "result.json has what it came to."
-    if page.is_file():
-      where = f"Its own report is {page}."
+    if found := [page for page in own if page.is_file()]:
+      where = f"Its own report is {found[0]}."
     raise DataError(
       f"{folder} was made by {run.verb!r}; a report can be made of "
       f"{', '.join(_BUILDERS)}. {where}"

@@ -11,10 +11,13 @@ from typing import Any
 from experiments.reporting import charts, layout
 from experiments.reporting.markup import Markup, join, tag
 from phi4_jax.curation.pipeline_counts import OTHER_VALUES
+from phi4_jax.curation.pipeline_plan import SOURCE, step_name
 from phi4_jax.curation.pipeline_report import share
+from phi4_jax.curation.pipeline_warnings import find_warnings
 
 _MAX_VALUES = 20
 _BAR, _GAP = 20, 12
+_SOURCE = step_name((), SOURCE)
 
 
 def curation_page(report: Mapping[str, Any], folder: Path) -> str:
@@ -33,6 +36,7 @@ def curation_page(report: Mapping[str, Any], folder: Path) -> str:
     "MB/s a process": f"{perf['mb_per_second']:,.1f}",
   }
   head = join(
+    [layout.warning(warning) for warning in find_warnings(report)],
     layout.paragraph(_lead(report), class_="lead"),
     layout.facts(facts),
   )
@@ -40,12 +44,9 @@ def curation_page(report: Mapping[str, Any], folder: Path) -> str:
     layout.Section("steps", "What is left after each step", _steps(report)),
     layout.Section("reasons", "Why documents were dropped", _reasons(report)),
   ]
-  if any(step["changed"] for step in report["steps"]):
-    sections.append(
-      layout.Section(
-        "changes", "What steps changed in what they kept", _changes(report)
-      )
-    )
+  if any(step["changed"] or step["labelled"] for step in report["steps"]):
+    heading = "What steps changed in what they kept, or said of it"
+    sections.append(layout.Section("changes", heading, _changes(report)))
   sections += [
     layout.Section("kept", "Documents that were kept", _kept(report)),
     layout.Section("sources", "By source", _sources(report)),
@@ -73,14 +74,17 @@ def _lead(report: Mapping[str, Any]) -> str:
   total = report["documents"]["in"]
   if not total:
     return "The sources had no document."
+  names = [step["name"] for step in report["steps"]]
+  who = _count(len(names) - names.count(_SOURCE), "step")
+  if _SOURCE in names:  # it is there where rows were left out
+    who = f"The sources and {who}"
   if not drops:
-    return f"{_count(len(report['steps']), 'step')} dropped none of the documents."
+    return f"{who} dropped none of the documents."
   count, step, reason = max(drops, key=lambda drop: drop[0])
   return (
-    f"{_count(len(report['steps']), 'step')} dropped "
-    f"{share(report['documents']['dropped'], total)} of the documents for "
-    f"{_count(len(drops), 'reason')}; the most frequent one is {reason!r} of {step}, "
-    f"with {count:,} documents."
+    f"{who} dropped {share(report['documents']['dropped'], total)} of the documents "
+    f"for {_count(len(drops), 'reason')}; the most frequent one is {reason!r} of {step}, "
+    f"with {_count(count, 'document')}."
   )
 
 
@@ -95,10 +99,12 @@ def _steps(report: Mapping[str, Any]) -> Markup:
     took, dropped = seconds.get(step["name"], 0.0), step["in"] - step["out"]
     rows.append(
       [step["name"], f"{step['in']:,}", f"{dropped:,}", share(dropped, step["in"])]
-      + [f"{step['out']:,}", f"{step['bytes_out'] / 1e6:,.2f}", f"{step['changed']:,}"]
+      + [f"{step['out']:,}", f"{step['bytes_out'] / 1e6:,.2f}"]
+      + [f"{step['changed']:,}", f"{step['labelled']:,}"]
       + [f"{1e6 * took / step['in']:,.0f}" if step["in"] else ""]
     )
   header = ["step", "in", "dropped", "share", "left", "MB left", "changed"]
+  header += ["labelled"]
   return join(
     layout.figure(
       charts.responsive(lambda width: _funnel(report, width)),
@@ -107,8 +113,9 @@ def _steps(report: Mapping[str, Any]) -> Markup:
     layout.table(
       [*header, "\N{MICRO SIGN}s a document"],
       rows,
-      caption="Each step sees what the steps before it have left",
-      numbers=range(1, 8),
+      caption="Each step sees what the steps before it have left; changed are "
+      "contents, labelled are documents that only got labels",
+      numbers=range(1, 9),
     ),
   )
 
@@ -151,7 +158,7 @@ def _reasons(report: Mapping[str, Any]) -> Markup:
   for step in report["steps"]:
     for reason, found in step["reasons"].items():
       summary = (
-        f"{step['name']}: {reason} \N{MIDDLE DOT} {found['count']:,} documents "
+        f"{step['name']}: {reason} \N{MIDDLE DOT} {_count(found['count'], 'document')} "
         f"({share(found['count'], step['in'])} of what it saw, "
         f"{found['bytes'] / 1e6:,.2f} MB)"
       )
@@ -162,18 +169,21 @@ def _reasons(report: Mapping[str, Any]) -> Markup:
       table = layout.table(
         ["document", "detail", "how it begins"],
         rows,
-        caption=f"{len(rows)} of {found['count']:,} documents",
+        caption=f"{len(rows)} of {_count(found['count'], 'document')}",
       )
       parts.append(layout.details(summary, table if rows else None))
   if not parts:
     return layout.paragraph("Nothing was dropped.")
-  return join(
-    layout.note(
-      "Open a line for examples. All of them are in the folder dropped, whole and with "
-      "their reasons."
-    ),
-    parts,
+  note = (
+    "Open a line for examples. All of them are in the folder dropped, whole and with "
+    "their reasons."
   )
+  if any(step["name"] == _SOURCE for step in report["steps"]):
+    note += (
+      " Of rows that the source dropped no document could be made: of these, the "
+      "folder has the file, the row and what is wrong, and not the text."
+    )
+  return join(layout.note(note), parts)
 
 
 def _excerpt(text: str) -> Markup:
@@ -183,7 +193,12 @@ def _excerpt(text: str) -> Markup:
 def _changes(report: Mapping[str, Any]) -> Markup:
   parts = []
   for step in report["steps"]:
-    if not step["changed"]:
+    kinds = [
+      f"{_count(step[kind], 'document')} {kind}"
+      for kind in ("changed", "labelled")
+      if step[kind]
+    ]
+    if not kinds:
       continue
     rows = [
       [layout.code(sample["id"]), _excerpt(sample["before"]), _excerpt(sample["after"])]
@@ -194,7 +209,7 @@ def _changes(report: Mapping[str, Any]) -> Markup:
       rows,
       caption="Round the first place where the two differ",
     )
-    summary = f"{step['name']} \N{MIDDLE DOT} {step['changed']:,} documents"
+    summary = f"{step['name']} \N{MIDDLE DOT} {', '.join(kinds)}"
     parts.append(layout.details(summary, table if rows else None))
   return join(parts)
 
@@ -209,7 +224,7 @@ def _kept(report: Mapping[str, Any]) -> Markup:
   return layout.table(
     ["document", "source", "how it begins"],
     rows,
-    caption=f"{len(rows)} of {report['documents']['kept']:,} documents",
+    caption=f"{len(rows)} of {_count(report['documents']['kept'], 'document')}",
   )
 
 

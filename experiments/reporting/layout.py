@@ -97,6 +97,11 @@ def note(*content: Any) -> Markup:
   return tag("p", *content, class_="note")
 
 
+def warning(*content: Any) -> Markup:
+  """A paragraph that nobody should pass over."""
+  return tag("p", tag("strong", "Warning: "), *content, class_="warning")
+
+
 def figure(picture: Markup, *caption: Any) -> Markup:
   return tag("figure", picture, tag("figcaption", *caption) if caption else None)
 

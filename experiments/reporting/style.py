@@ -131,6 +131,8 @@ h2 { font-size: 1.28rem; margin: 3rem 0 .6rem; padding-top: .9rem;
 h3 { font-size: 1rem; margin: 1.8rem 0 .5rem; }
 p { margin: .6rem 0; max-width: 44rem; }
 .lead { font-size: 1.06rem; }
+.warning { background: var(--down-soft); border-left: 3px solid var(--down);
+  padding: .5rem .8rem; overflow-wrap: anywhere; }
 .note, figcaption { color: var(--muted); font-size: .88rem; }
 a { color: var(--link); }
 a:focus-visible, summary:focus-visible, .scroll:focus-visible { outline: 2px solid

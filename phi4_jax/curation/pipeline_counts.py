@@ -14,6 +14,7 @@ from phi4_jax.common.errors import DataError
 from phi4_jax.curation.pipeline_files import printable
 from phi4_jax.curation.steps import Drop
 from phi4_jax.data.documents import Document
+from phi4_jax.data.source_files import DAMAGED_FILE
 
 # A document that its step could not judge is dropped for this reason.
 STEP_FAILED = "step_failed"
@@ -105,7 +106,8 @@ class StepTally:
     self._shard = shard
     self._num_samples = num_samples
     self.seconds = 0.0
-    self._in = self._out = self._bytes_in = self._bytes_out = self._changed = 0
+    self._in = self._out = self._bytes_in = self._bytes_out = 0
+    self._changed = self._labelled = 0
     self._reasons: dict[str, dict[str, Any]] = {}
     self._reason_samples: dict[str, Samples] = {}
     self._changes = Samples(num_samples)
@@ -120,7 +122,10 @@ class StepTally:
 
   def change(self, before: Document, after: Document, row: int) -> None:
     """Notes that the step has put `after` in the place of `before`."""
-    self._changed += 1
+    if _content(before) == _content(after):
+      self._labelled += 1
+    else:
+      self._changed += 1
     self._changes.add(before, self._shard, row, lambda: _difference(before, after))
 
   def drop(self, document: Document, drop: Drop, row: int, num_bytes: int) -> None:
@@ -152,6 +157,7 @@ class StepTally:
       "bytes_in": self._bytes_in,
       "bytes_out": self._bytes_out,
       "changed": self._changed,
+      "labelled": self._labelled,
       "seconds": self.seconds,
       "reasons": {
         reason: {**found, "samples": self._reason_samples[reason].to_json()}
@@ -162,7 +168,12 @@ class StepTally:
 
 
 def _num_samples(reason: str, asked: int) -> int:
-  return max(1, asked) if reason == STEP_FAILED else asked  # a failure is always shown
+  # These are always shown.
+  return max(1, asked) if reason in (STEP_FAILED, DAMAGED_FILE) else asked
+
+
+def _content(document: Document) -> tuple[Any, ...]:
+  return document.text, document.messages, document.data
 
 
 def _difference(before: Document, after: Document) -> dict[str, Any]:
@@ -194,7 +205,7 @@ def _difference(before: Document, after: Document) -> dict[str, Any]:
 def merge_tallies(parts: Iterable[dict[str, Any]], size: int) -> dict[str, Any]:
   """Adds what `StepTally.to_json` returned for several shards."""
   parts = list(parts)
-  names = ("in", "out", "bytes_in", "bytes_out", "changed", "seconds")
+  names = ("in", "out", "bytes_in", "bytes_out", "changed", "labelled", "seconds")
   merged: dict[str, Any] = {name: sum(part[name] for part in parts) for name in names}
   reasons = sorted({reason for part in parts for reason in part["reasons"]})
   merged["reasons"] = {}

@@ -24,8 +24,8 @@ from phi4_jax.curation.pipeline_files import Compression
 from phi4_jax.curation.steps import CorpusStep, DocumentStep, Step
 from phi4_jax.data.sources import Source
 
-# Raised whenever the same steps on the same documents write other files.
-_FORMAT = 1
+# Raised whenever the same steps on the same documents write other files or counts.
+_FORMAT = 2
 # The position of what comes before all steps: rows that a source leaves out.
 SOURCE = -1
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)

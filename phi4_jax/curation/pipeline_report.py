@@ -14,6 +14,7 @@ from phi4_jax.curation.pipeline_counts import (
   merge_tallies,
 )
 from phi4_jax.curation.pipeline_plan import SOURCE, digest, step_name
+from phi4_jax.curation.pipeline_warnings import find_warnings
 
 Summaries = Sequence[Sequence[dict[str, Any]]]
 
@@ -36,8 +37,9 @@ def make_report(
     JSON. All of it but "perf" is decided by the documents and steps alone.
       documents, bytes: {"in", "kept", "dropped"}.
       steps: for each step (and "source", where rows were left out) "name", "in", "out",
-        "bytes_in", "bytes_out", "changed",
-        "reasons" {reason: {"count", "bytes", "samples"}} and "changes" (samples).
+        "bytes_in", "bytes_out", "changed" (in their content), "labelled" (in nothing
+        but labels and the like), "reasons" {reason: {"count", "bytes", "samples"}} and
+        "changes" (samples of both).
       sources: the same counts by source, and its drops as {"Step: reason": count}.
       labels: histograms over kept documents.
       samples: of kept documents.
@@ -155,7 +157,7 @@ def share(part: int, whole: int) -> str:
 
 
 def format_report(report: dict[str, Any]) -> str:
-  """Formats a report for the terminal: steps with their reasons, and sources."""
+  """Formats a report for the terminal: steps with their reasons, sources, warnings."""
   rows: list[list[Any]] = []
   total = report["documents"]["in"]
   seconds = report["perf"]["step_seconds"]
@@ -165,19 +167,21 @@ def format_report(report: dict[str, Any]) -> str:
     dropped = step["in"] - step["out"]
     rows.append(
       [step["name"], _n(step["in"]), _n(dropped), share(dropped, step["in"])]
-      + [_n(step["changed"]) if step["changed"] else "", cost]
+      + [_n(step[kind]) if step[kind] else "" for kind in ("changed", "labelled")]
+      + [cost]
     )
     for reason, found in step["reasons"].items():
       rows.append(
         [f"  {reason}", "", _n(found["count"]), share(found["count"], step["in"])]
-        + ["", ""]
+        + ["", "", ""]
       )
   kept = report["documents"]["kept"]
   rows.append(
-    ["all steps", _n(total), _n(total - kept), share(total - kept, total), "", ""]
+    ["all steps", _n(total), _n(total - kept), share(total - kept, total)]
+    + ["", "", ""]
   )
-  header = ["step and reason", "in", "dropped", "share", "changed", "us/document"]
-  tables = [format_table(header, _right(rows))]
+  header = ["step and reason", "in", "dropped", "share", "changed", "labelled"]
+  tables = [format_table([*header, "us/document"], _right(rows))]
   sources = [
     [name, _n(s["in"]), _n(s["kept"]), share(s["kept"], s["in"])]
     + [f"{s['bytes_in'] / 1e6:,.2f}", f"{s['bytes_kept'] / 1e6:,.2f}"]
@@ -185,7 +189,8 @@ def format_report(report: dict[str, Any]) -> str:
   ]
   header = ["source", "in", "kept", "share", "MB in", "MB kept"]
   tables.append(format_table(header, _right(sources)))
-  return "\n\n".join(tables)
+  warnings = [f"warning: {warning}" for warning in find_warnings(report)]
+  return "\n\n".join([*tables, *warnings])
 
 
 def _n(number: int) -> str:

@@ -16,6 +16,9 @@ from phi4_jax.data import files as files_lib
 from phi4_jax.data.documents import Document
 
 _log = logging.getLogger(__name__)
+# Why a file's last row is dropped where the file cannot be read on. How many rows come
+# after it, nobody knows.
+DAMAGED_FILE = "damaged_file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +170,7 @@ class FileSource(SourceConfig):
       except files_lib.UnreachableError:
         raise  # what cannot be read now is not damaged: nothing of it is dropped
       except DataError as error:
-        yield f"{name}:{last}+", file, BadRow("damaged_file", str(error))
+        yield f"{name}:{last}+", file, BadRow(DAMAGED_FILE, str(error))
       else:
         if last == "0":
           why = f"{file} is empty: it holds no record."
@@ -191,7 +194,7 @@ class FileSource(SourceConfig):
         document = self.make_document(name, where, row)
       except DataError as error:
         if self.on_bad_row == "error":
-          raise
+          raise self.with_remedy(error) from error
         reason = error.reason if isinstance(error, BadRow) else "not_unicode"
         dropped[reason] += 1
         if on_drop is not None:
@@ -202,6 +205,20 @@ class FileSource(SourceConfig):
     if dropped and on_drop is None:
       reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(dropped.items()))
       _log.warning("%s: %d rows dropped (%s).", self.path, dropped.total(), reasons)
+      if dropped[DAMAGED_FILE]:
+        _log.warning(
+          "%s: what stands behind the damage in %d files is missing and not counted.",
+          self.path,
+          dropped[DAMAGED_FILE],
+        )
+
+  def with_remedy(self, error: DataError) -> DataError:
+    """Returns an error that says how to go on without the row."""
+    if "on_bad_row" in str(error):
+      return error
+    name = type(self).__name__
+    said = f"{error} Or leave such rows out, counted: {name}.on_bad_row = 'drop'."
+    return BadRow(error.reason, said) if isinstance(error, BadRow) else DataError(said)
 
   def recipe(self) -> dict[str, Any]:
     fields = dataclasses.asdict(self)

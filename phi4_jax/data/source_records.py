@@ -114,7 +114,7 @@ class RecordSource(FileSource):
 
     def told(row: DroppedRow) -> None:
       if row.reason != "duplicate_id":
-        raise BadRow(row.reason, row.detail)
+        raise self.with_remedy(BadRow(row.reason, row.detail))
       if on_drop is not None:
         on_drop(row)
       else:

@@ -130,6 +130,17 @@ def test_bad_rows_are_named(tmp_path, form, bad, why):
     next(documents)
 
 
+def test_an_error_of_a_row_says_how_to_leave_such_rows_out(tmp_path):
+  path = write(tmp_path / "a.jsonl", GOOD, b"{")
+  remedy = r"Or leave such rows out, counted: JsonlSource\.on_bad_row = 'drop'\.$"
+  with pytest.raises(DataError, match=remedy):
+    list(JsonlSource(path=path).documents())
+  # Also where repeated ids are left out, but nothing else.
+  source = JsonlSource(path=path, id_field="question", duplicate_ids="drop")
+  with pytest.raises(DataError, match=remedy):
+    list(source.documents())
+
+
 def test_surrogates_in_a_row_are_named(tmp_path):
   path = write(tmp_path / "p.jsonl", GOOD, b'{"text": "a\\ud800"}')
   with pytest.raises(DataError, match=r"p\.jsonl:2: character 1 is half"):

@@ -25,9 +25,11 @@ from phi4_jax.common.errors import ConfigError
 from phi4_jax.curation.decontaminate import Decontaminate
 from phi4_jax.curation.extract import ExtractText
 from phi4_jax.curation.pipeline import PipelineProgress, run_pipeline
+from phi4_jax.curation.pipeline_plan import Shard
 from phi4_jax.curation.steps import Drop
 from phi4_jax.data.curated import CuratedSource
 from phi4_jax.data.planted import PlantedSource
+from phi4_jax.data.sources import JsonlSource
 from tests.curation.corpora import Calls, MinWords, Shout, make_shard, read_outputs
 
 DEMO = "--gin_file=gin_configs/curate/demo.gin"
@@ -181,11 +183,25 @@ def test_the_page_shows_what_was_dropped_and_escapes_it(tmp_path):
   assert "https://" not in page.replace("http://www.w3.org", "")
   for words in ("too_short", "1 words, 2 required", "share_of_trees", "language"):
     assert words in page
+  assert "2 steps dropped 66.7% of the documents for 1 reason; the most" in page
   report = run_pipeline([make_shard("a", "xyz")], [raised], tmp_path / "2")
   page = curation_page(report, tmp_path)
   assert "odd &lt;reason&gt;" in page and "<img" not in page
   empty = run_pipeline([make_shard("a", ())], [], tmp_path / "3")
   assert "The sources had no document." in curation_page(empty, tmp_path)
+
+
+def test_the_source_is_no_step_and_its_rows_have_no_text(tmp_path):
+  (tmp_path / "a.jsonl").write_text('{"text": "one two"}\n{"body": "x"}\n')
+  source = JsonlSource(path=str(tmp_path / "a.jsonl"), on_bad_row="drop")
+  report = run_pipeline(
+    [Shard(name="a", source=source)], [MinWords(words=1), Shout()], tmp_path / "out"
+  )
+  page = curation_page(report, tmp_path)
+  assert "The sources and 2 steps dropped 50.0% of the documents" in page
+  assert "with 1 document." in page
+  assert "the folder has the file, the row and what is wrong, and not the text" in page
+  assert "1 document labelled" in page and "document changed" not in page
 
 
 def test_progress_says_how_far_and_how_fast():

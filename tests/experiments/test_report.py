@@ -89,6 +89,9 @@ def test_a_verb_with_a_page_of_its_own_is_said_to_have_it(tmp_path, capsys):
   folder = write_run(tmp_path / "curated", "curate", {})
   assert cli.main(["report", str(folder)]) == 2
   assert "result.json has what it came to" in capsys.readouterr().err
+  (folder / "report.md").write_text("x")
+  assert cli.main(["report", str(folder)]) == 2
+  assert f"Its own report is {folder / 'report.md'}" in capsys.readouterr().err
   (folder / "report.html").write_text("x")
   assert cli.main(["report", str(folder)]) == 2
   assert f"Its own report is {folder / 'report.html'}" in capsys.readouterr().err
