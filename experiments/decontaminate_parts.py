@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from phi4_jax.common import io
+from phi4_jax.common.compression import is_compressed, is_damage
 from phi4_jax.common.errors import DataError
 from phi4_jax.curation.decontaminate import (
   Contamination,
@@ -22,7 +23,7 @@ from phi4_jax.curation.decontaminate import (
 )
 from phi4_jax.curation.decontaminate_index import load_index
 from phi4_jax.curation.decontaminate_items import texts_of_record
-from phi4_jax.data.files import is_compressed, is_damage, open_file, read_lines
+from phi4_jax.data.files import open_file, read_lines
 
 # kept: not contaminated. noted: those of them that are partly so. contaminated:
 # put aside. unreadable: no text could be read, so nothing could be said.

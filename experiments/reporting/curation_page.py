@@ -83,8 +83,8 @@ def _lead(report: Mapping[str, Any]) -> str:
   count, step, reason = max(drops, key=lambda drop: drop[0])
   return (
     f"{who} dropped {share(report['documents']['dropped'], total)} of the documents "
-    f"for {_count(len(drops), 'reason')}; the most frequent one is {reason!r} of {step}, "
-    f"with {_count(count, 'document')}."
+    f"for {_count(len(drops), 'reason')}; the most frequent one is {reason!r} of "
+    f"{step}, with {_count(count, 'document')}."
   )
 
 

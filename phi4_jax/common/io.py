@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from phi4_jax.common.compression import decompress
 from phi4_jax.common.errors import DataError
 
 
@@ -123,17 +124,18 @@ def skip_byte_order_mark(line: bytes) -> bytes:
 def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
   """Yields (row, record) for each line of a JSON-lines file; rows count from 1.
 
-  Blank lines are passed over (and counted, so that `row` is the line number).
+  Blank lines are passed over (and counted, so that `row` is the line number). A file
+  whose name ends in .gz or .zst is decompressed.
 
   Raises:
-    DataError: if the file is missing or has no record, or if a row is not UTF-8,
-      not JSON, or not an object. The message names file and row.
+    DataError: if the file is missing, damaged or has no record, or if a row is not
+      UTF-8, not JSON, or not an object. The message names file and row.
   """
   path = Path(path)
   if not path.is_file():
     raise DataError(f"{path} does not exist (or is not a file).")
   found = False
-  with open(path, "rb") as file:
+  with open(path, "rb") as raw, decompress(raw, str(path)) as file:
     for row, line in enumerate(file, start=1):
       line = skip_byte_order_mark(line) if row == 1 else line
       if not line.strip():

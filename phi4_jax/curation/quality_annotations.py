@@ -38,7 +38,7 @@ class AnnotationFile:
   """Annotations of a JSON-lines file.
 
   Attributes:
-    path: the file.
+    path: the file; .gz and .zst are decompressed.
     text_field: name of the field with the text.
     label_field: name of the field with a class, a text. Or None, and then:
     score_field: name of the field with a number, as judges give from 0 to 5.

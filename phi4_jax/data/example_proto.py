@@ -9,8 +9,8 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+from phi4_jax.common.compression import ByteStream
 from phi4_jax.common.errors import DataError
-from phi4_jax.data.files import ByteStream
 
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")

@@ -8,31 +8,20 @@ Knows bytes and lines; refuses to know records.
 """
 
 import contextlib
-import gzip
 import hashlib
-import io
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import fsspec
-import zstandard
 
+from phi4_jax.common.compression import ByteStream, decompress
 from phi4_jax.common.errors import DataError
 
-# Parts of a compressed file that are given to the decompressor at once: 1 KiB of zstd
-# can hold 32 MiB of zeros, and no more. Where they do hold much, they become smaller.
-_PIECES = (1 << 5, 1 << 10)
-_MUCH = 1 << 18
 _BLOCK = 1 << 20
 # Reading to the end of a line that is too long.
 _SKIP = 1 << 16
-_GZIP, _ZSTD = (".gz",), (".zst", ".zstd")
-# How the names of files end that are decompressed while they are read.
-COMPRESSED = _GZIP + _ZSTD
-_DAMAGE = (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile)
 # Whose errors say that a store cannot be reached or does not let one in; they are no
 # OSError.
 _STORE_CLIENTS = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs")
@@ -44,28 +33,6 @@ Paths = str | tuple[str, ...]
 
 class UnreachableError(DataError):
   """A file that is not there or cannot be read now; its content is not to blame."""
-
-
-@runtime_checkable
-class ByteStream(Protocol):
-  """What is read of an open file, wherever it lies."""
-
-  def read(self, size: int = -1, /) -> bytes: ...
-
-  def readline(self, size: int = -1, /) -> bytes: ...
-
-
-def is_compressed(path: str) -> bool:
-  """Whether a file is decompressed by `open_file`, which goes by its name."""
-  return path.endswith(COMPRESSED)
-
-
-def is_damage(error: BaseException) -> bool:
-  """Whether an error of `open_file` says that the file was cut off or is damaged.
-
-  Others say that it is not there, or cannot be reached.
-  """
-  return isinstance(error.__cause__, _DAMAGE)
 
 
 def is_remote(path: str) -> bool:
@@ -82,8 +49,6 @@ def _named_errors(path: str, action: str) -> Iterator[None]:
   except FileNotFoundError as error:
     message = f"{path} does not exist (or is not a file)."
     raise UnreachableError(message) from error
-  except gzip.BadGzipFile:
-    raise
   except OSError as error:
     raise UnreachableError(f"{path} cannot be {action}: {error}.") from error
   except Exception as error:
@@ -168,74 +133,19 @@ def name_in(base: str, file: str) -> str:
 
 @contextlib.contextmanager
 def open_file(path: str) -> Iterator[Any]:
-  """Opens a file for reading, decompressed where its name says so (`COMPRESSED`).
+  """Opens a file for reading, decompressed where its name ends in .gz or .zst.
 
   Raises:
     UnreachableError: if it cannot be opened or, inside the `with`, not be read on.
     DataError: inside the `with`, if it ends early or is no such file.
   """
   filesystem, inner = _filesystem(path)
-  try:
-    with _named_errors(path, "read"), filesystem.open(inner, "rb") as raw:
-      if path.endswith(_GZIP):
-        yield gzip.GzipFile(fileobj=raw)  # pyright: ignore
-      elif path.endswith(_ZSTD):
-        yield io.BufferedReader(_ZstdReader(raw), _BLOCK)
-      else:
-        yield raw
-  except _DAMAGE as error:
-    raise DataError(
-      f"{path} cannot be decompressed: {error}. It was cut off or damaged (fetch it "
-      "again), or is not compressed (give it another name)."
-    ) from error
-
-
-class _ZstdReader(io.RawIOBase):
-  """Decompresses zstd frame after frame; a frame that is cut off is an error.
-
-  The library's own stream reader takes a frame that is cut off for the end.
-  """
-
-  def __init__(self, raw: ByteStream):
-    self._raw = raw
-    self._frame: Any = None
-    self._block = memoryview(b"")
-    self._at = 0  # in the block
-    self._output = memoryview(b"")
-    self._piece = _PIECES[0]
-
-  def readable(self) -> bool:
-    return True
-
-  def readinto(self, buffer: Any) -> int:
-    while not self._output:
-      if not self._advance():
-        return 0
-    count = min(len(buffer), len(self._output))
-    buffer[:count] = self._output[:count]
-    self._output = self._output[count:]
-    return count
-
-  def _advance(self) -> bool:
-    """Decompresses one more piece; False at the end of the file."""
-    if self._frame is not None and self._frame.eof:
-      self._at -= len(self._frame.unused_data)  # the end of the last piece
-      self._frame = None
-    if self._at == len(self._block):
-      self._block, self._at = memoryview(self._raw.read(_BLOCK)), 0
-    if not self._block:
-      if self._frame is not None:
-        raise EOFError("the zstd frame is not complete")
-      return False
-    if self._frame is None:
-      self._frame = zstandard.ZstdDecompressor().decompressobj()
-    piece = self._block[self._at : self._at + self._piece]
-    self._at += len(piece)
-    self._output = memoryview(self._frame.decompress(piece))
-    holds_much = len(self._output) > _MUCH
-    smallest, largest = _PIECES
-    self._piece = smallest if holds_much else min(2 * self._piece, largest)
-    return True
+  with (
+    _named_errors(path, "read"),
+    filesystem.open(inner, "rb") as raw,
+    decompress(raw, path) as file,
+  ):
+    yield file
 
 
 def read_lines(

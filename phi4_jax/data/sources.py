@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from phi4_jax.common.compression import COMPRESSED
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.io import NoObject, parse_object, skip_byte_order_mark
 from phi4_jax.data import files as files_lib
@@ -114,9 +115,7 @@ class JsonlSource(RecordSource):
           yield str(row), _parse(line, file, row)
 
 
-_JSONL = tuple(
-  kind + end for kind in (".jsonl", ".json") for end in ("", *files_lib.COMPRESSED)
-)
+_JSONL = tuple(kind + end for kind in (".jsonl", ".json") for end in ("", *COMPRESSED))
 
 
 def _too_long(where: str, source: RecordSource) -> BadRow:

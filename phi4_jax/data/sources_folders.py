@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from phi4_jax.common.compression import COMPRESSED
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.data import files as files_lib
 from phi4_jax.data.documents import Document
@@ -25,7 +26,6 @@ MEDIA_TYPES = {
   ".epub": "application/epub+zip",
   ".docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
 }
-_COMPRESSED = (".gz", ".zst", ".zstd")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class FolderSource(FileSource):
 
   def files(self) -> list[str]:
     kinds = (*TEXT_SUFFIXES, *MEDIA_TYPES, *self.as_text)
-    suffixes = tuple(kind + end for kind in kinds for end in ("", *_COMPRESSED))
+    suffixes = tuple(kind + end for kind in kinds for end in ("", *COMPRESSED))
     return files_lib.list_files(self.path, suffixes=suffixes)
 
   def read_file(self, file: str) -> Iterator[tuple[str, Any]]:
@@ -75,7 +75,7 @@ class FolderSource(FileSource):
 
   def make_document(self, name: str, where: str, row: bytes) -> Document:
     ending = name.lower()
-    for suffix in _COMPRESSED:
+    for suffix in COMPRESSED:
       ending = ending.removesuffix(suffix)
     known: dict[str, Any] = {"source": self.source, "license": self.license}
     if ending.endswith((*TEXT_SUFFIXES, *self.as_text)):

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from phi4_jax.common.compression import COMPRESSED
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.data import files as files_lib
 from phi4_jax.data.source_files import BadRow
@@ -207,7 +208,7 @@ class CsvSource(RecordSource):
 
   def files(self) -> list[str]:
     suffixes = tuple(
-      kind + end for kind in (".csv", ".tsv") for end in ("", ".gz", ".zst")
+      kind + end for kind in (".csv", ".tsv") for end in ("", *COMPRESSED)
     )
     return files_lib.list_files(self.path, suffixes=suffixes)
 

@@ -39,7 +39,7 @@ class QuestionFileConfig:
   """Where the questions are and how they are put.
 
   Attributes:
-    path: the JSON-lines file.
+    path: the JSON-lines file; .gz and .zst are decompressed.
     prompt_format: "chat" puts a question into the vocabulary's chat format, "raw" into
       `template`, as plain text for base models.
     instruction: appended to each question after an empty line, in the chat format.

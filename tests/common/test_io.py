@@ -1,10 +1,12 @@
 """Files are whole or absent, logs survive a kill, and errors name file and row."""
 
 import errno
+import gzip
 import hashlib
 import os
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -148,6 +150,20 @@ def test_the_mark_that_opens_a_file_is_passed_over(tmp_path):
   path.write_bytes(b"\xef\xbb\xbf\n")
   with pytest.raises(DataError, match="is empty"):
     list(io.read_jsonl(path))
+
+
+def test_read_jsonl_reads_compressed_files(tmp_path):
+  rows = b'{"a": 1}\n\n{"a": 2}\n'
+  for name, data in (
+    ("a.jsonl", rows),
+    ("a.jsonl.gz", gzip.compress(rows)),
+    ("a.jsonl.zst", zstandard.compress(rows)),
+  ):
+    (tmp_path / name).write_bytes(data)
+    assert list(io.read_jsonl(tmp_path / name)) == [(1, {"a": 1}), (3, {"a": 2})]
+  (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(rows)[:-9])
+  with pytest.raises(DataError, match=r"a\.jsonl\.gz cannot be decompressed"):
+    list(io.read_jsonl(tmp_path / "a.jsonl.gz"))
 
 
 def test_read_jsonl_says_that_a_file_is_missing(tmp_path):

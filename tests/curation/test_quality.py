@@ -1,6 +1,7 @@
 """The classifier: what it learns, keeps on disk and drops."""
 
 import dataclasses
+import gzip
 import json
 
 import numpy as np
@@ -181,6 +182,10 @@ def test_annotations_of_a_file(tmp_path):
     Annotation("one", "good"), Annotation("two", "bad"),
   ]  # fmt: skip
   assert "path" not in source.recipe()
+  packed = tmp_path / "scores.jsonl.gz"
+  packed.write_bytes(gzip.compress(path.read_bytes()))
+  in_gzip = dataclasses.replace(source, path=str(packed))
+  assert list(in_gzip.annotations()) == list(source.annotations())
   path.write_text('{"t": "one", "s": "4"}\n')
   with pytest.raises(DataError, match=r"Row 1 of .*'s' is '4'; a number"):
     list(source.annotations())

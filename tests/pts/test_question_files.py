@@ -1,5 +1,6 @@
 """Questions from files: what is asked, what is set aside, and what is an error."""
 
+import gzip
 import json
 
 import pytest
@@ -49,6 +50,14 @@ def test_questions_chats_and_prompts(tmp_path):
   assert list(second.prompt_ids) == encode_prompt(second.messages, VOCABULARY)
   assert (third.id, third.messages) == ("7", ())
   assert VOCABULARY.decode(third.prompt_ids) == "Q: 3+3?\nA:"
+
+
+def test_a_file_may_be_compressed(tmp_path):
+  path = tmp_path / "my.jsonl.gz"
+  path.write_bytes(gzip.compress(b'{"question": "1+1?", "answer": "2"}\n'))
+  config = QuestionFileConfig(path=str(path))
+  (question,) = load_questions(config, VOCABULARY, max_length=200).questions
+  assert (question.id, question.prompt) == ("row-1", "1+1?")
 
 
 def test_raw_text_with_examples(tmp_path):
