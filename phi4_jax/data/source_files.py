@@ -71,7 +71,7 @@ class SourceConfig(abc.ABC):
   def shards(self) -> tuple["SourceConfig", ...]:
     """Returns sources that together yield the same documents in the same order.
 
-    One for each file, so that work can be divided and taken up again by file.
+    One for each file or part of one, so that work can be divided and taken up again.
     """
     return (self,)
 
@@ -159,22 +159,28 @@ class FileSource(SourceConfig):
     files = self.files()
     base = files_lib.common_folder(files) if self.base is None else self.base
     for file in files:
-      name = files_lib.name_in(base, file)
-      last = "0"
-      try:
-        for last, row in self.read_file(file):
-          where = f"Row {last} of {file}" if last else file
-          yield f"{name}:{last}" if last else name, where, row
-      except BadRow as error:
-        yield name, file, error
-      except files_lib.UnreachableError:
-        raise  # what cannot be read now is not damaged: nothing of it is dropped
-      except DataError as error:
-        yield f"{name}:{last}+", file, BadRow(DAMAGED_FILE, str(error))
-      else:
-        if last == "0":
-          why = f"{file} is empty: it holds no record."
-          yield name, file, BadRow("empty_file", why)
+      yield from self.name_rows(base, file, self.read_file(file))
+
+  def name_rows(
+    self, base: str, file: str, rows: Iterator[tuple[str, Any]]
+  ) -> Iterator[tuple[str, str, Any]]:
+    """Gives names to rows of one file, as `rows` does, and says how it ends."""
+    name = files_lib.name_in(base, file)
+    last = "0"
+    try:
+      for last, row in rows:
+        where = f"Row {last} of {file}" if last else file
+        yield f"{name}:{last}" if last else name, where, row
+    except BadRow as error:
+      yield name, file, error
+    except files_lib.UnreachableError:
+      raise  # what cannot be read now is not damaged: nothing of it is dropped
+    except DataError as error:
+      yield f"{name}:{last}+", file, BadRow(DAMAGED_FILE, str(error))
+    else:
+      if last == "0":
+        why = f"{file} is empty: it holds no record."
+        yield name, file, BadRow("empty_file", why)
 
   def documents(self, on_drop: OnDrop | None = None) -> Iterator[Document]:
     """Yields the documents in file order.
@@ -183,9 +189,15 @@ class FileSource(SourceConfig):
       DataError: naming file and row, if a file is missing, or a row or file is
         unusable and `on_bad_row` is "error".
     """
+    return self.documents_of(self.rows(), on_drop)
+
+  def documents_of(
+    self, rows: Iterator[tuple[str, str, Any]], on_drop: OnDrop | None
+  ) -> Iterator[Document]:
+    """Yields the documents of rows as `rows` has them; see `documents`."""
     dropped: Counter[str] = Counter()
     count = 0
-    for name, where, row in self.rows():
+    for name, where, row in rows:
       if count == self.max_documents:
         break
       try:
@@ -221,13 +233,16 @@ class FileSource(SourceConfig):
     return BadRow(error.reason, said) if isinstance(error, BadRow) else DataError(said)
 
   def recipe(self) -> dict[str, Any]:
+    return self.recipe_of(files_lib.content_digest(self.files()))
+
+  def recipe_of(self, sha256: str) -> dict[str, Any]:
+    """Returns the recipe of content with this digest."""
     fields = dataclasses.asdict(self)
     # The content decides, not where the files lie.
     del fields["path"], fields["base"]
-    digest = files_lib.content_digest(self.files())
-    return {"source": type(self).__name__, "sha256": digest, **fields}
+    return {"source": type(self).__name__, "sha256": sha256, **fields}
 
-  def shards(self) -> tuple["FileSource", ...]:
+  def shards(self) -> tuple[SourceConfig, ...]:
     """Returns one source for each file; one for all with max_documents."""
     if self.max_documents is not None:
       return (self,)

@@ -18,6 +18,7 @@ from phi4_jax.common.io import NoObject, parse_object, skip_byte_order_mark
 from phi4_jax.data import files as files_lib
 from phi4_jax.data import toy
 from phi4_jax.data.documents import Document
+from phi4_jax.data.file_parts import FilePart, plan_parts, read_part
 from phi4_jax.data.source_files import BadRow, OnDrop, Source, SourceConfig
 from phi4_jax.data.source_records import RecordSource, make_exchange
 
@@ -106,13 +107,56 @@ class JsonlSource(RecordSource):
     return files_lib.list_files(self.path, suffixes=_JSONL)
 
   def read_file(self, file: str) -> Iterator[tuple[str, Any]]:
-    with files_lib.open_file(file) as lines:
-      for row, line in files_lib.read_lines(lines, self.max_row_bytes):
-        if line is None:
-          where = f"Row {row} of {file}"
-          yield str(row), _too_long(where, self)
-        elif line.strip():
-          yield str(row), _parse(line, file, row)
+    return self.read_part(file, None)
+
+  def read_part(self, file: str, part: FilePart | None) -> Iterator[tuple[str, Any]]:
+    """As `read_file`, of a part."""
+    for row, line in read_part(file, part, self.max_row_bytes):
+      if line is None:
+        where = f"Row {row} of {file}"
+        yield str(row), _too_long(where, self)
+      elif line.strip():
+        yield str(row), _parse(line, file, row)
+
+  def shards(self) -> tuple[SourceConfig, ...]:
+    """Returns a source for each file, and several for a large one (file_parts.py).
+
+    A file is not cut where repeated ids are looked for in it.
+    """
+    wholes = super().shards()
+    looks_for_repeats = self.id_field and self.duplicate_ids != "allow"
+    if self.max_documents is not None or looks_for_repeats:
+      return wholes
+    found: list[SourceConfig] = []
+    for whole, parts in zip(wholes, plan_parts(self.files()), strict=True):
+      assert isinstance(whole, JsonlSource), (
+        "a shard of files is of their source's class"
+      )
+      found += [JsonlPart(whole=whole, part=part) for part in parts] or [whole]
+    return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JsonlPart(SourceConfig):
+  """The documents of a part of one file: a shard, nothing that a gin file names.
+
+  Attributes:
+    whole: yields all documents of the file.
+    part: which lines.
+  """
+
+  whole: JsonlSource
+  part: FilePart
+
+  def documents(self, on_drop: OnDrop | None = None) -> Iterator[Document]:
+    file = str(self.whole.path)
+    rows = self.whole.read_part(file, self.part)
+    named = self.whole.name_rows(self.whole.base or "", file, rows)
+    return self.whole.documents_of(named, on_drop)
+
+  def recipe(self) -> dict[str, Any]:
+    rows = [self.part.first_row, self.part.num_rows]
+    return {**self.whole.recipe_of(self.part.sha256), "rows": rows}
 
 
 _JSONL = tuple(kind + end for kind in (".jsonl", ".json") for end in ("", *COMPRESSED))

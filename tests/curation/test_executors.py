@@ -1,6 +1,7 @@
 """The same bytes for any executor; killed runs go on; workers that die are named."""
 
 import dataclasses
+import gzip
 import json
 import os
 import signal
@@ -15,8 +16,11 @@ from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.curation.basic_steps import DropDuplicateIds, SampleStep
 from phi4_jax.curation.executors import BeamExecutor, LocalExecutor
 from phi4_jax.curation.pipeline import run_pipeline
-from phi4_jax.curation.pipeline_plan import Shard
+from phi4_jax.curation.pipeline_files import read_lines
+from phi4_jax.curation.pipeline_plan import Shard, make_shards
 from phi4_jax.curation.steps import Keep
+from phi4_jax.data import file_parts
+from phi4_jax.data.sources import JsonlSource
 from tests.curation.corpora import (
   Calls,
   DropSameText,
@@ -26,6 +30,7 @@ from tests.curation.corpora import (
   Slow,
   make_corpus,
   make_shard,
+  make_texts,
   read_outputs,
 )
 
@@ -54,6 +59,40 @@ def test_bytes_do_not_depend_on_the_executor(tmp_path):
   assert found["here"][0]["documents"]["dropped"] > 20
   for name, outputs in found.items():
     assert outputs == found["here"], name
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_one_large_file_is_work_for_several_processes(tmp_path, monkeypatch, pack):
+  """Its parts are shards of a size that the number of workers does not decide."""
+  texts = [*make_texts(800, seed=0), *make_texts(100, seed=0), *make_texts(300, seed=1)]
+  rows = [json.dumps({"text": text}) for text in texts]
+  rows[400] = "no json"
+  path = tmp_path / ("a.jsonl" if pack is bytes else "a.jsonl.gz")
+  path.write_bytes(pack("\n".join(rows).encode()))
+  source = JsonlSource(path=str(path), on_bad_row="drop")
+  steps = [MinWords(), DropSameText(), Shout()]
+  (whole,) = make_shards({"web": source})
+  expected = run_pipeline([whole], steps, tmp_path / "whole")
+  monkeypatch.setattr(file_parts, "PART_BYTES", 1 << 13)
+  found = {}
+  for workers in (1, 2):
+    shards = make_shards({"web": source})
+    assert len(shards) > 4
+    out = tmp_path / str(workers)
+    executor = LocalExecutor(num_workers=workers)
+    report = run_pipeline(shards, steps, out, executor=executor)
+    found[workers] = _decided(report), read_outputs(out)
+  assert found[1] == found[2]
+  for name in ("documents", "sources"):
+    assert found[1][0][name] == expected[name]
+  for kind in ("kept", "dropped"):
+    in_parts, in_one = (
+      [line for file in sorted((out / kind).iterdir()) for line in read_lines(file)]
+      for out in (tmp_path / "1", tmp_path / "whole")
+    )
+    if kind == "kept":
+      assert in_parts == in_one
+    assert len(in_parts) == len(in_one) > 10
 
 
 def test_beam_passes_errors_on(tmp_path):
