@@ -16,7 +16,7 @@ from experiments.reporting.curation_page import curation_page
 from experiments.run_directory import RunDirectory
 from experiments.stage import StageConfig, run_stage
 from phi4_jax.common import io
-from phi4_jax.common.errors import ConfigError
+from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.curation.amplify import FilterQualityByTopic
 from phi4_jax.curation.basic_steps import DropDuplicateIds, SampleStep
 from phi4_jax.curation.corrupt import DropCorruptText
@@ -33,6 +33,7 @@ from phi4_jax.curation.pipeline_files import Compression, check_compression
 from phi4_jax.curation.pipeline_plan import make_shards
 from phi4_jax.curation.pipeline_report import format_report
 from phi4_jax.curation.quality import FilterQuality
+from phi4_jax.data.files import MissingFileError
 from phi4_jax.data.sources import SourceConfig
 
 # A Protocol cannot be asked for its kinds, so that gin could list them.
@@ -91,12 +92,18 @@ class CurateConfig(StageConfig):
 
 
 def run(config: CurateConfig, directory: RunDirectory) -> dict[str, Any]:
-  shards = make_shards(config.sources)
+  try:
+    shards = make_shards(config.sources)
+  except MissingFileError as error:
+    raise DataError(
+      f"{error} A source of CurateConfig.sources reads it: correct its path, or the "
+      "macro of the gin file that sets it (in web.gin: --gin.RAW=FILE)."
+    ) from error
   with StopRequest() as stop, CurateProgress() as show:
 
     def report_progress(progress: PipelineProgress) -> None:
       show(progress)
-      stop.raise_if_set(f"stopped in {progress.part}; finished shards are kept")
+      stop.raise_if_set(say_what_stays(progress))
 
     report = run_pipeline(
       shards,
@@ -129,6 +136,18 @@ def run(config: CurateConfig, directory: RunDirectory) -> dict[str, Any]:
     "perf": report["perf"],
     "fingerprint": report["fingerprint"],
   }
+
+
+def say_what_stays(progress: PipelineProgress) -> str:
+  """Returns where a run was stopped, and what of it need not be done again."""
+  done, part = progress.done, progress.part
+  if not part.startswith("pass "):
+    return f"stopped in {part}, which begins again; its keys are kept"
+  if not done:
+    shards = f"its shards ({progress.total})"
+    return f"stopped in {part}, which begins again: none of {shards} was finished"
+  shards = f"{done} of {progress.total} shards"
+  return f"stopped in {part} with {shards}; finished shards are kept"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,10 @@ from typing import Any
 from phi4_jax.curation.pipeline import PipelineProgress
 from phi4_jax.training.progress import Progress
 
+# Seconds between lines where they go to a file. A shard may take minutes; that it is
+# worked at shall be seen.
+_PAUSE = 10.0
+
 
 class CurateProgress:
   """Shows `curate  pass 1/2  3/8 shards  12,345 documents  1,234/s  5.6 MB/s  9s left`.
@@ -38,6 +42,7 @@ class CurateProgress:
       self._progress = Progress(
         "curate",
         progress.total,
+        every_seconds=_PAUSE,
         stream=self._stream,
         clock=self._clock,
         describe=self._describe,

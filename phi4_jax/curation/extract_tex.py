@@ -53,10 +53,16 @@ _BEGIN = re.compile(r"\\begin\{(\w+\*?)\}")
 _OPTIONS = re.compile(r"\s*((?:\[[^\]\n]*\])?(?:\{[^}\n]*\})?)")
 _INLINE_CODE = re.compile(r"\\(?:verb\*?|lstinline)([^\w\s*{])([^\n]{0,500}?)\1")
 _COMMENT = re.compile(r"(?<!\\)((?:\\\\)*)%[^\n]*(?:\n[ \t]*)?")
+# What stands in brackets has a largest length, or a text of brackets that are never
+# closed would be read to its end from each of them.
 _RULES = re.compile(
   r"\\(?:hline|toprule|midrule|bottomrule|endhead|endfirsthead|endfoot|centering)\b"
-  r"|\\(?:cline|cmidrule)(?:\([^)]*\))?\{[^}]*\}"
+  r"|\\(?:cline|cmidrule)(?:\([^)]{0,100}\))?\{[^}]{0,100}\}"
 )
+_ROW_END = re.compile(r"\\\\(?:\[[^\]]{0,100}\])?|\\tabularnewline\b")
+_PLACE = re.compile(r"\A\s*(?:\[[^\]]{0,100}\])?\s*")
+# Tables with a width before their columns.
+_WIDE = frozenset(["tabular*", "tabularx", "tabulary"])
 _DROPPED_MACROS = re.compile(
   r"\\(?:bibliography|bibliographystyle|includegraphics|graphicspath|vspace|hspace|"
   r"label|pagestyle|thispagestyle|setlength|setcounter|addtolength)\*?"
@@ -212,7 +218,7 @@ def _to_text(source: str, *, limits: ExtractLimits) -> str:
   _check_depth(source, limits.max_depth)
   convert = functools.partial(_convert, limits=limits)
   source = replace_environments(
-    source, _TABULAR, lambda name, body: _table(body, marks, convert)
+    source, _TABULAR, lambda name, body: _table(name, body, marks, convert)
   )
   text = tidy_text(marks.restore(convert(source)))
   if not text.strip():
@@ -230,13 +236,19 @@ def _code_block(body: str, marks: Marks) -> str:
   return "\n\n" + marks.put(block, block=True) + "\n\n"
 
 
-def _table(body: str, marks: Marks, convert) -> str:
-  body = re.sub(r"\A\s*(?:\[[^\]]*\])?", "", body)
-  # The columns, and before them the width of tabular* and tabularx.
-  while body.startswith("{"):
-    body = body[1 + len(_group(body, 1)) + 1 :].lstrip()
+def split_rows(name: str, body: str) -> list[str]:
+  """Returns the rows of a table's environment, without its columns and rules."""
+  # Before the columns there may be a place and a width.
+  for _ in range(2 if name in _WIDE else 1):
+    body = _PLACE.sub("", body)
+    if body.startswith("{"):
+      body = body[1 + len(_group(body, 1)) + 1 :].lstrip()
+  return _ROW_END.split(_RULES.sub("", body))
+
+
+def _table(name: str, body: str, marks: Marks, convert) -> str:
   rows = []
-  for line in re.split(r"\\\\(?:\[[^\]]*\])?|\\tabularnewline\b", _RULES.sub("", body)):
+  for line in split_rows(name, body):
     line = re.sub(r"\\multi(?:column|row)\{[^{}]*\}\{[^{}]*\}\{([^{}]*)\}", r"\1", line)
     cells = [convert(cell).strip() for cell in re.split(r"(?<!\\)&", line)]
     if any(cells):

@@ -22,6 +22,26 @@ from phi4_jax.curation.steps import (
 )
 from phi4_jax.data.documents import Document, document_text
 
+# What py3langid can tell, so that a name can be checked without loading its model; zxx
+# is what is no language.
+_CODES = (
+  "ace af am an ar ary arz as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo "
+  "es et eu ext fa fi fo fr fuv fy ga gcf gcr gd gl gom grc gu gug guw ha hbo he hi hr "
+  "ht hu hy id ig is it ja jv ka kab kik kk km kn ko ku ky la lb lg lij ln lo lt ltg lv "
+  "mg mk ml mn mr ms mt my ne nl nn no nso oc om or pa pcm pl ps pt qu ro ru rw sa sdh "
+  "se si sk sl sn so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz uzs vec vi vo "
+  "wa wuu xh yo yue zh zu zxx"
+)
+LANGUAGES = tuple(_CODES.split())
+# Only to guess what was meant.
+_NAMES = {
+  **{"english": "en", "german": "de", "spanish": "es", "french": "fr", "hindi": "hi"},
+  **{"portuguese": "pt", "italian": "it", "japanese": "ja", "chinese": "zh"},
+  **{"russian": "ru", "arabic": "ar", "korean": "ko", "dutch": "nl", "polish": "pl"},
+  **{"eng": "en", "deu": "de", "spa": "es", "fra": "fr", "hin": "hi", "por": "pt"},
+  **{"ita": "it", "jpn": "ja", "zho": "zh"},
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IdentifyLanguage:
@@ -48,6 +68,14 @@ class IdentifyLanguage:
   max_characters: int = 3_000
 
   def __post_init__(self):
+    for name in self.keep:
+      if name not in LANGUAGES:
+        meant = _guess(name)
+        raise ConfigError(
+          f"IdentifyLanguage.keep names {name!r}, which is no known language."
+          + (f" Did you mean {meant!r}?" if meant else "")
+          + f" Known are {', '.join(LANGUAGES)} (ISO 639)."
+        )
     if not 0 <= self.min_score <= 1:
       raise ConfigError(
         f"IdentifyLanguage.min_score ({self.min_score}) must be from 0 to 1."
@@ -62,13 +90,6 @@ class IdentifyLanguage:
       )
 
   def make_judge(self) -> Judge:
-    known = known_languages()
-    unknown = sorted(set(self.keep) - set(known))
-    if unknown:
-      raise ConfigError(
-        f"IdentifyLanguage.keep names {', '.join(unknown)}; known languages are "
-        f"{', '.join(known)}."
-      )
     return self._judge
 
   def recipe(self) -> dict[str, Any]:
@@ -107,8 +128,15 @@ def identify_language(text: str) -> tuple[str, float]:
 
 
 def known_languages() -> list[str]:
-  """Returns the names of all languages that can be told, in order."""
+  """Returns the names of all languages that the model can tell, in order."""
   return sorted(_identifier().labels)
+
+
+def _guess(name: str) -> str | None:
+  """Returns the language that somebody most likely means by a name that is none."""
+  plain = name.strip().lower()
+  code = plain.replace("_", "-").partition("-")[0]  # en-US
+  return code if code in LANGUAGES else _NAMES.get(plain)
 
 
 def sample_text(text: str, *, max_characters: int) -> str:

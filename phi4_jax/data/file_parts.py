@@ -144,7 +144,8 @@ def read_part(
   """Yields (row of the file, line) of a part, or of all; see `files.read_lines`.
 
   Raises:
-    DataError: if the file cannot be read, or ends before the part does.
+    UnreachableError: if the file is not there any more, or ends before the part does.
+    DataError: if it is damaged.
   """
   with files_lib.open_file(file) as content:
     if part is None:
@@ -156,7 +157,9 @@ def read_part(
     for count, line in itertools.islice(lines, part.num_rows):
       yield part.first_row + count - 1, line
     if count < part.num_rows:
-      raise DataError(f"{file} has become shorter while it was read.")
+      raise files_lib.UnreachableError(
+        f"{file} has become shorter while it was read. Run again once it is complete."
+      )
 
 
 def _skip(content: Any, size: int, file: str) -> None:

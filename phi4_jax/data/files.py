@@ -35,6 +35,10 @@ class UnreachableError(DataError):
   """A file that is not there or cannot be read now; its content is not to blame."""
 
 
+class MissingFileError(UnreachableError):
+  """A path that names no file."""
+
+
 def is_remote(path: str) -> bool:
   """Whether a path names a protocol other than the local disk."""
   protocol, separator, _ = path.partition("://")
@@ -83,13 +87,13 @@ def list_files(paths: Paths, *, suffixes: Sequence[str] = ()) -> list[str]:
     suffixes: of a folder, take only files that end so; () takes all.
 
   Raises:
-    DataError: if a path names no file.
+    MissingFileError: if a path names no file.
   """
   found: set[str] = set()
   for path in [paths] if isinstance(paths, str) else paths:
     names = list(_list_one(path, tuple(suffixes)))
     if not names:
-      raise DataError(f"{path} does not exist (or is not a file).")
+      raise MissingFileError(f"{path} does not exist (or is not a file).")
     found.update(names)
   return sorted(found)
 

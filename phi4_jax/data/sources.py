@@ -129,9 +129,7 @@ class JsonlSource(RecordSource):
       return wholes
     found: list[SourceConfig] = []
     for whole, parts in zip(wholes, plan_parts(self.files()), strict=True):
-      assert isinstance(whole, JsonlSource), (
-        "a shard of files is of their source's class"
-      )
+      assert isinstance(whole, JsonlSource), "a shard is of its source's class"
       found += [JsonlPart(whole=whole, part=part) for part in parts] or [whole]
     return tuple(found)
 

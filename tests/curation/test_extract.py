@@ -11,6 +11,7 @@ from phi4_jax.curation.extract import DOCX, ExtractText
 from phi4_jax.curation.extract_limits import ExtractLimits
 from phi4_jax.curation.extract_marks import Marks
 from phi4_jax.curation.extract_pdf import join_broken_words
+from phi4_jax.curation.extract_tex import split_rows
 from phi4_jax.curation.steps import DocumentStep, Drop, Keep
 from phi4_jax.data.documents import Document
 from tests.curation.made_files import (
@@ -40,6 +41,19 @@ x = 7 % 2
 \input{more}
 \end{document}
 """
+
+
+@pytest.mark.parametrize(
+  "name, body, rows",
+  [
+    ("tabular", r"[t]{l@{}r} a & b \\[2pt] c & d \\", ["a & b ", " c & d ", ""]),
+    ("tabular", r"{l}{\bf a} \\ \hline b", [r"{\bf a} ", "  b"]),
+    ("tabular*", r"{3cm}[b]{l} a\tabularnewline b", ["a", " b"]),
+    ("tabularx", r"{\textwidth}{lX} \cmidrule(lr){1-2} a", [" a"]),
+  ],
+)
+def test_rows_of_tex_tables(name, body, rows):
+  assert split_rows(name, body) == rows
 
 
 def extract(content: bytes | str, media_type: str, **fields) -> Document:

@@ -16,6 +16,7 @@ import pytest
 from phi4_jax.curation.extract import DOCX, ExtractText
 from phi4_jax.curation.extract_isolated import IsolatedJudge
 from phi4_jax.curation.extract_limits import ExtractLimits, tidy_text
+from phi4_jax.curation.extract_tex import split_rows
 from phi4_jax.curation.steps import Drop, Keep
 from phi4_jax.data.documents import Document
 from tests.curation.made_files import (
@@ -225,6 +226,14 @@ def test_blanks_are_tidied_in_time_that_grows_with_their_number():
   text = "a \t\n b" + " \t" * 2_000_000 + "c" + " " * 2_000_000
   assert tidy_text(text) == "a\n b" + " \t" * 2_000_000 + "c" + " " * 2_000_000
   assert tidy_text(text + "\n\t\n\n\nd \n") == "a\n b" + " \t" * 2_000_000 + "c\n\nd"
+
+
+@pytest.mark.parametrize("part", [r"\\[", r"\cline{", r"\cmidrule(", "{}"])
+def test_tables_are_split_in_time_that_grows_with_their_length(part):
+  # Hours, if what is never closed were looked for to the end from each of its places.
+  rows = split_rows("tabular", "{ll} a & b" + part * 500_000)
+  assert rows[0].startswith("a & b")
+  assert len(rows) == (500_001 if part == r"\\[" else 1)
 
 
 # --- In a process of its own -------------------------------------------------------

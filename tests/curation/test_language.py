@@ -1,7 +1,13 @@
 import pytest
 
 from phi4_jax.common.errors import ConfigError
-from phi4_jax.curation.language import IdentifyLanguage, identify_language, sample_text
+from phi4_jax.curation.language import (
+  LANGUAGES,
+  IdentifyLanguage,
+  identify_language,
+  known_languages,
+  sample_text,
+)
 from phi4_jax.curation.steps import DocumentStep, Drop, Keep
 from phi4_jax.data.documents import Document
 
@@ -76,8 +82,13 @@ def test_the_answer_is_the_same_each_time():
 
 def test_wrong_settings_are_refused():
   assert isinstance(IdentifyLanguage(), DocumentStep)
-  with pytest.raises(ConfigError, match=r"IdentifyLanguage.keep names xx.*known"):
-    IdentifyLanguage(keep=("xx",)).make_judge()
+  for name, meant in (("english", "en"), ("en-US", "en"), ("DE", "de"), ("jpn", "ja")):
+    said = rf"keep names '{name}'.* Did you mean '{meant}'\? Known are ace, .*zh"
+    with pytest.raises(ConfigError, match=said):
+      IdentifyLanguage(keep=("fr", name))
+  with pytest.raises(ConfigError, match=r"keep names 'xx', .* language\. Known are"):
+    IdentifyLanguage(keep=("xx",))
+  assert list(LANGUAGES) == known_languages()
   with pytest.raises(ConfigError, match=r"IdentifyLanguage.min_score \(2.0\)"):
     IdentifyLanguage(min_score=2.0)
   with pytest.raises(ConfigError, match=r"IdentifyLanguage.max_characters \(5\)"):

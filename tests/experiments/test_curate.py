@@ -143,6 +143,20 @@ def test_ctrl_c_stops_soon_and_the_same_command_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(
+  "part, done, said",
+  [
+    ("pass 1/2", 0, "which begins again: none of its shards (4) was finished"),
+    ("pass 2/2", 3, "with 3 of 4 shards; finished shards are kept"),
+    ("DropNearDuplicates", 4, "which begins again; its keys are kept"),
+  ],
+)
+def test_what_a_stopped_run_has_to_do_again_is_said(part, done, said):
+  progress = PipelineProgress(part=part, done=done, total=4, documents=9, num_bytes=99)
+  assert curate.say_what_stays(progress).startswith(f"stopped in {part}")
+  assert curate.say_what_stays(progress).endswith(said)
+
+
+@pytest.mark.parametrize(
   "fields, message",
   [
     ({"sources": {}}, "CurateConfig.sources is empty"),
@@ -207,7 +221,7 @@ def test_the_source_is_no_step_and_its_rows_have_no_text(tmp_path):
 def test_progress_says_how_far_and_how_fast():
   now, stream = [0.0], io.StringIO()
   with CurateProgress(stream=stream, clock=lambda: now[0]) as show:
-    for at, done, documents in ((0.0, 0, 0), (40.0, 1, 4000), (80.0, 2, 8000)):
+    for at, done, documents in ((0.0, 0, 0), (11.0, 0, 700), (80.0, 2, 8000)):
       now[0] = at
       show(
         PipelineProgress(
@@ -220,3 +234,13 @@ def test_progress_says_how_far_and_how_fast():
     "curate  pass 1/2  2/4 shards  8,000 documents  100/s  0.1 MB/s  1m20s left"
   )
   assert lines[-1] == "curate  DropX  5/9 keys"
+
+
+def test_what_is_wrong_is_said_before_anything_runs(tmp_path, capsys):
+  run = ["--gin_file=gin_configs/curate/web.gin", f"--workdir={tmp_path / 'run'}"]
+  assert curate.main([*run, "--gin.IdentifyLanguage.keep=('english',)"]) == 2
+  assert "Did you mean 'en'?" in capsys.readouterr().err
+  assert not (tmp_path / "run").exists()
+  assert curate.main([*run, f"--gin.RAW={tmp_path / 'none.jsonl'}"]) == 2
+  said = capsys.readouterr().err
+  assert "none.jsonl does not exist" in said and "--gin.RAW=FILE" in said
