@@ -6,7 +6,6 @@ write to, so that a script can stand in for the person.
 
 import contextlib
 import json
-import re
 import signal
 import sys
 import termios
@@ -19,6 +18,7 @@ from typing import TextIO
 from experiments.config_types import did_you_mean
 from experiments.conversation import ContextFullError, Conversation
 from phi4_jax.common.errors import DataError
+from phi4_jax.common.text import CONTROL
 
 HELP = """/reset        begin a new conversation (the system message stays)
 /system TEXT  begin a new conversation with this system message
@@ -32,8 +32,6 @@ begins with a slash is written with two.
 """
 _COMMANDS = ("/reset", "/system", "/retry", "/save", "/help", "/exit")
 _PROMPT = "> "
-# Control characters would move the cursor or worse; a model may write any of them.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class StopOnInterrupt:
@@ -152,7 +150,8 @@ class ChatTerminal:
     with hide_typing(), StopOnInterrupt() as stop:
       for piece in answer(stop):
         first = first or time.perf_counter()
-        self._write(_CONTROL.sub("\ufffd", piece) if self._is_terminal else piece)
+        # A model may write control characters, which would move the cursor or worse.
+        self._write(CONTROL.sub("\ufffd", piece) if self._is_terminal else piece)
     seconds = time.perf_counter() - start
     if conversation.turns is before:
       self._write("\n(Stopped before the answer began; nothing has changed.)\n")

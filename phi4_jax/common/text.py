@@ -1,6 +1,7 @@
 """Texts in one form and as numbers; durations and tables that a person reads."""
 
 import functools
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Literal
@@ -8,6 +9,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, UInt32
 
+# All control characters but tab and newline: on a terminal they are commands, on a page
+# they are nothing.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # No language writes more marks on one letter.
 _MAX_MARKS = 30
 _JOINER = 0x034F  # shows nothing, and is not put in order among marks

@@ -20,6 +20,7 @@ import zstandard
 
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.io import AtomicFile
+from phi4_jax.common.text import CONTROL
 from phi4_jax.data.files import open_file
 
 Compression = Literal["gz", "zst"]
@@ -27,8 +28,6 @@ COMPRESSIONS = ("gz", "zst")
 # Three times as fast as zlib's default of 6, for files that are a tenth larger.
 _GZIP_LEVEL = 3
 _ZSTD_LEVEL = 3
-# All but tab and newline: on a terminal they are commands, on a page they are nothing.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 
 
@@ -200,6 +199,6 @@ def printable(text: str, limit: int = 500) -> str:
   taken out.
   """
   text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-  text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+  text = CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
   text = _ADDRESS.sub("0x...", text)
   return text if len(text) <= limit else f"{text[:limit]} ..."
