@@ -4,10 +4,11 @@ All of them call `run_shard` for each task and nothing else, so the files are th
 Refuses to know what a task does.
 """
 
+import contextlib
 import dataclasses
 import logging
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from phi4_jax.common import io, processes
@@ -106,18 +107,24 @@ class BeamExecutor:
 
   Attributes:
     options: Beam's own flags, as ("--runner=FlinkRunner", "--flink_master=..."). Every
-      worker must see the output folder under the same path.
+      worker must see the output folder under the same path. DirectRunner, also when
+      no runner is named, is Beam's FnApiRunner, which works in this process: Beam
+      itself would first load Prism, a program, from the network.
   """
 
   options: tuple[str, ...] = ("--runner=DirectRunner",)
 
   def run(self, tasks: Sequence[ShardTask], poll: Poll) -> None:
     """Runs every task; see `Executor`."""
-    if not tasks:
-      return
+    if tasks:
+      with _kept_root_logger():
+        self._run(tasks, poll)
+
+  def _run(self, tasks: Sequence[ShardTask], poll: Poll) -> None:
     try:
-      import apache_beam as beam
-      from apache_beam.options.pipeline_options import PipelineOptions
+      with _silent_root_logger():
+        import apache_beam as beam
+        from apache_beam.options import pipeline_options
     except ImportError:
       raise ConfigError(
         "BeamExecutor needs Apache Beam: pip install 'phi4_jax[beam]', or use "
@@ -129,7 +136,11 @@ class BeamExecutor:
     # Bytes have a coder that every runner knows.
     packed = [pickle.dumps(task) for task in tasks]
     # Not this process's own arguments, which Beam would read.
-    pipeline = beam.Pipeline(options=PipelineOptions(list(self.options)))
+    options = pipeline_options.PipelineOptions(list(self.options))
+    standard = options.view_as(pipeline_options.StandardOptions)
+    if (standard.runner or "direct").lower() in ("direct", "directrunner"):
+      standard.runner = "FnApiRunner"
+    pipeline = beam.Pipeline(options=options)
     _ = (
       pipeline
       | "tasks" >> beam.Create(packed)
@@ -146,6 +157,32 @@ class BeamExecutor:
           f"{task.work}. Its workers must see that folder under the same path."
         )
       poll(1, summary["in"], summary["bytes_in"])
+
+
+@contextlib.contextmanager
+def _kept_root_logger() -> Iterator[None]:
+  """Gives the root logger back as it was: Beam's options call `logging.basicConfig`."""
+  root = logging.getLogger()
+  handlers = list(root.handlers)
+  try:
+    yield
+  finally:
+    root.handlers[:] = handlers
+
+
+@contextlib.contextmanager
+def _silent_root_logger() -> Iterator[None]:
+  """Keeps from the user what Beam's import says about Google's clients."""
+
+  def refuse(record: logging.LogRecord) -> bool:
+    return False
+
+  root = logging.getLogger()
+  root.addFilter(refuse)
+  try:
+    yield
+  finally:
+    root.removeFilter(refuse)
 
 
 def _error_file(task: ShardTask):

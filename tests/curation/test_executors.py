@@ -103,6 +103,37 @@ def test_beam_passes_errors_on(tmp_path):
   assert not list(tmp_path.glob("work/*"))
 
 
+@pytest.mark.parametrize("options", [("--runner=DirectRunner",), ()])
+def test_beam_leaves_nothing_outside_the_folder_and_says_nothing(options, tmp_path):
+  """In a process of its own, where Beam is imported for the first time."""
+  code = (
+    "import logging; from pathlib import Path; "
+    "from tests.curation.corpora import MinWords, make_corpus; "
+    "from phi4_jax.curation.executors import BeamExecutor; "
+    "from phi4_jax.curation.pipeline import run_pipeline; "
+    f"executor = BeamExecutor(options={options!r}); "
+    "run_pipeline(make_corpus(), [MinWords()], Path('out'), executor=executor); "
+    "root = logging.getLogger(); print(root.handlers, root.filters)"
+  )
+  for name in ("temp", "home"):
+    (tmp_path / name).mkdir()
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=tmp_path,
+    env={
+      **os.environ,
+      "PYTHONPATH": str(ROOT),
+      "TMPDIR": str(tmp_path / "temp"),
+      "HOME": str(tmp_path / "home"),
+    },
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stdout, done.stderr) == (0, "[] []\n", "")
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "out", "temp"]
+  assert not [*(tmp_path / "temp").iterdir(), *(tmp_path / "home").iterdir()]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fails(MinWords):
   """Fails on every document."""
