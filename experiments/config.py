@@ -22,7 +22,7 @@ import gin
 from gin import config_parser
 from gin.config import ConfigurableReference
 
-from experiments import config_types
+from experiments import config_types, registry
 from experiments.config_build import ConstructionSite, check_names
 from experiments.config_text import describe, fingerprint, to_gin, to_json
 from experiments.config_usage import (
@@ -113,19 +113,29 @@ def registered() -> dict[str, type]:
 
 
 def ensure_registered(root: type) -> None:
-  """Registers the classes of the project, unless `root` is known already.
+  """Registers `root` and all classes of the project that a tree under it can hold.
 
-  The list is imported here and not above, because it names the verbs' root
-  classes and the verbs import this file.
+  Raises:
+    TypeError: for a root that neither the project's list nor `register` knows.
   """
-  if config_types.CLASSES.get(root.__name__) is not root:
-    if root.__module__ == "__main__":
-      register(root)  # `python -m experiments.VERB`: before its twin in the list
-    from experiments.registry import CONFIG_CLASSES
-
-    register_all(CONFIG_CLASSES)
+  _register_listed(root)
   if config_types.CLASSES.get(root.__name__) is not root:
     raise TypeError(f"{root.__name__} is not listed in experiments/registry.py.")
+  found = [root]
+  for cls in found:
+    for annotation in config_types.field_types(cls).values():
+      for base in config_types.named_classes(annotation):
+        _register_listed(base)
+        register_all(map(registry.find_class, registry.KINDS.get(base.__name__, ())))
+      found.extend(c for c in config_types.classes_in(annotation) if c not in found)
+
+
+def _register_listed(cls: type) -> None:
+  """Registers a class of the project's list, and passes over all others."""
+  # `python -m experiments.VERB` runs classes that the list knows under another name.
+  module = registry.MODULES.get(cls.__name__)
+  if module is not None and cls.__module__ in (module, "__main__"):
+    register(cls)
 
 
 def load(
@@ -297,6 +307,9 @@ class _Loader:
       if not parsed.arg_name:  # a macro: what looks like the class is its name
         class_name, scope = "", join_path(scope, class_name)
       references = tuple(_references(parsed.value))
+      for name in (class_name, *(reference.name for reference in references)):
+        if name in registry.MODULES and name not in config_types.CLASSES:
+          ensure_registered(registry.find_class(name))
       self._count += 1
       statement = Statement(
         scope,

@@ -7,7 +7,7 @@ once for each `@Class()` that it evaluates.
 import re
 from typing import Any
 
-from experiments import config_types
+from experiments import config_types, registry
 from experiments.config_usage import REQUIRED, Place, Settings, Statement, join_path
 from phi4_jax.common.errors import ConfigError
 
@@ -53,9 +53,10 @@ def _check_class(name: str, root: type, where: str, path: str = "") -> None:
     return
   bare = name.rpartition(".")[2]  # a module in front is the likely mistake
   usable = [cls.__name__ for cls in config_types.reachable_classes(root)]
+  known = [*config_types.CLASSES, *registry.MODULES]
   raise ConfigError(
     f"{where}: {path}unknown class {name!r}."
-    f"{config_types.did_you_mean(bare, config_types.CLASSES)} Classes that "
+    f"{config_types.did_you_mean(bare, known)} Classes that "
     f"{root.__name__} uses: {', '.join(usable)}."
   )
 

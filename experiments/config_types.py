@@ -111,15 +111,23 @@ def type_text(annotation: Any) -> str:
   return getattr(annotation, "__name__", str(annotation))
 
 
-def classes_in(annotation: Any) -> list[type]:
-  """Returns the classes that can stand in a field, subclasses of a base included."""
+def named_classes(annotation: Any) -> list[type]:
+  """Returns the config classes, and bases of such, that an annotation spells."""
   if _is_class(annotation):
-    known = [cls for cls in CLASSES.values() if issubclass(cls, annotation)]
-    return known or [annotation] * dataclasses.is_dataclass(annotation)
+    return [annotation]
   found: dict[type, None] = {}
   if typing.get_origin(annotation) is not Literal:
     for argument in typing.get_args(annotation):
-      found.update(dict.fromkeys(classes_in(argument)))
+      found.update(dict.fromkeys(named_classes(argument)))
+  return list(found)
+
+
+def classes_in(annotation: Any) -> list[type]:
+  """Returns the classes that can stand in a field, subclasses of a base included."""
+  found: dict[type, None] = {}
+  for base in named_classes(annotation):
+    known = [cls for cls in CLASSES.values() if issubclass(cls, base)]
+    found.update(dict.fromkeys(known or [base] * dataclasses.is_dataclass(base)))
   return list(found)
 
 

@@ -20,7 +20,7 @@ from experiments.plan_report import (
 from experiments.plan_request import PlanRequest
 from experiments.plan_run import run_points
 from experiments.process import leave_at_interrupt
-from experiments.registry import CONFIG_CLASSES
+from experiments.registry import find_class
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.planning.prediction import assume
@@ -187,7 +187,6 @@ def _make_request(arguments: argparse.Namespace) -> PlanRequest:
 
 def _root_of(argv: Sequence[str]) -> type:
   """The class whose settings `--help` lists: that of the gin files, if any."""
-  classes = {cls.__name__: cls for cls in CONFIG_CLASSES}
   files = [
     argument.partition("=")[2] or argv[i + 1]
     for i, argument in enumerate(argv[:-1] if argv else [])
@@ -195,9 +194,9 @@ def _root_of(argv: Sequence[str]) -> type:
   ] + [a.partition("=")[2] for a in argv[-1:] if a.startswith("--gin_file=")]
   roots = SAMPLE_ROOTS if "--sample" in argv else TRAINING_ROOTS
   try:
-    return classes[find_root(files, roots)]
+    return find_class(find_root(files, roots))
   except ConfigError:
-    return classes[roots[0]]
+    return find_class(roots[0])
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
@@ -223,7 +222,7 @@ def plan(arguments: argparse.Namespace) -> int:
     print(compare_text(*map(_read_plan, arguments.compare)))
     return 0
   request = _make_request(arguments)
-  root = {cls.__name__: cls for cls in CONFIG_CLASSES}[request.root]
+  root = find_class(request.root)
   config_lib.load(root, request.gin_files, request.bindings)  # its errors come first
   if not arguments.sweep:
     answer = run_points([Point(request=request, values={})])[0]

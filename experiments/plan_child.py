@@ -26,7 +26,7 @@ from experiments.plan_rollouts import build_rollouts  # noqa: E402
 from experiments.plan_sample import build_sample  # noqa: E402
 from experiments.plan_training import build_training  # noqa: E402
 from experiments.plan_types import Program  # noqa: E402
-from experiments.registry import CONFIG_CLASSES  # noqa: E402
+from experiments.registry import find_class  # noqa: E402
 from phi4_jax.common.errors import ConfigError  # noqa: E402
 from phi4_jax.common.io import write_atomic  # noqa: E402
 from phi4_jax.planning import compile as compile_lib  # noqa: E402
@@ -43,9 +43,8 @@ def answer(request: PlanRequest) -> dict[str, Any]:
     ValueError: if the compiler refuses the program or an option.
   """
   topology = parse_topology(request.topology)
-  roots = {cls.__name__: cls for cls in CONFIG_CLASSES}
   config: Any = config_lib.load(
-    roots[request.root], request.gin_files, request.bindings
+    find_class(request.root), request.gin_files, request.bindings
   )
   builders = {"SampleConfig": build_sample, "RolloutsConfig": build_rollouts}
   build = builders.get(request.root, build_training)

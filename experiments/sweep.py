@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from experiments import cli, plots, process, report_tables
+from experiments import cli, plots, process, registry, report_tables
 from experiments import config as config_lib
 from experiments.run_directory import RunDirectory, is_current, load_result
 from experiments.stage import StageConfig, run_stage
@@ -161,7 +161,8 @@ def run(config: SweepConfig, directory: RunDirectory) -> dict[str, Any]:
 
 def _check_current(config: SweepConfig, bindings: Sequence[str], folder: Path) -> None:
   """Refuses a finished point that was made from other settings than these."""
-  root = next(c for c in registered_stages() if c.verb == config.run)
+  roots = map(registry.find_class, registry.STAGES)
+  root = next(cls for cls in roots if cls.verb == config.run)
   # As the command line reads them: text needs no quotes.
   texts = [config_lib.binding_text(*b.split("=", maxsplit=1)) for b in bindings]
   wanted = config_lib.load(root, [config.gin_file], texts)
@@ -170,13 +171,6 @@ def _check_current(config: SweepConfig, bindings: Sequence[str], folder: Path) -
       f"{folder} was made with other settings than {config.gin_file} and this sweep "
       "give now. Remove it to run it again, or choose another --workdir."
     )
-
-
-def registered_stages() -> list[type[StageConfig]]:
-  """Returns the root classes of all verbs."""
-  config_lib.ensure_registered(SweepConfig)
-  classes = config_lib.registered().values()
-  return [cls for cls in classes if issubclass(cls, StageConfig) and cls.verb]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

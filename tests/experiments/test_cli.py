@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from experiments import cli
+from experiments import cli, registry
 from experiments.config import load, register_all
 from phi4_jax.common.errors import CheckpointError, ConfigError, DataError
 
@@ -67,13 +67,51 @@ class TestMain:
       "scipy.optimize scipy.stats pandas pyarrow tensorflow apache_beam trafilatura"
     )
     code = (
-      "import sys, experiments.registry; "
-      f"print(sorted(set({slow!r}.split()) & set(sys.modules)))"
+      "import sys; from experiments import registry; "
+      "print(len([registry.find_class(name) for name in registry.MODULES]), "
+      f"sorted(set({slow!r}.split()) & set(sys.modules)))"
     )
     done = subprocess.run(
       [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == f"{len(registry.MODULES)} []"
+
+  def test_verbs_that_prepare_data_import_no_part_of_a_model(self):
+    data_verbs = [
+      *("train_tokenizer", "train_quality", "curate"),
+      *("materialize", "decontaminate", "inspect"),
+    ]
+    code = f"""
+import contextlib, io, sys
+from experiments import cli
+from experiments.config import load
+from experiments.curate import CurateConfig
+from phi4_jax.common.errors import ConfigError
+
+def show_modules(about):
+  slow = "jax flax optax orbax kernels tensorflow seqio grain".split()
+  print(about, sorted(set(slow) & set(sys.modules)))
+
+for argv in [*([verb, "--help"] for verb in {data_verbs}), ["materialize", "--list"]]:
+  with contextlib.redirect_stdout(io.StringIO()) as shown:
+    with contextlib.suppress(SystemExit):
+      cli.main(argv)
+  show_modules(f"{{len(shown.getvalue()) > 500}}")
+for line in ["ModelConfg.vocab_size = 8", "ModelConfig.vocab_size = 8"]:
+  try:
+    load(CurateConfig, ["gin_configs/curate/demo.gin"], [line])
+  except ConfigError as error:
+    show_modules(error)
+"""
+    done = subprocess.run(
+      [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    *shown, unknown, unused = done.stdout.splitlines()
+    assert shown == ["True []"] * (len(data_verbs) + 1)
+    # The names of all classes are known; a class is imported when it is named.
+    assert "unknown class 'ModelConfg'. Did you mean ModelConfig?" in unknown
+    assert unknown.endswith(" []")
+    assert "CurateConfig does not use ModelConfig. Remove the line" in unused
 
   def test_no_verb_is_an_error_with_help(self, capsys):
     assert cli.main([]) == 2

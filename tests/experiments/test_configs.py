@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 from experiments import config as config_lib
+from experiments import config_types, registry
 from experiments.pipeline import PipelineConfig
 from experiments.plan import SAMPLE_ROOTS, find_root
-from experiments.registry import CONFIG_CLASSES
 from experiments.rollouts_program import RolloutsConfig
 from experiments.sample_program import SampleConfig
-from experiments.stage import StageConfig
 from phi4_jax.model import counting, transformer
 from phi4_jax.model.config import ModelConfig
 from phi4_jax.model.rope_scaling import LinearRope, Llama3Rope
 from tests.model.tiny import long_rope, tiny_config
 
 _ROOT = Path(__file__).resolve().parents[2]
-_ROOTS = {cls.verb: cls for cls in CONFIG_CLASSES if issubclass(cls, StageConfig)}
+_CLASSES = {name: registry.find_class(name) for name in registry.MODULES}
+_ROOTS = {_CLASSES[name].verb: _CLASSES[name] for name in registry.STAGES}
 _PLANNED = {cls.__name__: cls for cls in (SampleConfig, RolloutsConfig)}
 # Folders whose files are included by others and are no run by themselves.
 _FRAGMENTS = {"model", "mesh", "stages"}
@@ -140,13 +140,25 @@ def test_a_model_with_a_scaling_round_trips(scaling):
   assert config_lib.load(ModelConfig, (), [config_lib.to_gin(model)]) == model
 
 
+def test_the_registry_says_where_classes_are_and_what_may_stand_for_a_base():
+  """A class that it forgot would be missing in `--help` of a verb."""
+  for name, cls in _CLASSES.items():
+    assert (cls.__name__, cls.__module__) == (name, registry.MODULES[name])
+    for kind in config_types.field_types(cls).values():
+      for base in config_types.named_classes(kind):
+        found = [n for n, other in _CLASSES.items() if issubclass(other, base)]
+        assert found == list(registry.KINDS.get(base.__name__, [base.__name__]))
+  sizes = len(registry.STAGES), len(registry.SOURCES), len(registry.PARTS)
+  assert sum(sizes) == len(registry.MODULES)
+
+
 def test_every_config_field_is_read_somewhere():
   """A setting that nothing reads would be a promise that is not kept."""
   read = set()
   for room in ("phi4_jax", "experiments", "kernels"):
     for path in (_ROOT / room).rglob("*.py"):
       read |= _attributes_read(ast.parse(path.read_text("utf-8")))
-  for cls in CONFIG_CLASSES:
+  for cls in _CLASSES.values():
     for field in dataclasses.fields(cls):
       assert field.name in read, f"{cls.__name__}.{field.name} is read nowhere"
 
