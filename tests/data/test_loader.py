@@ -11,13 +11,10 @@ import pytest
 
 from phi4_jax.common.errors import ConfigError, DataError, OutOfData
 from phi4_jax.data.batch import make_batch
-from phi4_jax.data.chat import EncodedDocument
 from phi4_jax.data.loader import DataConfig, make_loader
-from phi4_jax.data.materialize import write_dataset
 from phi4_jax.data.packing import PackingConfig
-from phi4_jax.data.tokenizer import ByteVocabulary
+from tests.data.numbered_rows import drain, rows_of, take, write_numbered
 
-V = ByteVocabulary()
 # Rows of dataset d start with this first token, so that a row says where it is from.
 FIRST = {"web": 0, "code": 100, "books": 200}
 ROWS = {"web": 50, "code": 20, "books": 7}
@@ -28,21 +25,7 @@ def data_dir(tmp_path_factory):
   """Datasets whose rows are two tokens: where they come from, and their number."""
   path = tmp_path_factory.mktemp("data")
   for name, count in ROWS.items():
-    documents = (
-      EncodedDocument(
-        f"{name}:{i}", np.array([FIRST[name], i], np.int32), np.ones(2, bool)
-      )
-      for i in range(count)
-    )
-    write_dataset(
-      documents,
-      path / name,
-      task=name,
-      source={"name": name},
-      vocabulary=V,
-      packing=PackingConfig(row_length=2, strategy="single"),
-      rows_per_shard=8,
-    )
+    write_numbered(path, name, FIRST[name], count, rows_per_shard=8)
   return path
 
 
@@ -52,26 +35,6 @@ def config(datasets="web", **kwargs):
   if kwargs.get("epochs") is not None:
     kwargs.setdefault("when_exhausted", "stop")
   return DataConfig(**{"datasets": datasets, "batch_size": 6, **kwargs})
-
-
-def rows_of(batch):
-  """(dataset's first token, row number) of each row of a batch."""
-  return list(
-    zip(batch["token_ids"][:, 0].tolist(), batch["targets"][:, 0].tolist(), strict=True)
-  )
-
-
-def take(loader, count):
-  return [rows_of(next(loader)) for _ in range(count)]
-
-
-def drain(loader):
-  batches = []
-  while True:
-    try:
-      batches.append(rows_of(next(loader)))
-    except OutOfData:
-      return batches
 
 
 @pytest.mark.parametrize("read_threads", [0, 2])

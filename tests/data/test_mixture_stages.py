@@ -5,15 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from phi4_jax.common.errors import ConfigError, DataError, OutOfData
+from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.data.chat import EncodedDocument
 from phi4_jax.data.data_config import DataConfig
 from phi4_jax.data.loader import EarlierStage, make_loader
-from phi4_jax.data.materialize import write_dataset
-from phi4_jax.data.packing import PackingConfig
-from phi4_jax.data.tokenizer import ByteVocabulary
+from tests.data.numbered_rows import drain, rows_of, take, write_numbered, write_rows
 
-V = ByteVocabulary()
 TABLE_5 = {
   "web": 0.15,
   "web_rewrites": 0.15,
@@ -31,30 +28,6 @@ TABLE_5_ROWS = {
 }
 
 
-def write(path, name, documents, row_length, strategy="concat_split"):
-  write_dataset(
-    documents,
-    path / name,
-    task=name,
-    source={"name": name},
-    vocabulary=V,
-    packing=PackingConfig(row_length=row_length, strategy=strategy),
-    rows_per_shard=64,
-  )
-
-
-def numbered(path, name, first, count, row_length=2):
-  """Rows of `row_length` tokens of which the first says whence, the second which."""
-
-  def documents():
-    for i in range(count):
-      ids = np.full(row_length, 7, np.int32)
-      ids[:2] = first, i
-      yield EncodedDocument(f"{name}:{i}", ids, np.ones(row_length, bool))
-
-  write(path, name, documents(), row_length, "single")
-
-
 @pytest.fixture(scope="module")
 def table_5_dir(tmp_path_factory):
   """One dataset for each source of Table 5, full rows of 4,096 of its own token."""
@@ -63,43 +36,24 @@ def table_5_dir(tmp_path_factory):
     document = EncodedDocument(
       name, np.full(rows * 4096 + 1, token, np.int32), np.ones(rows * 4096 + 1, bool)
     )
-    write(path, name, [document], 4096)
+    write_rows(path, name, [document], row_length=4096)
   return path
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
   path = tmp_path_factory.mktemp("stages")
-  numbered(path, "web", 1, 50)
-  numbered(path, "code", 2, 20)
-  numbered(path, "books", 3, 7)
+  write_numbered(path, "web", 1, 50)
+  write_numbered(path, "code", 2, 20)
+  write_numbered(path, "books", 3, 7)
   return path
 
 
 @pytest.fixture(scope="module")
 def long_dir(tmp_path_factory):
   path = tmp_path_factory.mktemp("long")
-  numbered(path, "long", 9, 11, row_length=8)
+  write_numbered(path, "long", 9, 11, row_length=8)
   return path
-
-
-def rows_of(batch):
-  return list(
-    zip(batch["token_ids"][:, 0].tolist(), batch["targets"][:, 0].tolist(), strict=True)
-  )
-
-
-def take(loader, count):
-  return [rows_of(next(loader)) for _ in range(count)]
-
-
-def drain(loader):
-  rows = []
-  while True:
-    try:
-      rows += rows_of(next(loader))
-    except OutOfData:
-      return rows
 
 
 def test_fractions_over_ten_million_tokens(table_5_dir):
@@ -137,12 +91,12 @@ def test_epochs_of_table_5(table_5_dir):
 
 def test_padding_does_not_shift_fractions_of_tokens(tmp_path):
   """Half of `padded` is padding: it has to give two rows for one of `full`."""
-  numbered(tmp_path, "full", 1, 40, row_length=8)
+  write_numbered(tmp_path, "full", 1, 40, row_length=8)
   half = (
     EncodedDocument(f"{i}", np.array([2, i, 7, 7], np.int32), np.ones(4, bool))
     for i in range(40)
   )
-  write(tmp_path, "padded", half, 8, "single")
+  write_rows(tmp_path, "padded", half, row_length=8, strategy="single")
   config = DataConfig(datasets={"full": 0.5, "padded": 0.5}, batch_size=3)
   loader = make_loader(tmp_path, config)
   rows = sum(take(loader, 30), [])
@@ -174,7 +128,7 @@ def test_a_cap_may_end_within_an_epoch(data_dir):
     data_dir,
     config({"code": 1.0}, batch_size=5, epochs=1.5, when_exhausted="stop"),
   )
-  rows = drain(loader)
+  rows = sum(drain(loader), [])
   assert len(rows) == 30 and len(set(rows)) == 20
 
 
@@ -283,7 +237,7 @@ class TestStages:
       earlier=earlier,
     )
     assert second.num_batches == 2
-    rows = drain(second)
+    rows = sum(drain(second), [])
     assert rows == self._whole_order(data_dir, "code", 40)[30:]
     with pytest.raises(ConfigError, match=r"code 2.25 epochs \(cap 2\)"):
       make_loader(
@@ -348,7 +302,7 @@ class TestStages:
       make_loader(
         data_dir, config(), earlier=EarlierStage(data_dirs=(data_dir,), state={})
       )
-    numbered(tmp_path, "books", 3, 8)
+    write_numbered(tmp_path, "books", 3, 8)
     with pytest.raises(
       DataError, match="'books' in .* is not the one that the earlier"
     ):

@@ -7,47 +7,13 @@ from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.data.chat import EncodedDocument
 from phi4_jax.data.data_config import DataConfig
 from phi4_jax.data.loader import EarlierStage, make_loader
-from phi4_jax.data.materialize import write_dataset
-from phi4_jax.data.packing import PackingConfig
-from phi4_jax.data.tokenizer import ByteVocabulary
+from tests.data.numbered_rows import take, write_numbered, write_rows
 
-V = ByteVocabulary()
 NUMBERS = {"web": 1, "long": 2, "new": 3}
-
-
-def write(path, name, documents, **packing):
-  return write_dataset(
-    documents,
-    path / name,
-    task=name,
-    source={"name": name},
-    vocabulary=V,
-    packing=PackingConfig(**packing),
-  )
-
-
-def numbered(path, name, count):
-  """Rows of two tokens: of which dataset, and which row of it."""
-  documents = (
-    EncodedDocument(f"{name}:{i}", np.array([NUMBERS[name], i]), np.ones(2, bool))
-    for i in range(count)
-  )
-  write(path, name, documents, row_length=2, strategy="single")
 
 
 def config(**datasets):
   return DataConfig(datasets=datasets, batch_size=4)
-
-
-def take(loader, count):
-  batches = [next(loader) for _ in range(count)]
-  return [
-    (int(dataset), int(number))
-    for batch in batches
-    for dataset, number in zip(
-      batch["token_ids"][:, 0], batch["targets"][:, 0], strict=True
-    )
-  ]
 
 
 @pytest.fixture
@@ -55,7 +21,7 @@ def folders(tmp_path):
   """One folder for each stage, each with what that stage added."""
   paths = [tmp_path / place for place in "abc"]
   for path, name in zip(paths, NUMBERS, strict=True):
-    numbered(path, name, 20)
+    write_numbered(path, name, NUMBERS[name], 20)
   return paths
 
 
@@ -64,10 +30,10 @@ def two_stages(folders):
   """The rows that two stages have read, and where they ended."""
   a, b, _ = folders
   first = make_loader(a, config(web=1.0))
-  rows = take(first, 2)
+  rows = sum(take(first, 2), [])
   earlier = EarlierStage(data_dirs=(a,), state=first.get_state())
   second = make_loader(b, config(web=0.5, long=0.5), earlier=earlier)
-  rows += take(second, 2)
+  rows += sum(take(second, 2), [])
   return rows, second.get_state()
 
 
@@ -82,24 +48,24 @@ def test_a_chain_of_two_boundaries_over_three_folders(
     config(web=0.25, long=0.25, new=0.5),
     earlier=EarlierStage(data_dirs=dirs, state=state),
   )
-  rows = rows + take(third, 5)
+  rows = rows + sum(take(third, 5), [])
   for (name, number), folder in zip(NUMBERS.items(), folders, strict=True):
     found = [row for row in rows if row[0] == number]
     alone = make_loader(folder, config(**{name: 1.0}))
-    assert len(found) >= 9 and found == take(alone, 5)[: len(found)]
+    assert len(found) >= 9 and found == sum(take(alone, 5), [])[: len(found)]
 
 
 def test_the_stages_own_folder_may_hold_the_rows_of_an_earlier_one(folders, two_stages):
   """Also beside other rows of the same name: what was read decides."""
   rows, state = two_stages
   _, b, c = folders
-  numbered(c, "web", 20)  # the bytes of a/web
-  numbered(b, "web", 19)  # others
+  write_numbered(c, "web", NUMBERS["web"], 20)  # the bytes of a/web
+  write_numbered(b, "web", NUMBERS["web"], 19)  # others
   earlier = EarlierStage(data_dirs=(b,), state=state)
   third = make_loader(c, config(web=0.5, long=0.5), earlier=earlier)
-  rows = rows + take(third, 1)
+  rows = rows + sum(take(third, 1), [])
   web = [row for row in rows if row[0] == 1]
-  assert web == take(make_loader(c, config(web=1.0)), 4)[: len(web)]
+  assert web == sum(take(make_loader(c, config(web=1.0)), 4), [])[: len(web)]
   assert third.get_state()["sources"]["web"]["rows"] == len(web) == 14
 
 
@@ -111,8 +77,8 @@ def test_rows_that_are_nowhere(folders, two_stages):
     ConfigError, match=r"'web', which is not in .*/b nor in .*/c\. Fo"
   ):
     make_loader(c, config(web=1.0), earlier=earlier)
-  numbered(b, "web", 19)
-  numbered(c, "web", 18)
+  write_numbered(b, "web", NUMBERS["web"], 19)
+  write_numbered(c, "web", NUMBERS["web"], 18)
   with pytest.raises(DataError, match=r"'web' in .*/b and in .*/c is not the one"):
     make_loader(c, config(web=1.0), earlier=earlier)
 
@@ -125,15 +91,15 @@ def test_rows_that_were_left_out_do_not_shift_fractions(tmp_path):
       mask = np.arange(400) >= 390
       yield EncodedDocument(f"asked:{i}", np.full(400, 1, np.int32), mask)
 
-  manifest = write(tmp_path, "asked", asked(), row_length=16)
+  manifest = write_rows(tmp_path, "asked", asked(), row_length=16)
   assert manifest.dropped["row_without_loss"] > manifest.rows
   plain = (
     EncodedDocument(f"plain:{i}", np.full(64, 2, np.int32), np.ones(64, bool))
     for i in range(40)
   )
-  write(tmp_path, "plain", plain, row_length=16)
+  write_rows(tmp_path, "plain", plain, row_length=16)
   loader = make_loader(tmp_path, config(asked=0.5, plain=0.5))
-  rows = take(loader, 100)
+  rows = sum(take(loader, 100), [])
   for number in (1, 2):
     share = sum(first == number for first, _ in rows) / len(rows)
     # A row that stands alone has one token more than one that shares its border.
@@ -148,7 +114,7 @@ def test_fractions_of_uneven_rows_are_exact_after_whole_epochs(tmp_path):
       EncodedDocument(f"{name}:{i}", np.full(size, number), np.ones(size, bool))
       for i, size in enumerate(sizes)
     )
-    write(tmp_path, name, documents, row_length=8, strategy="single")
+    write_rows(tmp_path, name, documents, row_length=8, strategy="single")
   loader = make_loader(
     tmp_path, DataConfig(datasets={"uneven": 0.5, "even": 0.5}, batch_size=2)
   )
