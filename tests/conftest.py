@@ -36,8 +36,13 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 @pytest.fixture(autouse=True)
 def forget_interrupts():
-  """A Ctrl-C that one test sent and caught must not stop a run of the next."""
+  """A Ctrl-C that one test sent and caught must not stop a run of the next.
+
+  Nor may the next find SIGINT taken: `phi4` leaves it so until its process ends.
+  """
+  handler = signal.getsignal(signal.SIGINT)
   yield
+  signal.signal(signal.SIGINT, handler)
   process = sys.modules.get("experiments.process")
   if process is not None:
     process._early_signum = None

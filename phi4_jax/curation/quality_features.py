@@ -9,11 +9,14 @@ Differs: their kind is not given there. Hashed words and pairs under a linear mo
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
 
 from phi4_jax.curation.minhash_shingles import hash_words, mix
+
+if TYPE_CHECKING:  # slow to import, and every curation reads this file
+  import scipy.sparse
 
 _PAIR_BASE = np.uint64(0x9DDFEA08EB382D69)
 
@@ -43,8 +46,10 @@ def hash_features(
 
 def make_matrix(
   texts: Iterable[str], *, num_buckets: int, max_characters: int
-) -> sparse.csr_matrix:
+) -> "scipy.sparse.csr_matrix":
   """Returns one row for each text: [texts, num_buckets], 8 bytes a feature."""
+  from scipy import sparse
+
   indices, values, ends = [], [], [0]
   for text in texts:
     features, weights = hash_features(

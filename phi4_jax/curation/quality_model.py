@@ -13,14 +13,16 @@ import io
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.io import write_atomic
 from phi4_jax.curation.quality_features import hash_features
+
+if TYPE_CHECKING:  # slow to import, and every curation reads this file
+  import scipy.sparse
 
 FORMAT = 1
 _ARRAYS = ("features", "weights", "bias", "scale", "shift", "reference")
@@ -82,7 +84,7 @@ class QualityModel:
     products = values[:, None].astype(np.float64) * self._table[self._rows[features]]
     return self._calibrate(products.sum(axis=0) + self.bias)
 
-  def matrix_probs(self, matrix: sparse.csr_matrix) -> np.ndarray:
+  def matrix_probs(self, matrix: "scipy.sparse.csr_matrix") -> np.ndarray:
     """As `probs`, for the rows of `quality_features.make_matrix`."""
     logits = np.asarray(matrix[:, self.features] @ self.weights.astype(np.float64))
     return self._calibrate(logits + self.bias)

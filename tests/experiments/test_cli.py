@@ -1,13 +1,14 @@
 """Verbs, flags and exit codes of the command line."""
 
 import dataclasses
+import signal
 import subprocess
 import sys
 import types
 
 import pytest
 
-from experiments import cli, registry
+from experiments import cli, process, registry
 from experiments.config import load, register_all
 from phi4_jax.common.errors import CheckpointError, ConfigError, DataError
 
@@ -78,8 +79,11 @@ class TestMain:
 
   def test_verbs_that_prepare_data_import_no_part_of_a_model(self):
     data_verbs = [
-      *("train_tokenizer", "train_quality", "curate"),
-      *("materialize", "decontaminate", "inspect"),
+      "train_tokenizer",
+      "curate",
+      "materialize",
+      "decontaminate",
+      "inspect",
     ]
     code = f"""
 import contextlib, io, sys
@@ -89,10 +93,11 @@ from experiments.curate import CurateConfig
 from phi4_jax.common.errors import ConfigError
 
 def show_modules(about):
-  slow = "jax flax optax orbax kernels tensorflow seqio grain".split()
+  slow = "jax flax optax orbax kernels tensorflow seqio grain scipy".split()
   print(about, sorted(set(slow) & set(sys.modules)))
 
-for argv in [*([verb, "--help"] for verb in {data_verbs}), ["materialize", "--list"]]:
+helps = [[verb, "--help"] for verb in {data_verbs}]
+for argv in [*helps, ["materialize", "--list"], ["train_quality", "--help"]]:
   with contextlib.redirect_stdout(io.StringIO()) as shown:
     with contextlib.suppress(SystemExit):
       cli.main(argv)
@@ -106,11 +111,12 @@ for line in ["ModelConfg.vocab_size = 8", "ModelConfig.vocab_size = 8"]:
     done = subprocess.run(
       [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    *shown, unknown, unused = done.stdout.splitlines()
+    *shown, quality, unknown, unused = done.stdout.splitlines()
     assert shown == ["True []"] * (len(data_verbs) + 1)
+    assert quality == "True ['scipy']"
     # The names of all classes are known; a class is imported when it is named.
     assert "unknown class 'ModelConfg'. Did you mean ModelConfig?" in unknown
-    assert unknown.endswith(" []")
+    assert unknown.endswith(" ['scipy']")
     assert "CurateConfig does not use ModelConfig. Remove the line" in unused
 
   def test_no_verb_is_an_error_with_help(self, capsys):
@@ -131,6 +137,19 @@ for line in ["ModelConfg.vocab_size = 8", "ModelConfig.vocab_size = 8"]:
     monkeypatch.setitem(cli.VERBS, "toy", ("toy_verb", "a toy"))
     assert cli.main(["toy", "--workdir", "w", "--help"]) == 7
     assert seen == ["--workdir", "w", "--help"]
+
+  @pytest.mark.parametrize("time", ["first", "second"])
+  def test_an_early_ctrl_c_is_noted(self, time, monkeypatch):
+    """Each time, because what one test leaves behind is taken back after it."""
+    del time
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    module = types.ModuleType("toy_verb")
+    module.main = lambda argv: signal.raise_signal(signal.SIGINT)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "toy_verb", module)
+    monkeypatch.setitem(cli.VERBS, "toy", ("toy_verb", "a toy"))
+    assert cli.main(["toy"]) == 130
+    with pytest.raises(KeyboardInterrupt):
+      process.raise_early_interrupt()
 
 
 class TestRunVerb:
