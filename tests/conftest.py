@@ -40,9 +40,13 @@ def forget_interrupts():
 
   Nor may the next find SIGINT taken: `phi4` leaves it so until its process ends.
   """
-  handler = signal.getsignal(signal.SIGINT)
+  _forget_interrupts()  # of a fixture for several tests too
   yield
-  signal.signal(signal.SIGINT, handler)
+  _forget_interrupts()
+
+
+def _forget_interrupts():
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   process = sys.modules.get("experiments.process")
   if process is not None:
     process._early_signum = None
