@@ -9,10 +9,16 @@ from typing import Any, ClassVar
 
 from experiments.process import StopRequest
 from experiments.run_directory import RunDirectory
+from experiments.samplers import describe_throughput
 from experiments.search_critic import check_critic, make_critic
 from experiments.search_flags import make_flags
 from experiments.search_progress import SearchProgress
-from experiments.search_setup import check_asked, make_asked, make_search_sampler
+from experiments.search_setup import (
+  check_answerer,
+  check_asked,
+  make_asked,
+  make_search_sampler,
+)
 from experiments.search_summary import summarise
 from experiments.stage import StageConfig, run_stage
 from experiments.tasks import TaskConfig
@@ -94,17 +100,9 @@ class FindPivotalTokensConfig(StageConfig):
 
   def __post_init__(self):
     name = type(self).__name__
-    if (self.parent is None) == (self.endpoint is None):
-      raise ConfigError(
-        f"Exactly one of {name}.parent (a folder, as --checkpoint gives it) and "
-        f"{name}.endpoint must be set: it is what answers."
-      )
-    if self.parent is not None and self.model is None:
-      raise ConfigError(f"{name}.model must be set with {name}.parent: @ModelConfig().")
+    check_answerer(self)
     check_asked(self.task, self.oracle, self.num_questions)
     check_critic(self)
-    if self.held_gib < 0:
-      raise ConfigError(f"{name}.held_gib ({self.held_gib}) must be 0 or more.")
     for field in ("max_tokens", "max_minutes"):
       value = getattr(self, field)
       if value is not None and value <= 0:
@@ -171,15 +169,10 @@ def describe_speed(
   Those of all its processes, with all that they did (compiling, judging); what the
   last one's sampler says of its own work, as far as it says it, is `last_process`.
   """
-  names = (
-    *("tokens_per_second", "sampled_tokens", "prompt_tokens", "prefill_tokens"),
-    *("held_tokens", "row_steps", "occupancy", "compile_seconds"),
-  )
-  found = {name: getattr(throughput, name, None) for name in names}
   return {
     "search_seconds": seconds,
     "tokens_per_second": metrics["sampled_tokens"] / seconds if seconds else 0.0,
-    "last_process": {name: value for name, value in found.items() if value is not None},
+    "last_process": describe_throughput(throughput),
   }
 
 

@@ -5,6 +5,7 @@ Knows runs, weights and the sampling engine; refuses to know tasks and answers.
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -152,3 +153,13 @@ def make_parent_sampler(
     prompt_lengths=prompt_lengths,
   )
   return sampler, digest
+
+
+def describe_throughput(throughput: Any) -> dict[str, Any]:
+  """Returns what a sampler says of its own work, as far as it says it."""
+  names = (
+    *("tokens_per_second", "sampled_tokens", "prompt_tokens", "prefill_tokens"),
+    *("held_tokens", "row_steps", "occupancy", "compile_seconds"),
+  )
+  found = {name: getattr(throughput, name, None) for name in names}
+  return {name: value for name, value in found.items() if value is not None}

@@ -5,11 +5,11 @@ over them. Imports what is heavy only when a flag asks for it.
 """
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from experiments import config as config_lib
+from experiments.asking_flags import add_asking_flags, asking_bindings
 from experiments.run_directory import load_result, resolve_input
 from experiments.stage import VerbFlags
 from phi4_jax.common.errors import ConfigError
@@ -41,16 +41,7 @@ def make_flags(root: type) -> VerbFlags:
 
 def _add(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
-  add(
-    "--questions",
-    metavar="FILE",
-    help="JSON lines with question (or messages) and answer, perhaps id and category",
-  )
-  add(
-    "--checkpoint",
-    metavar="DIR",
-    help="the model that answers: a folder of `phi4 convert` or of a training run",
-  )
+  add_asking_flags(parser)
   add(
     "--critic",
     metavar="DIR",
@@ -65,61 +56,10 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _apply(arguments: argparse.Namespace) -> None:
-  bindings: list[str] = []
-  if arguments.questions is not None:
-    bindings += [
-      f"{_ROOT}.task = @QuestionFileConfig()",
-      f"QuestionFileConfig.path = {arguments.questions!r}",
-    ]
-  if arguments.checkpoint is not None:
-    bindings += checkpoint_bindings(arguments.checkpoint)
+  bindings = asking_bindings(arguments, _ROOT)
   if arguments.critic is not None:
     bindings.append(f"{_ROOT}.critic = {arguments.critic!r}")
   arguments.bindings = bindings + arguments.bindings
-
-
-def checkpoint_bindings(path: str) -> list[str]:
-  """Returns the settings that make a folder's model the one that answers.
-
-  How it is computed (dtype, kernels) is left to the gin file.
-
-  Raises:
-    ConfigError: if the folder holds no complete model.
-    DataError: if its vocabulary is missing.
-    CheckpointError: if it has no finished checkpoint.
-  """
-  from experiments.model_folder import load_model_folder
-  from experiments.parents import FREE_SETTINGS
-
-  found = load_model_folder(path)
-  if not found.is_final:
-    raise ConfigError(
-      f"--checkpoint ({path}) is not the last checkpoint of a complete run. Give the "
-      "folder of a run that is complete."
-    )
-  assert found.vocabulary_folder is not None
-  bindings = [
-    f"{_ROOT}.model = @ModelConfig()",
-    f"{_ROOT}.parent = {str(found.run)!r}",
-    f"{_ROOT}.vocabulary = {str(found.vocabulary_folder.parent)!r}",
-  ]
-  for field in dataclasses.fields(found.model):
-    if field.name not in FREE_SETTINGS:
-      value = getattr(found.model, field.name)
-      bindings += _spell(f"ModelConfig.{field.name}", value)
-  return bindings
-
-
-def _spell(name: str, value: Any) -> list[str]:
-  if not dataclasses.is_dataclass(value):
-    return [f"{name} = {value!r}"]
-  kind = type(value).__name__
-  inner = [
-    line
-    for field in dataclasses.fields(value)
-    for line in _spell(f"{kind}.{field.name}", getattr(value, field.name))
-  ]
-  return [f"{name} = @{kind}()", *inner]
 
 
 def export(root: type, workdir: Path, form: Any) -> str:

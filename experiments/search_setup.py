@@ -45,12 +45,15 @@ class Asked:
     unusable: rows of a file that are not, with reasons.
     oracle: judges.
     stop_ids: tokens that end a response.
+    records: a line of JSON for each question, by id, in their order: that of the file,
+      those that are not asked too; of a task's question one with the same fields.
   """
 
   questions: tuple[Question, ...]
   unusable: tuple[UnusableQuestion, ...]
   oracle: Oracle
   stop_ids: tuple[int, ...]
+  records: Mapping[str, Mapping[str, Any]]
 
   def close(self) -> None:
     """Ends what the oracle has started."""
@@ -66,6 +69,7 @@ def make_asked(
   *,
   num_questions: int,
   max_length: int,
+  needs_answer: bool = True,
 ) -> Asked:
   """Returns the questions of a task or a file, and the oracle.
 
@@ -75,6 +79,7 @@ def make_asked(
     vocabulary: encodes and decodes.
     num_questions: from the beginning; 0 for all of a file.
     max_length: caps prompt and response together.
+    needs_answer: whether rows of a file without a usable answer are set aside.
 
   Raises:
     ConfigError: if something that is needed is not set.
@@ -92,7 +97,11 @@ def make_asked(
       else RuleOracle(make_rule(rule), vocabulary)
     )
     return Asked(
-      questions=questions, unusable=(), oracle=oracle, stop_ids=vocabulary.stop_ids
+      questions=questions,
+      unusable=(),
+      oracle=oracle,
+      stop_ids=vocabulary.stop_ids,
+      records={question.id: _record_of(question) for question in questions},
     )
   assert rule is not None
   judge = RuleOracle(make_rule(rule), vocabulary, ends=task.ends)
@@ -102,24 +111,56 @@ def make_asked(
     max_length=max_length,
     num_questions=num_questions,
     refuse=judge.refuse,
+    needs_answer=needs_answer,
   )
   return Asked(
     questions=found.questions,
     unusable=found.unusable,
     oracle=judge,
     stop_ids=find_stop_ids(vocabulary, task.ends),
+    records=found.records,
   )
 
 
-def check_asked(
-  task: TaskConfig | QuestionFileConfig, rule: RuleConfig | None, num_questions: int
-) -> None:
-  """Refuses questions without a judge or a number.
+def _record_of(question: Question) -> dict[str, Any]:
+  messages = [dict(message) for message in question.messages]
+  is_plain = len(messages) == 1
+  asked = {"question": question.prompt} if is_plain else {"messages": messages}
+  return {"id": question.id, **asked, "answer": question.reference}
+
+
+def check_answerer(config: Any) -> None:
+  """Refuses a configuration with no model that answers, or with two.
+
+  Args:
+    config: with fields `model`, `parent`, `endpoint`, `held_gib`.
 
   Raises:
     ConfigError: says what to set.
   """
-  name = "FindPivotalTokensConfig"
+  name = type(config).__name__
+  if (config.parent is None) == (config.endpoint is None):
+    raise ConfigError(
+      f"Exactly one of {name}.parent (a folder, as --checkpoint gives it) and "
+      f"{name}.endpoint must be set: it is what answers."
+    )
+  if config.parent is not None and config.model is None:
+    raise ConfigError(f"{name}.model must be set with {name}.parent: @ModelConfig().")
+  if config.held_gib < 0:
+    raise ConfigError(f"{name}.held_gib ({config.held_gib}) must be 0 or more.")
+
+
+def check_asked(
+  task: TaskConfig | QuestionFileConfig,
+  rule: RuleConfig | None,
+  num_questions: int,
+  name: str = "FindPivotalTokensConfig",
+) -> None:
+  """Refuses questions without a judge or a number; `name` is the config's.
+
+  Raises:
+    ConfigError: says what to set.
+  """
   is_file = isinstance(task, QuestionFileConfig)
   if is_file and rule is None:
     raise ConfigError(
@@ -136,13 +177,37 @@ def check_asked(
 def make_search_sampler(
   config: Any, vocabulary: Vocabulary, inputs: Mapping[str, Path], asked: Asked
 ) -> tuple[Any, str]:
-  """Returns what draws for a search, and the name of its weights.
+  """Returns what draws for a search; see `make_asking_sampler`.
 
   Args:
     config: a FindPivotalTokensConfig.
     vocabulary: of the search.
+    inputs: as `make_asking_sampler` takes them.
+    asked: what is searched.
+
+  Raises:
+    ConfigError: if the endpoint or the devices cannot do it.
+  """
+  # Of each question its prompt and the responses that are searched.
+  num_texts = len(asked.questions) * (1 + config.search.responses_per_question)
+  return make_asking_sampler(config, vocabulary, inputs, asked, num_texts)
+
+
+def make_asking_sampler(
+  config: Any,
+  vocabulary: Vocabulary,
+  inputs: Mapping[str, Path],
+  asked: Asked,
+  num_texts: int,
+) -> tuple[Any, str]:
+  """Returns what draws responses to questions, and the name of its weights.
+
+  Args:
+    config: says what answers (`check_answerer`), with a law, rows and a seed.
+    vocabulary: of the questions.
     inputs: folders by name; "parent" unless there is an endpoint.
     asked: gives stop tokens, and a prompt to try an endpoint with.
+    num_texts: from which responses branch off, all questions together.
 
   Raises:
     ConfigError: if the endpoint or the devices cannot do it.
@@ -162,8 +227,6 @@ def make_search_sampler(
     config.model, config.mesh, inputs["parent"], vocabulary, config.weights
   )
   mesh = make_mesh(config.mesh)
-  # Of each question its prompt and the responses that are searched.
-  num_texts = len(asked.questions) * (1 + config.search.responses_per_question)
   engine = RolloutEngine(
     params,
     config.model,

@@ -33,6 +33,19 @@ def find_boxed(text: str) -> str | None:
   return text[boxes[-1].inside : boxes[-1].end - 1].strip() if boxes else None
 
 
+def find_single_box(text: str) -> str | None:
+  r"""Returns what `find_boxed` does unless its line has boxes that say otherwise.
+
+  `$x = \boxed{1}$ or $\boxed{2}$` gives None: neither box is the answer.
+  """
+  boxes = _closed_boxes(text)
+  line = text.rfind("\n", 0, boxes[-1].begin) if boxes else 0
+  said = {
+    normalize_text(text[box.inside : box.end - 1]) for box in boxes if box.begin > line
+  }
+  return find_boxed(text) or None if len(said) == 1 else None
+
+
 def find_boxed_line(text: str) -> str | None:
   r"""Returns the last line's boxes and what stands between them, else None.
 

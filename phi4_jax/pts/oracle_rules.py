@@ -9,7 +9,8 @@
 
 A response in which a rule finds no answer is wrong. What keeps a rule from a verdict
 is an `OracleFailure` with the reason. Each rule has a version, which is written down
-with a search: verdicts of two versions are not mixed.
+with a search: verdicts of two versions are not mixed. All but the last read answers,
+too, so that answers can be compared with each other where none is known to be right.
 
 Source: arXiv:2412.08905 section 4.3 ("correctness", judged by a task's oracle).
 """
@@ -25,6 +26,7 @@ from phi4_jax.eval.final_answer import (
   find_boxed_line,
   find_choice,
   find_final_number,
+  find_single_box,
   normalize_text,
 )
 from phi4_jax.pts.oracle_process import JudgePool, OracleTimeout
@@ -58,6 +60,27 @@ class Rule(Protocol):
 
   def close(self) -> None:
     """Ends processes, if the rule has any."""
+    ...
+
+
+@runtime_checkable
+class ReadingRule(Rule, Protocol):
+  """A rule that says what a response answers, whether or not that is right."""
+
+  def find_answer(self, response: str) -> str | None:
+    """Returns the answer in a response; None if there is not exactly one."""
+    ...
+
+  def read_reference(self, reference: str) -> str | None:
+    """Returns a reference as `find_answer` spells answers; None if it is no answer."""
+    ...
+
+  def is_same(self, first: str, second: str) -> bool:
+    """Whether two answers, as `find_answer` returns them, say the same.
+
+    Raises:
+      OracleFailure: if there is no verdict.
+    """
     ...
 
 
@@ -152,6 +175,9 @@ def _check_processes(config: MathRuleConfig | PythonRuleConfig) -> None:
 RuleConfig = NumberRuleConfig | ChoiceRuleConfig | MathRuleConfig | PythonRuleConfig
 
 
+ReadingRuleConfig = NumberRuleConfig | ChoiceRuleConfig | MathRuleConfig
+
+
 def make_rule(config: RuleConfig) -> Rule:
   """Returns the rule that a configuration names.
 
@@ -170,7 +196,7 @@ def make_rule(config: RuleConfig) -> Rule:
 
 
 class _TextRule:
-  """What rules without processes share."""
+  """What rules without processes share: equal answers are equal strings."""
 
   def close(self) -> None:
     """Nothing to end."""
@@ -185,7 +211,7 @@ class NumberRule(_TextRule):
   version = "number 1"
 
   def refuse(self, reference: str) -> str | None:
-    if _reference_number(reference) is None:
+    if self.read_reference(reference) is None:
       return (
         f"the answer {_shorten(reference)} is not one number, and gives none as "
         "'#### n'"
@@ -193,8 +219,15 @@ class NumberRule(_TextRule):
     return None
 
   def judge(self, question: str, response: str, reference: str) -> tuple[bool, str]:
-    answer = find_final_number(response)
-    return answer is not None and answer == _reference_number(reference), ""
+    answer = self.find_answer(response)
+    return answer is not None and answer == self.read_reference(reference), ""
+
+  def find_answer(self, response: str) -> str | None:
+    return find_final_number(response)
+
+  def read_reference(self, reference: str) -> str | None:
+    number = normalize_number(reference)
+    return find_marked_number(reference) if number is None else number
 
 
 class ChoiceRule(_TextRule):
@@ -205,7 +238,7 @@ class ChoiceRule(_TextRule):
     self.version = f"choice 1 {config.letters}"
 
   def refuse(self, reference: str) -> str | None:
-    if _reference_letter(reference, self._letters) is None:
+    if self.read_reference(reference) is None:
       return (
         f"the answer {_shorten(reference)} is not one of the letters "
         f"{', '.join(self._letters)} (ChoiceRuleConfig.letters)"
@@ -213,9 +246,14 @@ class ChoiceRule(_TextRule):
     return None
 
   def judge(self, question: str, response: str, reference: str) -> tuple[bool, str]:
-    answer = find_choice(response, self._letters)
-    right = _reference_letter(reference, self._letters)
-    return answer is not None and answer == right, ""
+    answer = self.find_answer(response)
+    return answer is not None and answer == self.read_reference(reference), ""
+
+  def find_answer(self, response: str) -> str | None:
+    return find_choice(response, self._letters)
+
+  def read_reference(self, reference: str) -> str | None:
+    return _reference_letter(reference, self._letters)
 
 
 class MathRule:
@@ -223,7 +261,8 @@ class MathRule:
 
   The boxes of the last line that has any are compared; without a box, what Math-Verify
   takes for the answer. An answer that is nested deeper than 40 brackets, or would be a
-  number of more than 5,000 digits, is wrong without being computed.
+  number of more than 5,000 digits, is wrong without being computed. What is read as an
+  answer stands in a box, and is the same as another if it is right where that one is.
   """
 
   def __init__(self, config: MathRuleConfig):
@@ -274,6 +313,15 @@ class MathRule:
       self._known[name] = verdict
     return verdict, ""
 
+  def find_answer(self, response: str) -> str | None:
+    return find_single_box(response)
+
+  def read_reference(self, reference: str) -> str | None:
+    return (find_boxed(reference) or reference).strip() or None
+
+  def is_same(self, first: str, second: str) -> bool:
+    return self.judge("", f"\\boxed{{{first}}}", second)[0]
+
   def close(self) -> None:
     self._pool.close()
 
@@ -311,11 +359,6 @@ class PythonRule:
 
   def close(self) -> None:
     self._pool.close()
-
-
-def _reference_number(reference: str) -> str | None:
-  number = normalize_number(reference)
-  return find_marked_number(reference) if number is None else number
 
 
 def _reference_letter(reference: str, letters: str) -> str | None:

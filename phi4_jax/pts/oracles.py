@@ -23,6 +23,7 @@ class RuleOracle:
   """A rule's verdicts on decoded responses; implements the Oracle protocol.
 
   Attributes:
+    rule: it.
     workers: judgements that make sense at once: processes of the rule, else 1.
     printed: what a rule printed while it judged, by the question's id; the beginning
       of the first time. A rule that prints is heard, and its verdict stands.
@@ -36,7 +37,7 @@ class RuleOracle:
       ends: a response is judged up to the first of these, for base models that go on
         with a question of their own.
     """
-    self._rule = rule
+    self.rule = rule
     self.workers: int = getattr(rule, "workers", 1)
     self._vocabulary = vocabulary
     self._ends = tuple(ends)
@@ -53,7 +54,7 @@ class RuleOracle:
       OracleFailure: if there is no verdict, with the reason.
     """
     response = self.response_text(token_ids, finish)
-    verdict, printed = self._rule.judge(question.prompt, response, question.reference)
+    verdict, printed = self.rule.judge(question.prompt, response, question.reference)
     if printed:
       with self._lock:
         if not self.printed:
@@ -68,7 +69,7 @@ class RuleOracle:
 
   def refuse(self, reference: str) -> str | None:
     """Says why nothing can be judged against a reference; None if it can."""
-    return self._rule.refuse(reference)
+    return self.rule.refuse(reference)
 
   def response_text(self, token_ids: Sequence[int], finish: Finish) -> str:
     """The response as judged: without special tokens, and without what follows an end.
@@ -87,7 +88,7 @@ class RuleOracle:
 
   def close(self) -> None:
     """Ends the rule's processes, if it has any."""
-    self._rule.close()
+    self.rule.close()
 
 
 def find_stop_ids(vocabulary: Vocabulary, ends: Sequence[str]) -> tuple[int, ...]:

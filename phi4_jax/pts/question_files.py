@@ -6,6 +6,7 @@ A row is an object with
                                  after as it stands (no chat format, no template)
   answer                         the right answer: a text or a number
   id, category, system           optional; a row without an id is called `row-N`
+  agreement                      of `phi4 filter_questions`; not read
 
 A field of another name may be a mistaken one of these, and is an error unless
 `QuestionFileConfig.ignored_fields` has it. A file that is no JSON lines, or a field of
@@ -30,7 +31,7 @@ from phi4_jax.pts.oracle import Question, show_messages
 from phi4_jax.pts.oracle_process import OracleFailure
 
 _ASKED = ("question", "messages", "prompt")
-_OPTIONAL = ("id", "category", "system")
+_OPTIONAL = ("id", "category", "system", "agreement")
 _log = logging.getLogger(__name__)
 
 
@@ -104,10 +105,12 @@ class QuestionFile(NamedTuple):
   Attributes:
     questions: those that are asked, in the file's order.
     unusable: the others.
+    records: the rows of both as they stand, by id, in the file's order.
   """
 
   questions: tuple[Question, ...]
   unusable: tuple[UnusableQuestion, ...]
+  records: Mapping[str, Mapping[str, Any]]
 
 
 def load_questions(
@@ -117,6 +120,7 @@ def load_questions(
   max_length: int,
   num_questions: int = 0,
   refuse: Callable[[str], str | None] | None = None,
+  needs_answer: bool = True,
 ) -> QuestionFile:
   """Reads the first questions of a file.
 
@@ -126,16 +130,19 @@ def load_questions(
     max_length: caps prompt and response together, as in the sampling law.
     num_questions: rows that are read; 0 for all.
     refuse: says why nothing can be judged against an answer, as `RuleOracle.refuse`.
+    needs_answer: whether a question without an answer, or with one that is refused, is
+      set aside. If not, `Question.reference` is "" where there is none.
 
   Raises:
     DataError: if the file is unusable, or a field is not known or of the wrong kind;
       names file, row and field. If two rows have one id, or no question is left.
     ConfigError: if the vocabulary has no chat format and one is asked for.
   """
-  read = _Reader(config, vocabulary, max_length, refuse)
+  read = _Reader(config, vocabulary, max_length, refuse, needs_answer)
   questions: list[Question] = []
   unusable: list[UnusableQuestion] = []
   rows_of: dict[str, int] = {}
+  records: dict[str, Mapping[str, Any]] = {}
   as_they_stand: list[int] = []
   for row, record in _first(read_jsonl(config.path), num_questions):
     found = read.question(row, record)
@@ -145,6 +152,7 @@ def load_questions(
         f"{rows_of[found.id]}. Ids name questions in all that is written."
       )
     rows_of[found.id] = row
+    records[found.id] = record
     if isinstance(found, Question):
       questions.append(found)
       if record.get("prompt") is not None:
@@ -170,7 +178,7 @@ def load_questions(
     raise DataError(
       f"No question of {config.path} can be asked; row {first.row}: {first.reason}."
     )
-  return QuestionFile(tuple(questions), tuple(unusable))
+  return QuestionFile(tuple(questions), tuple(unusable), records)
 
 
 def _first(
@@ -195,11 +203,13 @@ class _Reader:
     vocabulary: Vocabulary,
     max_length: int,
     refuse: Callable[[str], str | None] | None,
+    needs_answer: bool,
   ):
     self._config = config
     self._vocabulary = vocabulary
     self._max_length = max_length
     self._refuse = refuse
+    self._needs_answer = needs_answer
     self._examples = ""
     if config.examples_path:
       self._examples = _read_text(config.examples_path)
@@ -319,6 +329,8 @@ class _Reader:
     if isinstance(value, int | float) and not isinstance(value, bool):
       value = repr(value)
     if value is None:
+      if not self._needs_answer:
+        return ""
       found = ", ".join(map(repr, record))
       raise _Unusable(f"it has no field {field!r} (found: {found})")
     if not isinstance(value, str):
@@ -326,6 +338,8 @@ class _Reader:
         f"{where}: field {field!r} is a {type(value).__name__}; a text or a number is "
         "required."
       )
+    if not self._needs_answer:
+      return value.strip()
     if not value.strip():
       raise _Unusable(f"field {field!r} is empty")
     try:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments import asking_flags, search_flags
 from experiments import config as config_lib
-from experiments import search_flags
 from experiments.find_pivotal_tokens import FindPivotalTokensConfig
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.model.config import ModelConfig
@@ -17,6 +17,7 @@ from phi4_jax.model.rope_scaling import LinearRope
 from tests.experiments.untrained_runs import MODEL, VOCABULARY, make_model_run
 
 _ROOT = Path(__file__).resolve().parents[2]
+_ROOT_CLASS = "FindPivotalTokensConfig"
 _GIN = f"{_ROOT}/gin_configs/pts/gsm8k.gin"
 # Right if the first character's number has the remainder that the answer says.
 _RULE = """
@@ -150,7 +151,7 @@ def test_a_budget_ends_the_search_and_a_larger_one_goes_on_to_the_same(
 
 
 def test_a_folder_brings_its_model_and_leaves_how_it_is_computed(folder):
-  bindings = search_flags.checkpoint_bindings(str(folder / "model"))
+  bindings = asking_flags.checkpoint_bindings(str(folder / "model"), _ROOT_CLASS)
   config = config_lib.load(
     FindPivotalTokensConfig,
     [_GIN],
@@ -173,7 +174,7 @@ def test_nested_settings_of_a_model_are_spelled(folder, monkeypatch):
   monkeypatch.setattr(
     "experiments.model_folder.load_model_folder", lambda path: Found()
   )
-  bindings = search_flags.checkpoint_bindings("anything")
+  bindings = asking_flags.checkpoint_bindings("anything", _ROOT_CLASS)
   config = config_lib.load(FindPivotalTokensConfig, [_GIN], bindings)
   assert config.model is not None
   assert config.model.rope_scaling == LinearRope(factor=2.0)
