@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from phi4_jax.common.errors import ConfigError
+from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.io import JsonlLog, read_json, write_json
 from phi4_jax.common.sampler import (
   Branch,
@@ -29,6 +29,13 @@ Outcome = Literal["kept", "unanimous", "inconsistent", "tie", "unanswered"]
 OUTCOMES: tuple[Outcome, ...] = (
   "kept", "unanimous", "inconsistent", "tie", "unanswered",
 )  # fmt: skip
+
+# What answers are whose settings (of this name) were others.
+_OTHERS = {
+  "questions": "to other questions",
+  "sampler": "of another sampler",
+  "law": "that were drawn from another law",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +80,7 @@ class Question:
     id: names it; unique.
     prompt_ids: token ids of the whole prompt.
     truth: the answer that is known, in the form that the extractor returns; or None.
+      In a report it is spelled as the answers that are the same.
   """
 
   id: str
@@ -111,10 +119,14 @@ class AgreementReport:
   Attributes:
     questions: in the order given.
     agreements: of each question.
+    num_tokens: of all answers.
+    num_cut_off: answers that the law's length ended; they are not read.
   """
 
   questions: tuple[Question, ...]
   agreements: tuple[Agreement, ...]
+  num_tokens: int = 0
+  num_cut_off: int = 0
 
   def kept(self) -> Iterator[tuple[Question, Agreement]]:
     """Yields the questions that are kept; `Agreement.answer` is their answer."""
@@ -193,6 +205,8 @@ def filter_questions(
   sampler_id: str,
   rows_per_call: int = 64,
   progress: Callable[[int, int], None] | None = None,
+  is_same: Callable[[str, str], bool] | None = None,
+  judged: Callable[[int, int], None] | None = None,
 ) -> AgreementReport:
   """Draws answers to questions and judges each question by their agreement.
 
@@ -210,11 +224,14 @@ def filter_questions(
     sampler_id: names what the protocol does not tell: weights and seed.
     rows_per_call: answers asked of a plain sampler at a time.
     progress: called with (answers there, answers wanted) after each.
+    is_same: whether two answers of different spelling say the same; then both count as
+      the one that was drawn first. None where equal answers are equal strings.
+    judged: called with (questions judged, questions) after each.
 
   Raises:
     ConfigError: if two questions have one id, a prompt leaves no room for an answer, or
       `out_dir` holds answers to other questions or of another sampler.
-    ValueError: if an answer cannot be drawn; those before it are on disk.
+    DataError: if an answer cannot be drawn; those before it are on disk.
   """
   questions = tuple(questions)
   _check_questions(questions, sampler.law.max_length)
@@ -234,7 +251,7 @@ def filter_questions(
     there = len(wanted) - len(missing)
     for (i, s), completion in _draw(branches, questions, missing):
       if completion.error is not None:
-        raise ValueError(
+        raise DataError(
           f"Answer {s} to question {questions[i].id!r}: {completion.error}"
         )
       record = {
@@ -257,13 +274,40 @@ def filter_questions(
   def answer(record: dict[str, Any]) -> str | None:
     return extract(record["text"]) if record["finish"] == "stop" else None
 
+  judged_questions: list[Question] = []
+  agreements: list[Agreement] = []
+  for i, question in enumerate(questions):
+    answers = [answer(records[i, s]) for s in range(config.num_answers)]
+    if is_same is not None:
+      *answers, truth = _spell_alike([*answers, question.truth], is_same)
+      question = dataclasses.replace(question, truth=truth)
+    judged_questions.append(question)
+    agreements.append(judge_answers(answers, config))
+    if judged is not None:
+      judged(i + 1, len(questions))
+  used = [records[path] for path in wanted]
   return AgreementReport(
-    questions=questions,
-    agreements=tuple(
-      judge_answers([answer(records[i, s]) for s in range(config.num_answers)], config)
-      for i in range(len(questions))
-    ),
+    questions=tuple(judged_questions),
+    agreements=tuple(agreements),
+    num_tokens=sum(record["num_tokens"] for record in used),
+    num_cut_off=sum(record["finish"] != "stop" for record in used),
   )
+
+
+def _spell_alike(
+  answers: Sequence[str | None], is_same: Callable[[str, str], bool]
+) -> list[str | None]:
+  """Returns answers, each as the first of those that it is the same as."""
+  spelled: dict[str, str] = {}
+  firsts: list[str] = []
+  for answer in answers:
+    if answer is None or answer in spelled:
+      continue
+    first = next((known for known in firsts if is_same(answer, known)), answer)
+    spelled[answer] = first
+    if first == answer:
+      firsts.append(answer)
+  return [None if answer is None else spelled[answer] for answer in answers]
 
 
 def _draw(
@@ -309,8 +353,8 @@ def _check_settings(file: Path, settings: dict[str, Any]) -> None:
   before = read_json(file)
   changed = [name for name, value in settings.items() if before.get(name) != value]
   if changed:
+    name = changed[0]
     raise ConfigError(
-      f"{file.parent} holds answers with another {changed[0]} "
-      f"({before.get(changed[0])!r}, now {settings[changed[0]]!r}). Choose another "
-      "folder."
+      f"{file.parent} holds answers {_OTHERS[name]} ({name}: {before.get(name)!r}, now "
+      f"{settings[name]!r}). Choose another folder."
     )

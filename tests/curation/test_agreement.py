@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phi4_jax.common.errors import ConfigError
+from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.sampler import SamplingLaw, ScriptedSampler
 from phi4_jax.curation.agreement import (
   AgreementConfig,
@@ -99,7 +99,9 @@ class Counted:
     return [digit, digit, digit, digit, digit] if digit == 0 else [digit, STOP]
 
 
-def run(folder, counted, config=FOUR, questions=QUESTIONS, sampler_id="a", rows=1):
+def run(
+  folder, counted, config=FOUR, questions=QUESTIONS, sampler_id="a", rows=1, **given
+):
   return filter_questions(
     questions,
     counted.sampler,
@@ -109,6 +111,7 @@ def run(folder, counted, config=FOUR, questions=QUESTIONS, sampler_id="a", rows=
     extract=lambda text: None if "8" in text else text,
     sampler_id=sampler_id,
     rows_per_call=rows,
+    **given,
   )
 
 
@@ -131,6 +134,27 @@ def test_questions_are_filtered_and_counted(tmp_path):
     "ties": 2,
     "truth": {"all": {"known": 5, "right": 2}, "kept": {"known": 2, "right": 1}},
   }  # fmt: skip
+  # The three 0 fill the law's length behind two tokens of prompt; the others stop.
+  assert (report.num_cut_off, report.num_tokens) == (3, 3 * 4 + 21 * 2)
+
+
+def test_other_spellings_of_an_answer_are_votes_for_the_first(tmp_path):
+  told = []
+  report = run(
+    tmp_path,
+    Counted(),
+    is_same=lambda one, other: {one, other} == {"1", "2"},
+    judged=lambda done, total: told.append((done, total)),
+  )
+  assert [(a.outcome, a.answer) for a in report.agreements] == [
+    ("unanimous", "1"), ("unanimous", "1"), ("kept", "1"), ("unanimous", "1"),
+    ("kept", "1"), ("unanswered", None),
+  ]  # fmt: skip
+  assert report.agreements[2].answers == ("1", "1", "3", "4")
+  # Of a known answer, too: "2" to q2 and q4.
+  assert [q.truth for q in report.questions] == ["1", "1", "1", None, "1", "1"]
+  assert report.to_json()["truth"]["kept"] == {"known": 2, "right": 2}
+  assert told == [(i, 6) for i in range(1, 7)]
 
 
 def test_a_killed_run_goes_on_and_draws_nothing_twice(tmp_path):
@@ -163,9 +187,9 @@ def test_other_rules_draw_nothing_and_more_answers_only_what_is_missing(tmp_path
 
 def test_what_does_not_belong_together_is_refused(tmp_path):
   run(tmp_path, Counted())
-  with pytest.raises(ConfigError, match="another sampler"):
+  with pytest.raises(ConfigError, match="of another sampler"):
     run(tmp_path, Counted(), sampler_id="b")
-  with pytest.raises(ConfigError, match="another questions"):
+  with pytest.raises(ConfigError, match="to other questions"):
     run(tmp_path, Counted(), questions=QUESTIONS[:2])
   with pytest.raises(ConfigError, match="'q0' is there 2 times"):
     run(tmp_path / "b", Counted(), questions=[QUESTIONS[0]] * 2)
@@ -187,7 +211,7 @@ def test_an_answer_that_cannot_be_drawn_ends_the_run(tmp_path):
 
   failing = Counted()
   failing.sampler = Failing()
-  with pytest.raises(ValueError, match="Answer 0 to question 'q1': not finite"):
+  with pytest.raises(DataError, match="Answer 0 to question 'q1': not finite"):
     run(tmp_path, failing)
   assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 4
 
