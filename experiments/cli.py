@@ -37,6 +37,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "experiments.decontaminate",
     "take rows that hold benchmark questions out of training files",
   ),
+  "filter_questions": (
+    "experiments.filter_questions",
+    "keep the questions on which a model's answers agree in part",
+  ),
   "inspect": ("experiments.inspect", "show a packed row as the model sees it"),
   "pretrain": ("experiments.pretrain", "train a model on packed rows"),
   "midtrain": ("experiments.midtrain", "train a pretrained model on longer rows"),

@@ -21,6 +21,7 @@ STAGES = {
   "DpoConfig": "experiments.dpo",
   "RejectionSamplingConfig": "experiments.rejection_sampling",
   "EvaluateConfig": "experiments.evaluate",
+  "FilterQuestionsConfig": "experiments.filter_questions",
   "FindPivotalTokensConfig": "experiments.find_pivotal_tokens",
   "CompareConfig": "experiments.compare",
   "ConvertConfig": "experiments.convert_in",
