@@ -256,6 +256,12 @@ class _Reader:
       return f"row-{row}"
     if not isinstance(value, str):
       raise DataError(f"{where}: field 'id' is {value!r}; a text or an integer is.")
+    try:
+      value.encode()
+    except UnicodeEncodeError as error:
+      raise DataError(
+        f"{where}: field 'id' ({value!a}) holds half a character, which is no UTF-8."
+      ) from error
     return value
 
   def _asked(

@@ -9,6 +9,7 @@ from phi4_jax.eval.final_answer import (
   find_boxed_line,
   find_choice,
   find_final_number,
+  find_single_box,
   normalize_text,
 )
 
@@ -133,6 +134,12 @@ def test_normalize_text(first, second):
 def test_long_texts_take_no_time(unit):
   text = unit * (20_000 // len(unit))
   begin = time.monotonic()
-  for find in (find_boxed, find_boxed_line, find_final_number, find_choice):
+  for find in (
+    find_boxed,
+    find_boxed_line,
+    find_single_box,
+    find_final_number,
+    find_choice,
+  ):
     find(text)
   assert time.monotonic() - begin < 5

@@ -12,6 +12,7 @@ from phi4_jax.pts.oracle_rules import (
   MathRuleConfig,
   NumberRuleConfig,
   PythonRuleConfig,
+  ReadingRule,
   Rule,
   make_rule,
 )
@@ -223,3 +224,68 @@ class TestRuleOracle:
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert process.stdout.strip() == b"[]", process.stderr
+
+
+class TestReading:
+  """What is answered, and which answers are the same."""
+
+  @pytest.mark.parametrize(
+    "config, response, answer",
+    [
+      (NumberRuleConfig(), "so 7.50 #### 7.50", "7.5"),
+      (NumberRuleConfig(), "I do not know", None),
+      (ChoiceRuleConfig(letters="ABC"), "The answer is (b).", "B"),
+      (ChoiceRuleConfig(letters="ABC"), "The answer is (D).", None),
+      (MathRuleConfig(), r"so $x = \boxed{\frac12}$", r"\frac12"),
+      (MathRuleConfig(), r"$\boxed{1}$" + "\n" + r"or $\boxed{2}$", "2"),
+      (MathRuleConfig(), r"$\boxed{1}$ or $\boxed{2}$", None),
+      (MathRuleConfig(), r"\boxed{ 1 }, that is \boxed{1}", "1"),
+      (MathRuleConfig(), r"\boxed{}", None),
+      (MathRuleConfig(), "so 7", None),
+    ],
+  )
+  def test_what_a_response_answers(self, config, response, answer):
+    rule = make_rule(config)
+    assert isinstance(rule, ReadingRule)
+    assert rule.find_answer(response) == answer
+    rule.close()
+
+  @pytest.mark.parametrize(
+    "config, reference, answer",
+    [
+      (NumberRuleConfig(), "3 + 4 = 7 #### 7.0", "7"),
+      (NumberRuleConfig(), "seven", None),
+      (ChoiceRuleConfig(), "(c)", "C"),
+      (ChoiceRuleConfig(), "", None),
+      (MathRuleConfig(), r"as above: $\boxed{x^2}$", "x^2"),
+      (MathRuleConfig(), " x^2 ", "x^2"),
+      (MathRuleConfig(), "", None),
+    ],
+  )
+  def test_a_reference_is_spelled_as_answers_are(self, config, reference, answer):
+    rule = make_rule(config)
+    assert isinstance(rule, ReadingRule)
+    assert rule.read_reference(reference) == answer
+    rule.close()
+
+  @pytest.mark.parametrize(
+    "first, second, same",
+    [
+      (r"\frac{1}{2}", "0.5", True),
+      (r"\dfrac12", r"\frac{1}{2}", True),
+      ("x^2 - 1", "(x-1)(x+1)", True),
+      (r"\text{even}", "Even", True),
+      ("even", "odd", False),
+      ("1/2", "1/3", False),
+      ("{" * 50 + "}" * 50, "1", False),
+    ],
+  )
+  def test_expressions_are_the_same(self, math, first, second, same):
+    assert math.rule.is_same(first, second) is same
+
+  def test_a_function_only_judges(self):
+    rule = make_rule(
+      PythonRuleConfig(function="tests.pts.oracle_functions:by_response")
+    )
+    assert not isinstance(rule, ReadingRule)
+    rule.close()

@@ -12,6 +12,7 @@ from phi4_jax.pts.oracle_process import OracleFailure
 from phi4_jax.pts.question_files import QuestionFileConfig, load_questions
 
 VOCABULARY = ByteVocabulary()
+_NAMED = ("num_questions", "refuse", "needs_answer")
 
 
 class BaseVocabulary(ByteVocabulary):
@@ -21,7 +22,7 @@ class BaseVocabulary(ByteVocabulary):
 def load(tmp_path, *rows, max_length=200, vocabulary=VOCABULARY, **settings):
   path = tmp_path / "my.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  named = {k: settings.pop(k) for k in ("num_questions", "refuse") if k in settings}
+  named = {k: settings.pop(k) for k in _NAMED if k in settings}
   config = QuestionFileConfig(path=str(path), **settings)
   return load_questions(config, vocabulary, max_length=max_length, **named)
 
@@ -202,3 +203,28 @@ def test_settings_that_contradict(tmp_path):
         VOCABULARY,
         max_length=9,
       )
+
+
+def test_answers_can_be_left_open(tmp_path):
+  rows = [{"question": "1?"}, {"question": "2?", "answer": "two "}, {"question": ""}]
+  found = load(tmp_path, *rows, needs_answer=False, refuse=lambda answer: "refused")
+  assert [q.reference for q in found.questions] == ["", "two"]
+  assert [u.row for u in found.unusable] == [3]
+  assert list(found.records.items()) == [
+    ("row-1", rows[0]), ("row-2", rows[1]), ("row-3", rows[2]),
+  ]  # fmt: skip
+  strict = load(tmp_path, *rows, {"question": "4?", "answer": 1})
+  assert [q.id for q in strict.questions] == ["row-2", "row-4"]
+  with pytest.raises(DataError, match="field 'answer' is a dict"):
+    load(tmp_path, {"question": "1?", "answer": {}}, needs_answer=False)
+
+
+def test_what_a_filter_has_found_is_passed_over(tmp_path):
+  row = {"question": "1?", "answer": "1", "agreement": {"votes": 3}}
+  (question,) = load(tmp_path, row).questions
+  assert question.reference == "1"
+
+
+def test_an_id_that_no_file_can_hold_is_refused(tmp_path):
+  with pytest.raises(DataError, match="Row 1 .*'id'.*half a character"):
+    load(tmp_path, {"question": "1?", "answer": 1, "id": "\ud83d"})
