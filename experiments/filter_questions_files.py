@@ -58,7 +58,7 @@ def write_outcomes(
     question.id: agreement
     for question, agreement in zip(report.questions, report.agreements, strict=True)
   }
-  counts = dict.fromkeys((KEPT, DROPPED), 0)
+  counts: dict[str, int] = {KEPT: 0, DROPPED: 0}
   with AtomicFile(folder / KEPT) as kept, AtomicFile(folder / DROPPED) as dropped:
     for name, record in records.items():
       row = {"id": name, **record} | {"id": name}

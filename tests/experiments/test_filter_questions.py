@@ -1,14 +1,9 @@
 """`phi4 filter_questions` as a user runs it: what is kept, and that nothing is lost."""
 
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 import types
-from pathlib import Path
 
 import pytest
 
@@ -16,16 +11,19 @@ from experiments import filter_questions
 from phi4_jax.common import io
 from phi4_jax.common.sampler import ScriptedSampler
 from phi4_jax.pts.question_files import QuestionFileConfig, load_questions
+from tests.experiments.filtered_questions import (
+  FILES,
+  GIN,
+  assert_same_files,
+  read,
+  write_questions,
+)
 from tests.experiments.reporting.page_reader import PageReader
 from tests.experiments.untrained_runs import (
-  MODEL,
   VOCABULARY,
-  make_model_run,
   make_tokenizer_run,
 )
 
-_ROOT = Path(__file__).resolve().parents[2]
-_GIN = _ROOT / "gin_configs" / "filter_questions" / "tiny.gin"
 _LENGTH = 60
 (_STOP,) = VOCABULARY.stop_ids[:1]
 # What is answered to a question, sample by sample; "..." goes on until it is cut off.
@@ -45,7 +43,6 @@ ROWS = [
   {"question": "mute?", "answer": "1"},
   {"question": "g" * _LENGTH, "id": "long"},
 ]
-_FILES = ("kept/questions.jsonl", "dropped/questions.jsonl", "answers.jsonl")
 
 
 class Answers:
@@ -82,11 +79,6 @@ def parents(tmp_path_factory):
   return folder
 
 
-def write_questions(path, rows):
-  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  return path
-
-
 @pytest.fixture
 def start(parents, tmp_path, monkeypatch):
   """Runs the verb in this process with scripted answers; returns its exit code."""
@@ -101,7 +93,7 @@ def start(parents, tmp_path, monkeypatch):
       write_questions(file, rows)
     return filter_questions.main(
       [
-        f"--gin_file={_GIN}",
+        f"--gin_file={GIN}",
         *([f"--questions={file}"] if rows != "task" else []),
         f"--workdir={tmp_path / workdir}",
         f"--gin.FilterQuestionsConfig.parent='{parents / 'sft'}'",
@@ -117,20 +109,8 @@ def start(parents, tmp_path, monkeypatch):
   return run
 
 
-def read(path):
-  return [json.loads(line) for line in path.open()]
-
-
 def by_id(path):
   return {row["id"]: row for row in read(path)}
-
-
-def assert_same_files(one, two):
-  for name in _FILES:
-    assert (one / name).read_bytes() == (two / name).read_bytes(), name
-  results = [io.read_json(folder / "result.json") for folder in (one, two)]
-  for name in ("metrics", "fingerprint"):
-    assert results[0][name] == results[1][name]
 
 
 def test_what_is_kept_what_is_dropped_and_why(start, tmp_path, capsys):
@@ -268,11 +248,11 @@ def test_more_answers_draw_what_is_missing_and_other_rules_nothing(
 
 def test_other_questions_need_another_folder(start, tmp_path, capsys):
   assert start() == 0
-  before = [(tmp_path / "run" / name).read_bytes() for name in _FILES]
+  before = [(tmp_path / "run" / name).read_bytes() for name in FILES]
   num = "--gin.FilterQuestionsConfig.num_questions=2"
   assert start(num, "--allow_config_change") == 2
   assert "holds answers to other questions" in capsys.readouterr().err
-  assert [(tmp_path / "run" / name).read_bytes() for name in _FILES] == before
+  assert [(tmp_path / "run" / name).read_bytes() for name in FILES] == before
   assert (tmp_path / "run" / "result.json").exists()
 
 
@@ -362,74 +342,3 @@ def test_settings_that_cannot_work_are_refused(start, capsys):
   assert "FilterQuestionsConfig.endpoint must be set" in capsys.readouterr().err
   assert start("--gin.FilterQuestionsConfig.rule=@PythonRuleConfig()") == 2
   assert "PythonRuleConfig" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
-  """A model's folder, and questions, for the verb in a process of its own."""
-  folder = tmp_path_factory.mktemp("real")
-  make_model_run(folder / "model")
-  VOCABULARY.save(folder / "model" / "vocabulary")
-  rows = [{"question": f"{i}?", "answer": i} for i in range(24)]
-  write_questions(folder / "my.jsonl", rows)
-  return folder
-
-
-def begin(folder, workdir, batch_size=16):
-  ends = tuple("abcdefghijklmnopqrstuvwxyz")
-  settings = {
-    "FilterQuestionsConfig.num_questions": 0,
-    "FilterQuestionsConfig.batch_size": batch_size,
-    "SamplingLaw.max_length": MODEL.max_position_embeddings,
-    "QuestionFileConfig.ends": ends,
-  }
-  command = [sys.executable, "-m", "experiments.cli", "filter_questions"]
-  command += [f"--gin_file={_GIN}", "--checkpoint=model", "--questions=my.jsonl"]
-  command += [f"--gin.{name}={value!r}" for name, value in settings.items()]
-  return subprocess.Popen(
-    [*command, f"--workdir={workdir}"],
-    cwd=folder,
-    env=os.environ | {"PYTHONPATH": str(_ROOT)},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
-
-
-@pytest.fixture(scope="module")
-def answered(real):
-  process = begin(real, "whole")
-  output, _ = process.communicate(timeout=400)
-  assert process.returncode == 0, output
-  return real / "whole", output
-
-
-def test_a_model_answers(answered):
-  run, output = answered
-  metrics = io.read_json(run / "result.json")["metrics"]
-  assert metrics["questions"] == metrics["kept"] + metrics["dropped"] == 24
-  assert len(read(run / "answers.jsonl")) == metrics["answers"] == 24 * 8
-  # It has never learned to answer, but it does say numbers.
-  assert 0 < metrics["unread"] < metrics["answers"]
-  assert "24 questions = " in output and "tokens/s" in output
-
-
-@pytest.mark.slow
-def test_killed_again_and_again_with_other_batches(real, answered):
-  """kill -9 until it is done, each time with other rows at once: the same files."""
-  kills = 0
-  while not (real / "killed" / "result.json").exists():
-    process = begin(real, "killed", batch_size=(16, 8, 32)[kills % 3])
-    log, end = real / "killed" / "answers.jsonl", time.monotonic() + 200
-    wanted = 45 * (kills + 1)
-    while process.poll() is None and time.monotonic() < end:
-      if log.exists() and log.read_bytes().count(b"\n") >= wanted:
-        process.send_signal(signal.SIGKILL)
-        break
-      time.sleep(0.002)
-    output, _ = process.communicate(timeout=400)
-    kills += process.returncode == -signal.SIGKILL
-    assert process.returncode in (0, -signal.SIGKILL), output
-    assert kills < 20
-  assert kills >= 1
-  assert_same_files(real / "killed", answered[0])
