@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from phi4_jax.common.compression import COMPRESSED
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.data import files as files_lib
 from phi4_jax.data.documents import Document
@@ -39,7 +40,7 @@ _KINDS: dict[str, type[RecordSource]] = {
 }
 _TFDS_SHARD = re.compile(r"\.(tfrecord|array_record)-\d{5}-of-\d{5}$")
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})+")
-_ENDS = ("", *files_lib.COMPRESSED)
+_ENDS = ("", *COMPRESSED)
 # What publishers call a split in the names of files.
 _ALIASES = {"validation": ("validation", "valid", "val", "dev"), "dev": ("dev",)}
 
@@ -125,7 +126,7 @@ def _source_of(files: list[str], path: str, split: str, **options: Any) -> Recor
   if kind is None:
     raise DataError(
       f"{path} cannot be told a format by its name; known ends are {', '.join(_KINDS)}"
-      f" (perhaps with {', '.join(files_lib.COMPRESSED)} behind), of one kind."
+      f" (perhaps with {', '.join(COMPRESSED)} behind), of one kind."
     )
   return _KINDS[kind](path=where, **options)
 

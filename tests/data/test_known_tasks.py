@@ -7,9 +7,9 @@ import os
 import pytest
 import zstandard
 
+from phi4_jax.common.compression import COMPRESSED
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.data import known_tasks
-from phi4_jax.data.files import COMPRESSED
 from phi4_jax.data.known_files import (
   KnownTaskSource,
   Places,
