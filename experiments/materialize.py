@@ -10,7 +10,6 @@ Grain alone:
 
 import dataclasses
 import importlib
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -118,7 +117,6 @@ def run(config: MaterializeConfig, directory: RunDirectory) -> dict[str, Any]:
   inputs = directory.link_inputs(config.inputs())
   vocabulary = _provide_vocabulary(config, directory, inputs)
   print("importing SeqIO and TensorFlow ...", flush=True)
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it looks for a GPU, loudly
   from phi4_jax.data import seqio_tasks
 
   for module in config.modules:

@@ -6,7 +6,6 @@ over them.
 
 import argparse
 import importlib
-import os
 from collections.abc import Mapping, Sequence
 
 from experiments import known_data
@@ -148,7 +147,6 @@ def _registered(modules: Sequence[str]) -> Mapping[str, Sequence[str]]:
   """
   if not modules:
     return {}
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   from phi4_jax.data import seqio_tasks
 
   for module in modules:

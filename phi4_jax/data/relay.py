@@ -1,18 +1,21 @@
 """What has to come back from behind TensorFlow: the own exception, and counts.
 
-TensorFlow turns an exception of a Python function into one of its own.
+TensorFlow turns an exception of a Python function into one of its own, and writes its
+traceback to the terminal.
 """
 
+import contextlib
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from phi4_jax.data.documents import Document
 from phi4_jax.data.source_files import DroppedRow, Source, SourceConfig
 
 
 class Relay:
-  """Keeps the last exception, and what a source has dropped in its last reading.
+  """Keeps the first exception, and what a source has dropped in its last reading.
 
   Attributes:
     error: the exception, or None.
@@ -22,14 +25,46 @@ class Relay:
   def __init__(self):
     self.error: Exception | None = None
     self.dropped: Counter[str] = Counter()
+    self._is_holding = False
 
-  def __call__(self, function: Callable) -> Callable:
+  @contextlib.contextmanager
+  def holding(self) -> Iterator[None]:
+    """Raises at the end of the block what went wrong behind TensorFlow in it.
+
+    There the data just end: TensorFlow sees no error. Outside such a block an error is
+    raised where it happens, so that nobody takes a part of the data for all of it.
+    """
+    self.error = None
+    self._is_holding = True
+    try:
+      yield
+    except Exception:
+      if self.error is None:
+        raise
+    finally:
+      self._is_holding = False
+    if self.error is not None:
+      raise self.error from None
+
+  def guard(self, function: Callable, instead: Any = None) -> Callable:
+    """Returns a function that keeps its exceptions.
+
+    Args:
+      function: runs behind TensorFlow.
+      instead: returned for an exception that is held, and from then on. None: an
+        exception is always raised.
+    """
+
     @functools.wraps(function)
     def guarded(*args):
+      if self._ends and instead is not None:
+        return instead
       try:
         return function(*args)
       except Exception as error:
-        self.error = error
+        self._keep(error)
+        if self._is_holding and instead is not None:
+          return instead
         raise
 
     return guarded
@@ -42,10 +77,24 @@ class Relay:
       self.dropped[row.reason] += 1
 
     try:
-      if isinstance(source, SourceConfig):
-        yield from source.documents(count)
-      else:
-        yield from source.documents()
+      documents = (
+        source.documents(count)
+        if isinstance(source, SourceConfig)
+        else source.documents()
+      )
+      for document in documents:
+        if self._ends:
+          return
+        yield document
     except Exception as error:
+      self._keep(error)
+      if not self._is_holding:
+        raise
+
+  @property
+  def _ends(self) -> bool:
+    return self._is_holding and self.error is not None
+
+  def _keep(self, error: Exception) -> None:
+    if self.error is None or not self._is_holding:
       self.error = error
-      raise

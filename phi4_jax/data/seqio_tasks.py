@@ -8,6 +8,7 @@ SeqIO's feature converters are not used: they take id 0 for padding, and shift a
 mask on their own; here `packing.py` and `batch.py` do that.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -16,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import seqio
-import tensorflow as tf
 
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.data import example_readers as readers
@@ -35,7 +34,12 @@ from phi4_jax.data.materialize import (
 from phi4_jax.data.packing import PackingConfig
 from phi4_jax.data.relay import Relay
 from phi4_jax.data.source_files import Source
+from phi4_jax.data.tensorflow_logs import hold_back
 from phi4_jax.data.vocabularies import Vocabulary
+
+with hold_back():
+  import seqio
+  import tensorflow as tf
 
 # Documents that cross between TensorFlow and Python together; one by one, the
 # crossing costs many times the tokenizing.
@@ -48,6 +52,7 @@ class SeqioVocabulary(seqio.Vocabulary):
   def __init__(self, vocabulary: Vocabulary):
     super().__init__()
     self.wrapped = vocabulary
+    self.relay = Relay()
 
   @property
   def eos_id(self) -> int:
@@ -84,7 +89,8 @@ class SeqioVocabulary(seqio.Vocabulary):
       return np.asarray(self.wrapped.encode(content.decode("utf-8")), np.int32)
 
     # Stateful functions would break tf.data checkpoints.
-    token_ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
+    guarded = self.relay.guard(encode)
+    token_ids = tf.numpy_function(guarded, [s], tf.int32, stateful=False)
     token_ids.set_shape([None])
     return token_ids
 
@@ -199,7 +205,6 @@ def _make_tokenizer(
 ) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
   """Returns the preprocessor that encodes documents, many at a crossing."""
 
-  @relay
   def encode(lines: np.ndarray) -> tuple[np.ndarray, ...]:
     encoded = [encoder(document_from_json(line)) for line in lines]
     return (
@@ -209,9 +214,12 @@ def _make_tokenizer(
       np.asarray([len(document.token_ids) for document in encoded], np.int64),
     )
 
+  nothing = tuple(np.asarray([], kind) for kind in (object, "i4", "i4", "i8"))
+  guarded = relay.guard(encode, instead=nothing)
+
   def encode_group(group: dict[str, tf.Tensor]) -> dict[str, Any]:
     ids, tokens, mask, lengths = tf.numpy_function(
-      encode,
+      guarded,
       [group["document"]],
       [tf.string, tf.int32, tf.int32, tf.int64],
       stateful=False,
@@ -267,7 +275,7 @@ def materialize_task(
   read = _choose_reader(found, vocabulary, fill_in_middle)
 
   def documents() -> Iterator[EncodedDocument]:
-    try:
+    with relay.holding(), _own_errors(found):
       dataset = found.get_dataset(
         sequence_length=None,
         split=split,
@@ -279,12 +287,7 @@ def materialize_task(
       numbered = (f"{found.name}:{number}" for number in itertools.count())
       for group in dataset.ragged_batch(_GROUP):
         yield from read(group, numbered)
-    except tf.errors.OpError as error:
-      if relay.error is not None:
-        raise relay.error from None
-      raise DataError(f"SeqIO task {found.name} failed: {error.message}") from error
 
-  relay.error = None
   return write_dataset(
     documents(),
     out_dir,
@@ -296,6 +299,26 @@ def materialize_task(
     source_drops=relay.dropped,
     on_progress=on_progress,
   )
+
+
+@contextlib.contextmanager
+def _own_errors(task: seqio.Task) -> Iterator[None]:
+  """Turns TensorFlow's errors into what a person can mend."""
+  relays = [
+    feature.vocabulary.relay
+    for feature in task.output_features.values()
+    if isinstance(feature.vocabulary, SeqioVocabulary)
+  ]
+  for relay in relays:
+    relay.error = None
+  try:
+    yield
+  except tf.errors.OpError as error:
+    for relay in relays:
+      if relay.error is not None:
+        why = f"SeqIO task {task.name}: {relay.error}"
+        raise DataError(why) from None
+    raise DataError(f"SeqIO task {task.name} failed: {error.message}") from error
 
 
 def registered() -> dict[str, list[str]]:
