@@ -132,16 +132,6 @@ def run_verb(fn: Callable[[], int | None]) -> int:
     return 130
 
 
-def take_out_as_workdir(argv: Sequence[str]) -> list[str]:
-  """Returns the arguments with `--out`, another name of `--workdir`, replaced."""
-  return [
-    "--workdir" + argument.removeprefix("--out")
-    if argument.partition("=")[0] == "--out"
-    else argument
-    for argument in argv
-  ]
-
-
 def parse_verb_args(
   verb: str,
   root: type,
@@ -150,6 +140,7 @@ def parse_verb_args(
   *,
   add_flags: Callable[[argparse.ArgumentParser], None] | None = None,
   example: str | None = None,
+  workdir_flags: Sequence[str] = ("--workdir",),
   needs_workdir: bool = True,
 ) -> argparse.Namespace:
   """Parses the arguments of a verb.
@@ -161,7 +152,8 @@ def parse_verb_args(
     description: what the verb does, for `--help`.
     add_flags: adds flags that only this verb has.
     example: a command for `--help`; by default one with a gin file of the verb.
-    needs_workdir: whether `--workdir` must be given.
+    workdir_flags: all flags that name the run's folder; the first is shown.
+    needs_workdir: whether one of them must be given.
 
   Returns:
     A namespace with `gin_files` (paths), `bindings` (gin text, in the order
@@ -187,7 +179,8 @@ def parse_verb_args(
     help="gin file that spells the run; given again, later files win",
   )
   parser.add_argument(
-    "--workdir",
+    *workdir_flags,
+    dest="workdir",
     metavar="DIR",
     required=needs_workdir,
     help="folder of the run: what it writes, and where it continues",

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from experiments import cli, process
+from experiments import process
 from experiments.benchmark_items import open_benchmark
 from experiments.decontaminate_begin import (
   INDEX,
@@ -313,8 +313,6 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
   add("--benchmarks", metavar="NAME[=FILE],...", help="what rows are compared with")
   add("--benchmark_dir", metavar="DIR", help="where benchmarks given by name are")
   add("--reference", action="append", metavar="FILES", help="makes an allow-list")
-  # Taken out before these are parsed; shown by --help.
-  add("--out", default=argparse.SUPPRESS, metavar="DIR", help="the same as --workdir")
 
 
 def _apply_flags(arguments: argparse.Namespace) -> None:
@@ -338,15 +336,17 @@ def _apply_flags(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  given = list(sys.argv[1:] if argv is None else argv)
-  given = cli.take_out_as_workdir(given)
   flags = VerbFlags(
-    add=_add_flags, apply=_apply_flags, finish=lambda _: None, example=_EXAMPLE
+    add=_add_flags,
+    apply=_apply_flags,
+    finish=lambda _: None,
+    example=_EXAMPLE,
+    workdir=("--out", "--workdir"),
   )
   return run_stage(
     DecontaminateConfig,
     run,
-    given,
+    argv,
     description="Takes the rows out of training files that hold benchmark questions; "
     "continues when called again.",
     flags=flags,

@@ -193,7 +193,7 @@ def _provide_vocabulary(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  arguments = cli.take_out_as_workdir(sys.argv[1:] if argv is None else argv)
+  arguments = list(sys.argv[1:] if argv is None else argv)
   if "--list" in arguments and not {"-h", "--help"} & set(arguments):
     return cli.run_verb(lambda: materialize_flags.print_list(arguments))
   return run_stage(

@@ -35,6 +35,7 @@ def make_flags() -> VerbFlags:
     apply=_apply,
     finish=lambda arguments: None,
     example=_EXAMPLE,
+    workdir=("--out", "--workdir"),
   )
 
 
@@ -74,7 +75,6 @@ def _add(parser: argparse.ArgumentParser) -> None:
   )
   add("--task", metavar="NAME", help="a task or mixture, instead of a gin file")
   add("--vocab", metavar="DIR", help="the run whose vocabulary makes the ids")
-  add("--out", metavar="DIR", help="the same as --workdir")
   add("--split", metavar="NAME", help="of the task; by default what one trains on")
   add("--path", metavar="PATH", help="the task's file or folder, if it is not found")
   _add_places(parser)
@@ -105,12 +105,23 @@ def _apply(arguments: argparse.Namespace) -> None:
       "--task needs --vocab: the folder of a convert, train_tokenizer or materialize "
       "run, whose vocabulary makes the ids."
     )
+  tasks = _expand(arguments.task, arguments.modules)
+  if arguments.path and len(tasks) > 1:
+    names = [
+      f"{about.name}_{arguments.split or about.first_split}.jsonl"
+      for about, _ in filter(None, map(split_name, tasks))
+    ]
+    raise ConfigError(
+      f"--path={arguments.path} is for one task, and {arguments.task} stands for "
+      f"{', '.join(tasks)}. Materialize them one by one, or name their files "
+      f"{', '.join(names)} and give their folder with --data_dir."
+    )
   bindings = [f"MaterializeConfig.vocabulary = {arguments.vocab!r}"]
   if arguments.modules:
     modules = tuple(arguments.modules)
     bindings.append(f"MaterializeConfig.modules = {modules!r}")
   datasets = {}
-  for task in _expand(arguments.task, arguments.modules):
+  for task in tasks:
     name = f"{task}_{arguments.split}" if arguments.split else task
     datasets[name] = f"@{name}/DatasetConfig()"
     bindings += _dataset_bindings(name, task, arguments)

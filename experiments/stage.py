@@ -62,12 +62,14 @@ class VerbFlags:
     apply: turns them into gin files and bindings, before any is read.
     finish: called once the run is complete, now or earlier; prints what it has done.
     example: commands for `--help`.
+    workdir: all flags that name the run's folder; the first is shown.
   """
 
   add: Callable[[argparse.ArgumentParser], None]
   apply: Callable[[argparse.Namespace], None]
   finish: Callable[[argparse.Namespace], None]
   example: str
+  workdir: Sequence[str] = ("--workdir",)
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +119,7 @@ def run_stage(
       description,
       add_flags=add_flags,
       example=flags.example if flags else None,
+      workdir_flags=flags.workdir if flags else ("--workdir",),
     )
     begun = Path(arguments.workdir) / "config.gin"
     if not arguments.gin_files and begun.is_file():

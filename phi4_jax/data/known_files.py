@@ -6,7 +6,7 @@ folders is read without these libraries.
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -245,15 +245,22 @@ class KnownTaskSource(FileSource):
     for name, where, row in self.rows():
       if isinstance(row, BadRow):
         raise row
-      item = get_task(self.task).read(row, where)
+      item = self._read(row, where)
       yield self._id(name, item), item
+
+  def _read(self, row: Any, where: str) -> Item:
+    try:
+      return get_task(self.task).read(row, where)
+    except BadRow as error:
+      why = f"{error} It is read as a row of {self.task}."
+      raise BadRow(error.reason, why) from None
 
   def _id(self, name: str, item: Item) -> str:
     return f"{self.task}/{self._split}:{item.id or name}"
 
   def make_document(self, name: str, where: str, row: Any) -> Document:
     known = get_task(self.task)
-    item = known.read(row, where)
+    item = self._read(row, where)
     answer = answer_text(item)
     asked = question_text(item)
     about: dict[str, Any] = {
@@ -266,13 +273,31 @@ class KnownTaskSource(FileSource):
       end = "" if answer is None else f"\nAnswer: {answer}"
       return Document(text=f"Question: {asked}{end}", **about)
     if answer is None or not answer.strip():
-      raise BadRow(
-        "no_answer",
-        f"{where} of {self.task} has no answer: its publisher keeps the answers of "
-        f"split {self._split!r} back, or the set has none. Choose another split, or "
-        "set on_bad_row to 'drop'.",
-      )
+      raise BadRow("no_answer", self._explain_no_answer(where, row))
     return Document(messages=make_exchange(asked, answer), **about)
+
+  def _explain_no_answer(self, where: str, row: Mapping[str, Any]) -> str:
+    """Says what a row has where its answer should be."""
+    wanted = get_task(self.task).answer_fields
+    empty = {name: row[name] for name in wanted if name in row}
+    if not wanted:
+      return f"{where}: {self.task} has prompts only, without answers to teach."
+    if empty:
+      found = ", ".join(f"{name!r} is {value!r:.50}" for name, value in empty.items())
+      why = (
+        f"{found}. Publishers keep the answers of some splits back: choose another than "
+        f"split {self._split!r}"
+      )
+    else:
+      found = ", ".join(repr(name) for name in row) or "nothing"
+      why = (
+        f"it has no {' or '.join(map(repr, wanted))} field (found: {found}). Mend the "
+        "row"
+      )
+    return (
+      f"{where} of {self.task} has no answer: {why}, or leave out all such rows with "
+      "--gin.KnownTaskSource.on_bad_row=drop."
+    )
 
 
 def benchmark_files(name: str, path: str, *, split: str | None = None) -> list[str]:

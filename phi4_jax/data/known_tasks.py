@@ -51,6 +51,11 @@ class KnownTask:
   def first_split(self) -> str:
     return next(iter(self.sizes))
 
+  @property
+  def answer_fields(self) -> tuple[str, ...]:
+    """The fields of which one holds the answer; () for prompts without any."""
+    return tuple(name for name in self.columns if name in rows.ANSWER_FIELDS)
+
 
 def _choice(name: str, read: rows.ReadRow, columns: str, **where) -> KnownTask:
   return KnownTask(name=name, read=read, columns=tuple(columns.split()), **where)

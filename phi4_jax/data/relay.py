@@ -15,7 +15,7 @@ from phi4_jax.data.source_files import DroppedRow, Source, SourceConfig
 
 
 class Relay:
-  """Keeps the first exception, and what a source has dropped in its last reading.
+  """Keeps the exception of the first document that has one, and counts of a source.
 
   Attributes:
     error: the exception, or None.
@@ -26,6 +26,7 @@ class Relay:
     self.error: Exception | None = None
     self.dropped: Counter[str] = Counter()
     self._is_holding = False
+    self._has_failed = False  # in a function, which lags behind the source
 
   @contextlib.contextmanager
   def holding(self) -> Iterator[None]:
@@ -35,7 +36,7 @@ class Relay:
     raised where it happens, so that nobody takes a part of the data for all of it.
     """
     self.error = None
-    self._is_holding = True
+    self._is_holding, self._has_failed = True, False
     try:
       yield
     except Exception:
@@ -53,16 +54,18 @@ class Relay:
       function: runs behind TensorFlow.
       instead: returned for an exception that is held, and from then on. None: an
         exception is always raised.
+
+    What it fails on comes before what the source has failed on, if both have.
     """
 
     @functools.wraps(function)
     def guarded(*args):
-      if self._ends and instead is not None:
+      if self._is_holding and self._has_failed and instead is not None:
         return instead
       try:
         return function(*args)
       except Exception as error:
-        self._keep(error)
+        self.error, self._has_failed = error, True
         if self._is_holding and instead is not None:
           return instead
         raise
@@ -83,18 +86,11 @@ class Relay:
         else source.documents()
       )
       for document in documents:
-        if self._ends:
+        if self._is_holding and self._has_failed:
           return
         yield document
     except Exception as error:
-      self._keep(error)
+      if not self._has_failed:
+        self.error = error
       if not self._is_holding:
         raise
-
-  @property
-  def _ends(self) -> bool:
-    return self._is_holding and self.error is not None
-
-  def _keep(self, error: Exception) -> None:
-    if self.error is None or not self._is_holding:
-      self.error = error

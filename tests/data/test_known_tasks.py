@@ -145,13 +145,35 @@ def test_documents_are_chats_or_texts_with_their_origin(tmp_path):
   assert len(texts) == 4
 
 
+def test_a_row_without_its_answer_says_what_it_has(tmp_path):
+  path = tmp_path / "a.jsonl"
+  for row, why in (
+    ({"question": "Q"}, r"it has no 'answer' field \(found: 'question'\). Mend"),
+    ({"question": "Q", "answer": None}, "'answer' is None. Publishers"),
+    ({"question": "Q", "answer": ""}, "'answer' is ''. Publishers"),
+  ):
+    path.write_bytes(make.jsonl([row]))
+    with pytest.raises(DataError, match=f"Row 1 of .* of gsm8k has no answer: {why}"):
+      list(KnownTaskSource(path=str(path), task="gsm8k").documents())
+  path.write_bytes(make.jsonl([{"question_id": 1, "turns": ["hello"]}]))
+  with pytest.raises(DataError, match="mt_bench has prompts only, without answers"):
+    list(KnownTaskSource(path=str(path), task="mt_bench").documents())
+
+
+def test_every_set_with_answers_knows_their_field():
+  without = {name for name, task in KNOWN_TASKS.items() if not task.answer_fields}
+  assert without == {"arena_hard", "mt_bench"}
+
+
 def test_answers_that_are_kept_back(tmp_path):
   path = tmp_path / "a.jsonl"
   row = {"goal": "Q", "sol1": "x", "sol2": "y", "label": -1}
   path.write_bytes(make.jsonl([row]))
   source = KnownTaskSource(path=str(path), task="piqa", split="test")
-  with pytest.raises(DataError, match="of piqa has no answer.*split 'test'"):
+  with pytest.raises(DataError, match="of piqa has no answer.*split 'test'") as found:
     list(source.documents())
+  assert "'label' is -1. Publishers keep" in str(found.value)
+  assert "--gin.KnownTaskSource.on_bad_row=drop" in str(found.value)
   dropped = []
   drop = KnownTaskSource(path=str(path), task="piqa", on_bad_row="drop")
   assert list(drop.documents(dropped.append)) == []

@@ -52,7 +52,17 @@ def test_outside_of_the_block_nobody_takes_a_part_for_all():
     relay.guard(lambda: 1 / 0, instead=())()
 
 
-def test_the_first_error_counts_and_ends_the_source():
+def test_the_error_of_the_first_document_counts():
+  """A function gets documents later than the source has yielded them."""
+  relay = Relay()
+  divide = relay.guard(lambda x: 1 / x, instead=0.0)
+  with pytest.raises(ZeroDivisionError), relay.holding():
+    drawn = [int(document.id) for document in relay.read(Broken())]
+    assert [divide(number) for number in reversed(drawn)] == [0.5, 1.0, 0.0]
+    assert divide(1) == 0.0
+
+
+def test_an_error_ends_the_source():
   relay, seen = Relay(), []
   divide = relay.guard(lambda x: 1 / x, instead=0.0)
   with pytest.raises(ZeroDivisionError), relay.holding():

@@ -390,3 +390,40 @@ def test_documents_with_hard_characters_cross_unchanged(tmp_path):
   materialize_task("hard", tmp_path / "hard", vocabulary=V, packing=SINGLE)
   assert [V.decode(ids) for ids, _ in read(tmp_path / "hard")] == texts
   assert Document(id="x", text=texts[0]).text == texts[0]
+
+
+def broken_file(path):
+  """Ten documents, of which the third is long and the seventh is none."""
+  lines = [json.dumps({"text": "x" * 80 if i == 2 else f"t{i}"}) for i in range(10)]
+  lines[6] = "no JSON"
+  path.write_text("\n".join(lines))
+  return JsonlSource(path=str(path))
+
+
+def test_the_first_document_that_is_wrong_is_the_one_that_is_named(tmp_path):
+  make_task("order", broken_file(tmp_path / "a.jsonl"), V)
+  with pytest.raises(DataError, match=r"a\.jsonl:3 has 81 tokens"):
+    materialize_task("order", tmp_path / "out", vocabulary=V, packing=SINGLE)
+
+
+def test_who_reads_a_task_through_seqio_gets_the_error_there(tmp_path):
+  task = make_task("direct", broken_file(tmp_path / "a.jsonl"), V)
+  dataset = task.get_dataset(sequence_length=None, split="train", shuffle=False)
+  with pytest.raises(tf.errors.OpError, match="is not JSON"):
+    list(dataset.as_numpy_iterator())
+
+
+def test_errors_of_our_vocabulary_in_a_foreign_task(tmp_path, toy_vocabulary):
+  add_task(
+    "foreign_text",
+    {"tokens": ["so 3", "Zebra"]},
+    {"tokens": seqio.Feature(SeqioVocabulary(toy_vocabulary), add_eos=False)},
+    [seqio.preprocessors.tokenize],
+  )
+  with pytest.raises(DataError) as caught:
+    materialize_task(
+      "foreign_text", tmp_path, vocabulary=toy_vocabulary, packing=SINGLE
+    )
+  assert str(caught.value).startswith("SeqIO task foreign_text: ")
+  assert "no token for ['Z']" in str(caught.value)
+  assert "Traceback" not in str(caught.value)

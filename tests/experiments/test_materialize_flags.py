@@ -1,12 +1,16 @@
 """`phi4 materialize --task`, `--list`: what is typed, what is seen, what is refused."""
 
+import importlib
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import seqio
 
-from experiments import cli, known_data, materialize
+from experiments import known_data, materialize
 from experiments import config as config_lib
 from experiments.materialize import DatasetConfig, MaterializeConfig
 from phi4_jax.common.errors import ConfigError
@@ -19,6 +23,7 @@ from phi4_jax.data.row_view import read_row, view_row
 from phi4_jax.data.sources import JsonlSource
 from phi4_jax.data.tokenizer import ByteVocabulary
 
+ROOT = Path(__file__).parents[2]
 V = ByteVocabulary()
 GSM8K = [{"question": f"How many, {i}?", "answer": f"It is {i}.\n#### {i}"} for i in
          range(6)]  # fmt: skip
@@ -165,9 +170,57 @@ def test_a_split_whose_answers_are_kept_back(place, capsys):
   assert "of piqa has no answer" in capsys.readouterr().err
 
 
-def test_out_is_another_name_of_workdir():
-  spelled = cli.take_out_as_workdir(["--out", "a", "--out=b", "--outer=c"])
-  assert spelled == ["--workdir", "a", "--workdir=b", "--outer=c"]
+@pytest.mark.parametrize("verb", ["materialize", "decontaminate"])
+def test_out_is_another_name_of_workdir(verb, capsys):
+  module = importlib.import_module(f"experiments.{verb}")
+  with pytest.raises(SystemExit) as stop:
+    module.main(["--gin_file=a.gin"])
+  assert stop.value.code == 2
+  error = capsys.readouterr().err
+  assert error.startswith(f"usage: phi4 {verb}") and " --out DIR" in error
+  assert error.endswith("arguments are required: --out/--workdir\n")
+
+
+def test_a_bad_row_is_the_last_line_and_no_other(place):
+  """Through the command, where TensorFlow may write what it wants."""
+  rows = [*GSM8K[:3], {"question": "x"}]
+  (place / "bad.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  flags = ["--task=gsm8k_sft", "--path=bad.jsonl", "--vocab=v", "--out=out"]
+  environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+  done = subprocess.run(
+    [sys.executable, "-m", "experiments.cli", "materialize", *flags],
+    env=environment | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2
+  assert done.stdout == "importing SeqIO and TensorFlow ...\n"
+  assert done.stderr == (
+    "error: Row 4 of bad.jsonl of gsm8k has no answer: it has no 'answer' field (found: "
+    "'question'). Mend the row, or leave out all such rows with "
+    "--gin.KnownTaskSource.on_bad_row=drop.\n"
+  )
+
+
+def test_what_a_message_offers_works(place, capsys):
+  rows = [*GSM8K[:3], {"question": "x"}]
+  (place / "bad.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  flags = ["--task=gsm8k_sft", "--path=bad.jsonl", "--vocab=v", "--row_length=100"]
+  drop = "--gin.KnownTaskSource.on_bad_row=drop"
+  assert run(*flags, "--out=out", drop) == 0
+  assert read_manifest(place / "out/gsm8k_sft").dropped == {"no_answer": 1}
+
+
+def test_a_file_of_another_set(place, capsys):
+  command = ["--vocab=v", "--out=out", "--path=data/gsm8k_train.jsonl"]
+  assert run("--task=math_sft", *command) == 2
+  error = capsys.readouterr().err
+  assert "has no 'problem' field (found: 'question', 'answer')" in error
+  assert "It is read as a row of math." in error
+  assert run("--task=mathematics_sft", *command) == 2
+  error = capsys.readouterr().err
+  assert "is for one task, and mathematics_sft stands for gsm8k_sft, math_sft" in error
+  assert "name their files gsm8k_train.jsonl, math_train.jsonl and give" in error
 
 
 def test_standard_places():
