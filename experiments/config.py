@@ -258,10 +258,12 @@ class _Loader:
     if included_by and included_by.included_by:
       raise ConfigError(
         f"{where}include {path!r} stands in a file that is included itself (by "
-        f"{included_by.included_by.name}). Includes go one level deep: include "
-        f"{path!r} from {included_by.included_by.name}, or give {included_by.name} a "
-        "--gin_file of its own before it instead of including it."
+        f"{included_by.included_by.name}). Includes go one level deep: take the "
+        f"include of {included_by.name} out of {included_by.included_by.name}, and "
+        f"give both: --gin_file={included_by.name} "
+        f"--gin_file={included_by.included_by.name} (later files win)."
       )
+    places = list(dict.fromkeys([Path.cwd(), _REPOSITORY]))
     found = [p for base in (Path(), _REPOSITORY) if (p := base / path).is_file()]
     if not found:
       known = sorted(
@@ -269,8 +271,8 @@ class _Loader:
         for p in _REPOSITORY.glob("gin_configs/**/*.gin")
       )
       raise ConfigError(
-        f"{where}the gin file {path!r} does not exist, neither in {Path.cwd()} nor in "
-        f"{_REPOSITORY}.{config_types.did_you_mean(path, known)}"
+        f"{where}the gin file {path!r} does not exist in "
+        f"{' nor in '.join(map(str, places))}.{config_types.did_you_mean(path, known)}"
       )
     try:
       text = found[0].read_text("utf-8")

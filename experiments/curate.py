@@ -72,6 +72,7 @@ class CurateConfig(StageConfig):
   """
 
   verb: ClassVar[str] = "curate"
+  results: ClassVar[tuple[str, ...] | None] = ("work/*.summary.json", "report.json")
 
   sources: dict[str, SourceConfig]
   steps: tuple[CurationStep, ...]
@@ -113,7 +114,7 @@ def run(config: CurateConfig, directory: RunDirectory) -> dict[str, Any]:
       samples_per_reason=config.samples_per_reason,
       compression=config.compression,
       keep_work=config.keep_work,
-      replace=directory.allow_config_change,
+      replace=directory.may_replace,
       on_progress=report_progress,
     )
   page = directory.path / "report.html"

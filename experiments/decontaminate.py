@@ -95,6 +95,7 @@ class DecontaminateConfig(StageConfig):
   verb: ClassVar[str] = "decontaminate"
   resources: ClassVar[frozenset[str]] = frozenset({"num_workers"})
   preset: ClassVar[tuple[str, ...]] = (f"{_ROOT}.rule = @ContaminationRule()",)
+  results: ClassVar[tuple[str, ...] | None] = (PARTS, "report.html")
 
   train: tuple[str, ...]
   benchmarks: tuple[str, ...]
@@ -171,7 +172,7 @@ def run(config: DecontaminateConfig, directory: RunDirectory) -> dict[str, Any]:
     folder,
     describe_inputs(parts, _settings_of_rows(config)),
     lambda: _make_index(config, parts),
-    replace=directory.allow_config_change,
+    replace=directory.may_replace,
   )
   print(describe_index(index), flush=True)
   log = io.JsonlLog(folder / PARTS)

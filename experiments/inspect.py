@@ -55,12 +55,7 @@ def find_dataset(path: Path, name: str | None) -> Path:
   """
   if (path / MANIFEST).is_file():
     return path
-  lineage = path / "lineage.json"
-  found = sorted(file.parent.name for file in path.glob(f"*/{MANIFEST}"))
-  if not found and lineage.is_file():
-    parent = io.read_json(lineage).get("data")
-    if parent is not None:
-      return find_dataset(resolve_input(parent["path"], path), name)
+  found = _datasets(path)
   if not found:
     read_manifest(path)  # says what is wrong with the folder
   listed = ", ".join(found)
@@ -70,7 +65,26 @@ def find_dataset(path: Path, name: str | None) -> Path:
     )
   if name is None and len(found) > 1:
     raise DataError(f"{path} has several datasets: {listed}. Choose with --dataset.")
-  return path / (name or found[0])
+  folders = found[name or listed]
+  if len({read_manifest(folder).fingerprint() for folder in folders}) > 1:
+    raise DataError(
+      f"{' and '.join(map(str, folders))} have other rows, and {path} has them both as "
+      "its data. Name one of them with --data."
+    )
+  return folders[0]
+
+
+def _datasets(path: Path) -> dict[str, list[Path]]:
+  """Returns the datasets in a folder, or else of all data that its run has read."""
+  found = {file.parent.name: [file.parent] for file in path.glob(f"*/{MANIFEST}")}
+  lineage = path / "lineage.json"
+  if not found and lineage.is_file():
+    for kind, parent in io.read_json(lineage).items():
+      if kind == "data" or kind.startswith("parent_data"):
+        folder = resolve_input(parent["path"], path)
+        for name, folders in _datasets(folder).items():
+          found.setdefault(name, []).extend(folders)
+  return dict(sorted(found.items()))
 
 
 def load_matching_vocabulary(
@@ -113,9 +127,12 @@ def _visible(text: str) -> str:
 def describe_row(view: RowView, title: str) -> list[str]:
   """Returns the totals of a row, in words: a line for the row, one a document."""
   learned = sum(token.weight for token in view.tokens)
+  # One more than the row length: what follows the last input is its target.
+  slots = len(view.tokens) + view.padding
   lines = [
     f"{title}: {len(view.tokens)} tokens, {learned:g} of them count in the loss; "
-    f"documents: {len(view.segments)}; padding: {view.padding}"
+    f"documents: {len(view.segments)}; padding: {view.padding} "
+    f"(of {slots} slots: row length {slots - 1} and the last target)"
   ]
   for segment, tokens in view.segments.items():
     counts = sum(token.weight for token in tokens)

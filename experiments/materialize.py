@@ -21,10 +21,10 @@ from experiments.run_directory import RunDirectory
 from experiments.stage import StageConfig, run_stage
 from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError, DataError
-from phi4_jax.common.text import format_table
+from phi4_jax.common.text import count_of, format_table
 from phi4_jax.data.documents import document_texts
 from phi4_jax.data.fill_in_middle import FillInMiddleConfig
-from phi4_jax.data.materialize import Manifest, Progress
+from phi4_jax.data.materialize import Manifest, Progress, describe_counts
 from phi4_jax.data.packing import PackingConfig
 from phi4_jax.data.sources import SourceConfig
 from phi4_jax.data.tokenizer import (
@@ -86,6 +86,7 @@ class MaterializeConfig(StageConfig):
   """
 
   verb: ClassVar[str] = "materialize"
+  results: ClassVar[tuple[str, ...] | None] = ("*/manifest.json",)
 
   datasets: dict[str, DatasetConfig]
   vocabulary: str | None = None
@@ -126,7 +127,8 @@ def run(config: MaterializeConfig, directory: RunDirectory) -> dict[str, Any]:
 
     def report(progress: Progress, name: str = name) -> None:
       print(
-        f"{name}: {progress.documents:,} documents, {progress.rows:,} rows, "
+        f"{name}: {count_of(progress.documents, 'document')}, "
+        f"{count_of(progress.rows, 'row')}, "
         f"{progress.documents_per_second:,.0f} documents/s",
         flush=True,
       )
@@ -147,7 +149,8 @@ def run(config: MaterializeConfig, directory: RunDirectory) -> dict[str, Any]:
       on_progress=report,
     )
   rows = [
-    [name, m.documents, m.tokens, m.rows, round(m.fill, 3), m.truncated, m.dropped]
+    [name, m.documents, m.tokens, m.rows, round(m.fill, 3), m.truncated]
+    + [describe_counts(m.dropped)]
     for name, m in manifests.items()
   ]
   header = ["dataset", "documents", "tokens", "rows", "fill", "truncated", "dropped"]
@@ -188,7 +191,8 @@ def _provide_vocabulary(
       f"MaterializeConfig.vocabulary ({config.vocabulary!r}): {given} does not exist. "
       "Name the folder of a train_tokenizer, materialize or convert run."
     )
-  shutil.copytree(given, folder, dirs_exist_ok=True)
+  shutil.rmtree(folder, ignore_errors=True)  # of settings that came to nothing
+  shutil.copytree(given, folder)
   return load_vocabulary(folder)
 
 

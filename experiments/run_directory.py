@@ -116,14 +116,17 @@ class RunDirectory:
     verb: str,
     allow_config_change: bool = False,
     resources: Collection[str] = (),
+    results: Collection[str] | None = None,
     seconds_before: float = 0.0,
   ):
     """Args:
     path: the folder.
     config: all settings.
     verb: what runs.
-    allow_config_change: whether a begun run may go on with any other settings.
+    allow_config_change: whether a run with results may go on with any other settings.
     resources: fields of the config that a begun run may go on with other values of.
+    results: patterns of files or folders in the folder that are results once there is
+      a byte in them; None: all but what this class writes.
     seconds_before: how long this process has worked for the run already.
     """
     self.path = Path(path)
@@ -131,10 +134,13 @@ class RunDirectory:
     self._verb = verb
     self.allow_config_change = allow_config_change
     self._resources = frozenset(resources)
+    self._result_patterns = results
     self._started = time.monotonic() - seconds_before
     self._seconds_of_others = 0.0
     self._processes = distributed.current()
     self.result: dict[str, Any] | None = None
+    # Whether what the folder holds of other settings may be replaced.
+    self.may_replace = allow_config_change
     # What new settings have replaced, and the other files as they were then.
     self._replaced: dict[str, bytes] = {}
     self._others: dict[str, tuple[int, int]] = {}
@@ -160,6 +166,7 @@ class RunDirectory:
         "another --workdir."
       ) from None
     try:
+      self.may_replace = self.may_replace or not self._has_results()
       self._write_config()
     except BaseException:
       self._lock.close()
@@ -208,8 +215,13 @@ class RunDirectory:
       old = io.read_json(file)
       changes = [line.removeprefix("config.") for line in list_differences(old, new)]
       only_resources = self._without_resources(old) == self._without_resources(new)
-      if changes and not self._has_begun():
+      if changes and not self._has_results():
         (self.path / "lineage.json").unlink(missing_ok=True)
+        print(
+          f"{self.path} holds no result yet: the run begins with the new settings ("
+          f"{'; '.join(changes)}).",
+          flush=True,
+        )
       elif changes and only_resources and load_result(self.path) is not None:
         return  # it keeps the settings that it was made with
       elif changes and only_resources:
@@ -228,7 +240,7 @@ class RunDirectory:
       if not changes:
         self._write_provenance()
         return
-      if self._has_begun():
+      if self._has_results():
         self._keep_replaced()
       (self.path / "result.json").unlink(missing_ok=True)
     else:
@@ -279,9 +291,21 @@ class RunDirectory:
     names = sorted(path.name for path in self.path.iterdir())
     return [n for n in names if not n.startswith(".") and n not in known]
 
-  def _has_begun(self) -> bool:
-    """Whether there is anything to protect: a refused run leaves its settings only."""
-    return bool(self._other_files("config.json", "clock.json", "lineage.json"))
+  def _has_results(self) -> bool:
+    """Whether there is anything to protect: a refused run may leave nothing."""
+    if (self.path / "result.json").exists():
+      return True
+    patterns = self._result_patterns
+    if patterns is None:
+      names = self._other_files("config.json", "clock.json", "lineage.json")
+      found = [self.path / name for name in names]
+    else:
+      found = [path for pattern in patterns for path in self.path.glob(pattern)]
+    return any(
+      file.is_file() and file.stat().st_size > 0
+      for path in found
+      for file in (path.rglob("*") if path.is_dir() else [path])
+    )
 
   def _refuse_foreign_files(self) -> None:
     # Provenance may be left by a process that was killed while it opened the folder.

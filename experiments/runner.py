@@ -60,6 +60,9 @@ class TrainConfig(StageConfig, abc.ABC):
   """
 
   several_processes: ClassVar[bool] = True
+  results: ClassVar[tuple[str, ...] | None] = (
+    "metrics.jsonl", "checkpoints/*", "reference.npz",
+  )  # fmt: skip
 
   model: ModelConfig
   mesh: MeshConfig

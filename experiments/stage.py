@@ -41,12 +41,15 @@ class StageConfig:
       depend on them through rounding only, and a begun run may go on with others.
     preset: gin text that is read before any file, as a rule `Class.field = @Other()`,
       so that `--gin.Other.name=value` reaches the run by itself.
+    results: patterns of what is a result in the run's folder: until there is one, new
+      settings are taken. None: every file.
   """
 
   verb: ClassVar[str] = ""
   several_processes: ClassVar[bool] = False
   resources: ClassVar[frozenset[str]] = frozenset()
   preset: ClassVar[tuple[str, ...]] = ()
+  results: ClassVar[tuple[str, ...] | None] = None
 
   def inputs(self) -> dict[str, str]:
     """The folders of other runs that this one reads, by name."""
@@ -150,6 +153,7 @@ def run_stage(
       verb=root.verb,
       allow_config_change=arguments.allow_config_change,
       resources=root.resources,
+      results=root.results,
       seconds_before=process.age_seconds(),
     )
     with directory:

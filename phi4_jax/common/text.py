@@ -72,6 +72,15 @@ def format_duration(seconds: float) -> str:
   return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
+def count_of(number: int, noun: str) -> str:
+  """Spells a number of things.
+
+  >>> count_of(1, "row"), count_of(1200, "row")
+  ('1 row', '1,200 rows')
+  """
+  return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
   """Formats rows as an aligned Markdown table; numbers are set to the right.
 

@@ -285,8 +285,8 @@ class KnownTaskSource(FileSource):
     if empty:
       found = ", ".join(f"{name!r} is {value!r:.50}" for name, value in empty.items())
       why = (
-        f"{found}. Publishers keep the answers of some splits back: choose another than "
-        f"split {self._split!r}"
+        f"{found}. Publishers keep the answers of some splits back: choose another "
+        f"than split {self._split!r}"
       )
     else:
       found = ", ".join(repr(name) for name in row) or "nothing"

@@ -15,10 +15,10 @@ from phi4_jax.data.source_files import BadRow
 from phi4_jax.data.source_records import Record, decode_text
 
 # What publishers call the field of the right answer.
-ANSWER_FIELDS = frozenset(
-  "answer answerKey answer_idx answer_index label solution canonical_solution code"
-  .split()
-) | {"Correct Answer"}  # fmt: skip
+ANSWER_FIELDS = frozenset({
+  "answer", "answerKey", "answer_idx", "answer_index", "label", "solution",
+  "canonical_solution", "code", "Correct Answer",
+})  # fmt: skip
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 

@@ -192,11 +192,21 @@ class Loader:
       if self.num_batches is not None:
         num_batches = min(num_batches, self.num_batches)
       lines += format_mixture(self.shares(num_batches)).splitlines()
-    if self.num_batches is not None:
+    weights = self._config.datasets.values()
+    if len(weights) > 1 and abs(sum(weights) - 1) > 1e-9:
       lines.append(
-        f"{self.num_batches} batches of {self._config.batch_size} rows; the last "
-        f"{self.dropped_rows} rows do not fill a batch and are dropped"
+        f"the weights of DataConfig.datasets sum to {sum(weights):.4g}: each is "
+        "divided by that to be a fraction"
       )
+    if self.num_batches is not None:
+      line = f"{self.num_batches} batches of {self._config.batch_size} rows"
+      if self.dropped_rows == 1:
+        line += "; the last row does not fill a batch and is dropped"
+      elif self.dropped_rows:
+        line += (
+          f"; the last {self.dropped_rows} rows do not fill a batch and are dropped"
+        )
+      lines.append(line)
     return lines
 
 

@@ -20,6 +20,7 @@ from array_record.python import array_record_module  # pyright: ignore
 from phi4_jax.common.differences import list_differences
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.io import file_sha256, write_json
+from phi4_jax.common.text import count_of
 from phi4_jax.data.batch import make_batch
 from phi4_jax.data.chat import EncodedDocument
 from phi4_jax.data.packing import PackingConfig, PackingStats, Row, pack
@@ -51,7 +52,7 @@ ROWS_PER_SHARD = 16384
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-  """How far materializing is."""
+  """How far materializing is; rows that a source leaves out count as documents."""
 
   documents: int
   rows: int
@@ -173,16 +174,17 @@ def write_dataset(
       now = time.monotonic()
       if on_progress and now - reported >= 1:
         reported = now
-        on_progress(_progress(stats, now - started))
+        on_progress(_progress(stats, source_drops, now - started))
     left_out = dict(source_drops or {})
     dropped.update(stats.dropped)
     dropped.update(left_out)
     num_documents = stats.documents + sum(left_out.values())
     num_rows = sum(shard.rows for shard in writer.shards) + writer.open_rows
     if not num_rows:
-      reasons = f"; dropped: {dict(sorted(dropped.items()))}" if dropped else ""
+      reasons = f"; dropped: {describe_counts(dropped)}" if dropped else ""
       raise DataError(
-        f"Task {task} gave no row: it has {num_documents} documents{reasons}."
+        f"Task {task} gave no row: it has {count_of(num_documents, 'document')}"
+        f"{reasons}."
       )
   manifest = Manifest(
     format=FORMAT,
@@ -202,8 +204,13 @@ def write_dataset(
   )
   write_json(out_dir / MANIFEST, dataclasses.asdict(manifest))
   if on_progress:
-    on_progress(_progress(stats, time.monotonic() - started))
+    on_progress(_progress(stats, source_drops, time.monotonic() - started))
   return manifest
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+  """Returns counts by reason for people: `no_answer 1, short 12`, or `-`."""
+  return ", ".join(f"{name} {n:,}" for name, n in sorted(counts.items())) or "-"
 
 
 def has_loss(row: Row) -> bool:
@@ -211,8 +218,11 @@ def has_loss(row: Row) -> bool:
   return bool(make_batch(row[None])["loss_weights"].any())
 
 
-def _progress(stats: PackingStats, seconds: float) -> Progress:
-  return Progress(documents=stats.documents, rows=stats.rows, seconds=seconds)
+def _progress(
+  stats: PackingStats, source_drops: Mapping[str, int] | None, seconds: float
+) -> Progress:
+  documents = stats.documents + sum((source_drops or {}).values())
+  return Progress(documents=documents, rows=stats.rows, seconds=seconds)
 
 
 def _check_ids(

@@ -130,24 +130,37 @@ def refuse_excess(shares: Sequence[SourceShare]) -> None:
     raise ConfigError(
       f"The run needs more than DataConfig.epochs allows: {', '.join(over)}. Raise the "
       "cap, lower the weight or the number of steps, add data, or choose another "
-      "DataConfig.when_exhausted ('stop', 'renormalize' or 'repeat')."
+      "DataConfig.when_exhausted ('stop', 'renormalize' or 'repeat').\n"
+      f"{format_mixture(shares)}"
     )
 
 
 def format_mixture(shares: Sequence[SourceShare]) -> str:
-  """Returns the table: source, fraction, tokens, unique tokens, epochs, cap."""
+  """Returns the table: source, fraction, tokens, unique tokens, epochs, cap.
+
+  The fractions are those of the tokens in the table. Where caps make them others than
+  those that were asked for, these have a column, too.
+  """
+  total = sum(share.tokens for share in shares) or 1
+  realised = [share.tokens / total for share in shares]
+  are_others = any(
+    abs(part - share.fraction) > 0.005
+    for part, share in zip(realised, shares, strict=True)
+  )
   rows = [
     [
       share.name,
-      f"{share.fraction:.4g}",
+      f"{part:.4g}",
+      *([f"{share.fraction:.4g}"] if are_others else []),
       _amount(share.tokens),
       "?" if share.unique_tokens is None else _amount(share.unique_tokens),
       "?" if share.epochs is None else f"{share.epochs:.2f}",
       "-" if share.cap is None else f"{share.cap:g}" + " (exceeded)" * share.is_over,
     ]
-    for share in shares
+    for share, part in zip(shares, realised, strict=True)
   ]
-  header = ["source", "fraction", "tokens", "unique tokens", "epochs", "cap"]
+  asked = ["asked for"] if are_others else []
+  header = ["source", "fraction", *asked, "tokens", "unique tokens", "epochs", "cap"]
   return format_table(header, rows)
 
 

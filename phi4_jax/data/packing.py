@@ -178,8 +178,9 @@ def _keep(
       if config.overlong == "error":
         raise DataError(
           f"Document {name} has {len(token_ids)} tokens; a row of PackingConfig."
-          f"row_length {config.row_length} holds {slots}. Raise row_length, or set "
-          "PackingConfig.overlong to 'truncate' or 'drop'."
+          f"row_length {config.row_length} holds {slots}: so many inputs, and one more "
+          "that is the last target. Raise PackingConfig.row_length (--row_length), or "
+          "set PackingConfig.overlong (--overlong) to 'truncate' or 'drop'."
         )
       if config.overlong == "drop":
         stats.dropped["overlong"] = stats.dropped.get("overlong", 0) + 1

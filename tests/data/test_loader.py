@@ -48,6 +48,27 @@ def test_unshuffled_epoch_is_the_files_order(data_dir, read_threads):
   assert "the last 2 rows do not fill a batch" in loader.describe()[-1]
 
 
+@pytest.mark.parametrize(
+  ("batch_size", "line"),
+  [
+    (5, "10 batches of 5 rows"),
+    (7, "7 batches of 7 rows; the last row does not fill a batch and is dropped"),
+  ],
+)
+def test_rows_that_fill_no_batch_are_told_if_there_are_any(data_dir, batch_size, line):
+  loader = make_loader(data_dir, config(epochs=1, batch_size=batch_size))
+  assert loader.describe()[-1] == line
+
+
+def test_weights_that_are_no_fractions_are_told(data_dir):
+  weights = {"web": 0.3, "code": 0.3}
+  loader = make_loader(data_dir, config(datasets=weights))
+  told = "the weights of DataConfig.datasets sum to 0.6: each is divided by that"
+  assert told in loader.describe()[-1]
+  halves = config(datasets=dict.fromkeys(weights, 0.5))
+  assert "sum to" not in "\n".join(make_loader(data_dir, halves).describe())
+
+
 def test_batches_are_those_of_make_batch(data_dir):
   batch = next(make_loader(data_dir, config(shuffle=False, batch_size=2)))
   rows = np.array([[[0, i, 0], [1, 1, 0], [1, 1, 0]] for i in (0, 1)], np.int32)

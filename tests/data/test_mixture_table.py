@@ -45,6 +45,10 @@ def test_a_run_that_exceeds_caps_is_refused_by_name():
   text = str(error.value)
   assert "web_rewrites 5.17 epochs (cap 5), synthetic 13.79 epochs (cap 10)" in text
   assert "web 1.15" not in text
+  assert (
+    "| synthetic    | 0.4      | 4T     | 290B          | 13.79  | 10 (exceeded) |"
+    in text
+  )
   plan_mixture(WEIGHTS, 7e12, unique_tokens=UNIQUE, caps=caps)
   with pytest.raises(ConfigError, match="limits code, whose size is not known"):
     plan_mixture({"code": 1.0}, 1e12, caps={"code": 1})
@@ -79,6 +83,9 @@ def test_renormalize_gives_the_share_to_the_others():
   )
   # b ends after 30; a and c go on 5 : 2 until a has 200; c takes the rest.
   assert [share.tokens for share in shares] == pytest.approx([200, 30, 770])
+  table = format_mixture(shares).splitlines()
+  assert "| source | fraction | asked for | tokens |" in table[0]
+  assert table[3].startswith("| b      | 0.03     | 0.3       | 30     |")
   only = plan_mixture(
     {"a": 1.0},
     100,

@@ -87,8 +87,9 @@ class TestNamesAndSyntax:
     message = refusal("include 'middle.gin'\n")
     assert message == (
       "middle.gin:1: include 'inner.gin' stands in a file that is included itself (by "
-      "run.gin). Includes go one level deep: include 'inner.gin' from run.gin, or give "
-      "middle.gin a --gin_file of its own before it instead of including it."
+      "run.gin). Includes go one level deep: take the include of middle.gin out of "
+      "run.gin, and give both: --gin_file=middle.gin --gin_file=run.gin (later files "
+      "win)."
     )
 
   def test_missing_file(self):

@@ -110,6 +110,22 @@ def test_other_settings_need_to_be_said(tmp_path, capsys):
   assert read_outputs(tmp_path) != before
 
 
+def test_a_run_that_stopped_at_its_first_row_takes_other_settings(tmp_path, capsys):
+  (tmp_path / "a.jsonl").write_text('no JSON\n{"text": "some words"}\n')
+  flags = [
+    f"--workdir={tmp_path / 'run'}",
+    "--gin.CurateConfig.sources={'a': @JsonlSource()}",
+    f"--gin.JsonlSource.path='{tmp_path / 'a.jsonl'}'",
+    "--gin.CurateConfig.steps=()",
+  ]
+  assert curate.main(flags) == 2
+  assert "Row 1 of" in capsys.readouterr().err
+  assert curate.main([*flags, "--gin.JsonlSource.on_bad_row=drop"]) == 0
+  shown = capsys.readouterr().out
+  assert "holds no result yet: the run begins with the new settings" in shown
+  assert "curate: done" in shown
+
+
 def test_ctrl_c_stops_soon_and_the_same_command_goes_on(tmp_path):
   command = [
     *(sys.executable, "-m", "experiments.cli", "curate", DEMO),

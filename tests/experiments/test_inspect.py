@@ -57,7 +57,7 @@ def test_a_row_without_colours(data, capsys):
   lines = shown.splitlines()
   assert lines[0] == (
     "chat, row 1 of 3: 64 tokens, 24 of them count in the loss; documents: 2; "
-    "padding: 7"
+    "padding: 7 (of 71 slots: row length 70 and the last target)"
   )
   assert lines[2] == "document 1: 32 tokens, 12 in the loss"
   assert lines[3].startswith("      <|im_start|>|u|s|e|r|<|im_sep|>|q|2|<|im_end|>|")
@@ -146,6 +146,31 @@ def test_the_data_of_a_run_that_trained_on_it(data, capsys, tmp_path):
   (tmp_path / "lineage.json").write_text(json.dumps(lineage))
   shown = show(capsys, f"--data={tmp_path}", "--dataset=chat")
   assert shown.startswith("chat, row 0 of 3")
+
+
+def test_a_midtraining_run_has_the_data_of_its_parent_too(data, capsys, tmp_path):
+  long = tmp_path / "long"
+  long.mkdir()
+  shutil.copytree(data / "vocabulary", long / "vocabulary")
+  shutil.copytree(data / "other", long / "long")
+  inputs = {"data": long, "parent": tmp_path, "parent_data_1": data}
+  lineage = {name: {"path": str(path)} for name, path in inputs.items()}
+  (tmp_path / "lineage.json").write_text(json.dumps(lineage))
+  run = f"--data={tmp_path}"
+  assert show(capsys, run, "--dataset=long").startswith("long, row 0 of")
+  assert show(capsys, run, "--dataset=chat").startswith("chat, row 0 of 3")
+  assert inspect.main([run]) == 2
+  assert "several datasets: chat, long, other. Choose" in capsys.readouterr().err
+  # The same rows in both folders are one dataset; others are none that it could name.
+  shutil.copytree(data / "other", long / "other")
+  assert show(capsys, run, "--dataset=other").startswith("other, row 0 of")
+  shutil.copytree(data / "other", long / "chat")
+  manifest = json.loads((long / "chat" / "manifest.json").read_text())
+  manifest["shards"][0]["sha256"] = "f" * 64
+  (long / "chat" / "manifest.json").write_text(json.dumps(manifest))
+  assert inspect.main([run, "--dataset=chat"]) == 2
+  error = capsys.readouterr().err
+  assert f"{long / 'chat'} and {data / 'chat'} have other rows" in error
 
 
 def test_what_is_refused(data, capsys, tmp_path):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import seqio
 
-from experiments import known_data, materialize
 from experiments import config as config_lib
+from experiments import known_data, materialize
 from experiments.materialize import DatasetConfig, MaterializeConfig
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.data.fill_in_middle import FillInMiddleConfig
@@ -207,7 +207,13 @@ def test_what_a_message_offers_works(place, capsys):
   (place / "bad.jsonl").write_text("\n".join(map(json.dumps, rows)))
   flags = ["--task=gsm8k_sft", "--path=bad.jsonl", "--vocab=v", "--row_length=100"]
   drop = "--gin.KnownTaskSource.on_bad_row=drop"
+  assert run(*flags, "--out=out") == 2
+  assert drop in capsys.readouterr().err
+  seqio.TaskRegistry.remove("gsm8k_sft")  # a second command is another process
   assert run(*flags, "--out=out", drop) == 0
+  shown = capsys.readouterr().out
+  assert "out holds no result yet: the run begins with the new settings" in shown
+  assert "gsm8k_sft: 4 documents, 1 row, " in shown and "| no_answer 1 |" in shown
   assert read_manifest(place / "out/gsm8k_sft").dropped == {"no_answer": 1}
 
 

@@ -134,6 +134,40 @@ class TestRunDirectory:
     stored = io.read_json(tmp_path / "run" / "config.json")["config"]
     assert stored["rate"] == 0.5
 
+  def test_a_run_that_failed_before_its_first_result_takes_new_settings(
+    self, tmp_path, capsys
+  ):
+    def begin(rate, results=("*/manifest.json",), work=None):
+      config = ToyRunConfig(rate=rate)
+      with RunDirectory(tmp_path, config, verb="toy", results=results) as directory:
+        assert directory.may_replace == (work is None)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / "rows").write_text("half")
+        (tmp_path / "data" / "manifest.json").write_text(work or "")
+        raise DataError("bad row")
+
+    for rate in (0.5, 0.25, 0.25):
+      with pytest.raises(DataError, match="bad row"):
+        begin(rate)
+    said = f"{tmp_path} holds no result yet: the run begins with the new settings "
+    assert capsys.readouterr().out == f"{said}(rate: 0.5 -> 0.25).\n"
+    assert io.read_json(tmp_path / "config.json")["config"]["rate"] == 0.25
+    # Without patterns everything that holds a byte is a result; then with them, too.
+    with pytest.raises(ConfigError, match=r"another configuration:\n  rate: 0.25 -> 1"):
+      begin(1.0, results=None)
+    (tmp_path / "data" / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"another configuration:\n  rate: 0.25 -> 1"):
+      begin(1.0)
+    with pytest.raises(DataError, match="bad row"):
+      begin(0.25, work="{}")
+
+  def test_empty_folders_are_no_results(self, tmp_path):
+    with RunDirectory(tmp_path, ToyRunConfig(), verb="toy"):
+      (tmp_path / "checkpoints").mkdir()
+      (tmp_path / "log").touch()
+    with RunDirectory(tmp_path, ToyRunConfig(rate=1.0), verb="toy") as directory:
+      assert directory.may_replace
+
   def test_one_process_at_a_time(self, tmp_path):
     with (
       RunDirectory(tmp_path, ToyRunConfig(), verb="toy"),
