@@ -196,8 +196,8 @@ def test_a_bad_row_is_the_last_line_and_no_other(place):
   assert done.returncode == 2
   assert done.stdout == "importing SeqIO and TensorFlow ...\n"
   assert done.stderr == (
-    "error: Row 4 of bad.jsonl of gsm8k has no answer: it has no 'answer' field (found: "
-    "'question'). Mend the row, or leave out all such rows with "
+    "error: Row 4 of bad.jsonl of gsm8k has no answer: it has no 'answer' field (found:"
+    " 'question'). Mend the row, or leave out all such rows with "
     "--gin.KnownTaskSource.on_bad_row=drop.\n"
   )
 
