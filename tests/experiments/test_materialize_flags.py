@@ -213,7 +213,7 @@ def test_what_a_message_offers_works(place, capsys):
   assert run(*flags, "--out=out", drop) == 0
   shown = capsys.readouterr().out
   assert "out holds no result yet: the run begins with the new settings" in shown
-  assert "gsm8k_sft: 4 documents, 1 row, " in shown and "| no_answer 1 |" in shown
+  assert "gsm8k_sft: 4 documents, 2 rows, " in shown and "| no_answer 1 |" in shown
   assert read_manifest(place / "out/gsm8k_sft").dropped == {"no_answer": 1}
 
 
