@@ -9,6 +9,7 @@ Knows bytes and lines; refuses to know records.
 
 import contextlib
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -67,9 +68,16 @@ def _named_errors(path: str, action: str) -> Iterator[None]:
 def _filesystem(path: str) -> tuple[Any, str]:
   """Returns the file system of a path and the path in it.
 
+  A path on the local disk may hold anything: what fsspec would take for chained file
+  systems (`::`), a home folder or a protocol is the name that it is, where it exists.
+
   Raises:
     DataError: if fsspec does not know the protocol or lacks what it needs.
   """
+  if not is_remote(path):
+    local = fsspec.filesystem("file")
+    exists = os.path.exists(path)
+    return local, os.path.abspath(path) if exists else local._strip_protocol(path)
   try:
     return fsspec.core.url_to_fs(path)
   except (ImportError, ValueError) as error:

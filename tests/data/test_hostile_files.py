@@ -2,12 +2,14 @@
 
 import dataclasses
 import gzip
+import hashlib
 import io
 import json
 import logging
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -15,7 +17,7 @@ import pytest
 import zstandard
 
 from phi4_jax.common.errors import DataError
-from phi4_jax.data.files import list_files, open_file, read_lines
+from phi4_jax.data.files import content_digest, list_files, open_file, read_lines
 from phi4_jax.data.sources import JsonlSource
 from phi4_jax.data.sources_binary import ArrayRecordSource, TFRecordSource
 from phi4_jax.data.sources_folders import FolderSource
@@ -342,3 +344,23 @@ def test_paths_that_name_nothing(tmp_path):
     (tmp_path / "empty").mkdir(exist_ok=True)
     with pytest.raises(DataError, match="does not exist"):
       list_files(str(tmp_path / path))
+
+
+@pytest.mark.parametrize("folder", ["a::b", "zip::a", "~", "file:a", "c d", "ü%41"])
+def test_a_folder_of_any_name_is_listed_and_opened(tmp_path, monkeypatch, folder):
+  monkeypatch.chdir(tmp_path)
+  file = tmp_path / folder / "in" / "x.jsonl"
+  file.parent.mkdir(parents=True)
+  file.write_bytes(b"{}\n")
+  for base in (folder, str(tmp_path / folder)):
+    for path in (base, f"{base}/in/x.jsonl", f"{base}/in/x.*"):
+      if path.startswith(("~", "file:")) and "*" in path:
+        continue  # a pattern is fsspec's to read
+      (found,) = list_files(path)
+      assert Path(found).samefile(file)
+      with open_file(found) as lines:
+        assert list(lines) == [b"{}\n"]
+      assert content_digest([found]) == hashlib.sha256(b"{}\n").hexdigest()
+  (found,) = list_files(f"file://{file}")
+  with open_file(f"file://{file}") as lines:
+    assert list(lines) == [b"{}\n"]
