@@ -18,6 +18,7 @@ from typing import IO, Any, Literal, cast
 import numpy as np
 import zstandard
 
+from phi4_jax.common.compression import is_damage
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.io import AtomicFile
 from phi4_jax.common.text import CONTROL
@@ -96,18 +97,28 @@ def check_compression(compression: str, where: str) -> None:
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-  """Yields the lines of a file that is compressed as its name says.
+  """Yields the lines of a file of `LineWriter`, compressed as its name says.
 
   Raises:
-    DataError: if the file is missing, cut short or damaged.
+    DataError: if the file is missing, cut short or damaged; names the row.
   """
   row = 0
-  with open_file(str(path)) as lines:
-    for line in lines:
-      row += 1
-      if not line.endswith(b"\n"):
-        raise DataError(f"{path} is cut short in row {row}.")
-      yield line[:-1]
+  remedy = (
+    f"Delete the folder {path.parent} and run again: what was in it is made anew."
+  )
+  try:
+    with open_file(str(path)) as lines:
+      for line in lines:
+        row += 1
+        if not line.endswith(b"\n"):
+          raise DataError(f"{path} is cut short in row {row}. {remedy}")
+        yield line[:-1]
+  except DataError as error:
+    if not is_damage(error):
+      raise
+    raise DataError(
+      f"{path} is damaged after row {row}: {error.__cause__}. {remedy}"
+    ) from error
 
 
 class BlobWriter:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from phi4_jax.common.compression import is_damage
 from phi4_jax.common.errors import DataError
 from phi4_jax.common.io import read_json
 from phi4_jax.data.documents import Document, document_from_json
-from phi4_jax.data.files import open_file
+from phi4_jax.data.files import UnreachableError, open_file
 from phi4_jax.data.source_files import OnDrop, SourceConfig
 
 
@@ -75,20 +76,23 @@ class CuratedSource(SourceConfig):
 def _read(path: Path, sha256: str) -> Iterator[Document]:
   digest = hashlib.sha256()
   row = 0
+  # The run itself is complete: in its folder, the command would do nothing.
+  remedy = "Run phi4 curate again in a new folder."
   try:
     with open_file(str(path)) as lines:
       for line in lines:
         row += 1
         digest.update(line)
         yield document_from_json(line)
-  except DataError:
+  except UnreachableError:
     raise
   except Exception as error:  # of JSON, or of a row that is no document
-    raise DataError(
-      f"{path} cannot be read after row {row}: {error}. Run phi4 curate again."
-    ) from error
+    why = f"cannot be read in row {row}: {error}"
+    if is_damage(error):
+      why = f"is damaged after row {row}: {error.__cause__}"
+    raise DataError(f"{path} {why.rstrip('.')}. {remedy}") from error
   if digest.hexdigest() != sha256:
     raise DataError(
       f"{path} is not as its run left it: the digest of its {row} rows is another one "
-      "than in report.json. Run phi4 curate again in a new folder."
+      f"than in report.json. {remedy}"
     )

@@ -67,6 +67,31 @@ def test_a_file_that_was_changed_is_refused(folder):
     list(CuratedSource(path=str(folder)).documents())
 
 
+@pytest.mark.parametrize("keep", [-9, 9])
+def test_of_a_damaged_file_is_said_where_and_what_to_do(folder, keep):
+  path = sorted((folder / "kept").iterdir())[0]
+  path.write_bytes(path.read_bytes()[:keep])
+  rows = []
+  with pytest.raises(DataError, match=r"again in a new folder\.$") as refused:
+    rows.extend(CuratedSource(path=str(folder)).documents())
+  assert f"{path} is damaged after row {len(rows)}: " in str(refused.value)
+  assert "fetch" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+  "row", ["no JSON", '{"text": "a"}', '{"id": "b", "messages": []}']
+)
+def test_a_row_that_is_no_document_is_named(folder, row):
+  path = sorted((folder / "kept").iterdir())[0].with_suffix(".gz")
+  path.write_bytes(gzip.compress(f'{{"id": "a", "text": "a"}}\n{row}\n'.encode()))
+  report = json.loads((folder / "report.json").read_text())
+  report["shards"][0]["kept"]["file"] = f"kept/{path.name}"
+  (folder / "report.json").write_text(json.dumps(report))
+  why = rf"{path.name} cannot be read in row 2: .*\. Run phi4 curate again in a new"
+  with pytest.raises(DataError, match=why):
+    list(CuratedSource(path=str(folder)).documents())
+
+
 def test_a_folder_without_a_complete_run_is_refused(tmp_path):
   with pytest.raises(DataError, match="holds no complete run of curation"):
     list(CuratedSource(path=str(tmp_path)).documents())
