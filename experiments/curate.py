@@ -72,6 +72,7 @@ class CurateConfig(StageConfig):
   """
 
   verb: ClassVar[str] = "curate"
+  resources: ClassVar[frozenset[str]] = frozenset({"executor", "keep_work"})
   results: ClassVar[tuple[str, ...] | None] = ("work/*.summary.json", "report.json")
 
   sources: dict[str, SourceConfig]

@@ -20,6 +20,7 @@ from experiments.config import load
 from experiments.curate import CurateConfig, CurationStep
 from experiments.curate_progress import CurateProgress
 from experiments.materialize import MaterializeConfig
+from experiments.process import Interrupted, StopRequest
 from experiments.reporting.curation_page import curation_page
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.curation.decontaminate import Decontaminate
@@ -108,6 +109,30 @@ def test_other_settings_need_to_be_said(tmp_path, capsys):
   result = json.loads((tmp_path / "result.json").read_text())
   assert result["metrics"]["documents_dropped"] == 0
   assert read_outputs(tmp_path) != before
+
+
+def test_a_begun_run_goes_on_with_other_processes(tmp_path, monkeypatch, capsys):
+  class StopsInPass2(StopRequest):
+    def raise_if_set(self, message):
+      if "pass 2/" in message:
+        raise Interrupted(signal.SIGINT, message)
+
+  folder = tmp_path / "a::b"  # which is a name like any other
+  with monkeypatch.context() as patch:
+    patch.setattr(curate, "StopRequest", StopsInPass2)
+    assert demo(folder, "--gin.LocalExecutor.num_workers=1") == 130
+  capsys.readouterr()
+  work = [path.name for path in (folder / "work").glob("*.summary.json")]
+  assert work and not (folder / "report.json").exists()
+  more = ("--gin.LocalExecutor.num_workers=2", "--gin.CurateConfig.keep_work=True")
+  assert demo(folder, *more) == 0
+  said = capsys.readouterr().out
+  assert "goes on with other resources (executor.num_workers: 1 -> 2" in said
+  assert set(work) < {path.name for path in (folder / "work").iterdir()}
+  assert demo(tmp_path / "whole") == 0
+  assert read_outputs(folder) == read_outputs(tmp_path / "whole")
+  kept = list(CuratedSource(path=str(folder)).documents())
+  assert kept == list(CuratedSource(path=str(tmp_path / "whole")).documents())
 
 
 def test_a_run_that_stopped_at_its_first_row_takes_other_settings(tmp_path, capsys):
