@@ -6,6 +6,7 @@ that has many runs of 7 words in common is contaminated or partly so, by their s
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,11 +19,12 @@ from phi4_jax.curation.decontaminate_index import (
   BenchmarkItem,
   Run,
   Shared,
+  find_index,
   load_index,
 )
 from phi4_jax.curation.decontaminate_words import normalize
 from phi4_jax.curation.steps import Drop, Judge, Keep, Verdict, drop_bytes, make_recipe
-from phi4_jax.data.documents import Document, document_texts
+from phi4_jax.data.documents import Document, document_text
 
 Flag = Literal["clean", "partial", "contaminated"]
 Rule = Literal["13gram", "7gram"]
@@ -236,12 +238,12 @@ class Decontaminate:
   rule: ContaminationRule = ContaminationRule()
 
   def make_judge(self) -> Judge:
-    checker = Decontaminator(load_index(self.index), self.rule)
+    checker = Decontaminator(load_index(self._index_file()), self.rule)
 
     def judge(document: Document) -> Verdict:
       if (dropped := drop_bytes(document)) is not None:
         return dropped
-      found = checker.check("\n".join(document_texts(document)))
+      found = checker.check(document_text(document))
       if found.flag == "clean":
         return Keep(document)
       if found.flag == "partial":
@@ -252,9 +254,15 @@ class Decontaminate:
     return judge
 
   def recipe(self) -> dict[str, Any]:
-    recipe = make_recipe(self, sha256=file_sha256(self.index))
+    recipe = make_recipe(self, sha256=file_sha256(self._index_file()))
     del recipe["index"]  # the content decides, not where the file lies
     return recipe
+
+  def _index_file(self) -> Path:
+    try:
+      return find_index(self.index)
+    except ConfigError as error:
+      raise ConfigError(f"Decontaminate.index: {error}") from error
 
 
 def describe(found: Contamination) -> str:

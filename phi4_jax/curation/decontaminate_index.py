@@ -238,6 +238,25 @@ class BenchmarkIndex:
     write_atomic(path, json.dumps(head) + "\n" + "".join(self._lines()))
 
 
+def find_index(path: str | os.PathLike) -> Path:
+  """Returns the path of an index if a file is there.
+
+  Raises:
+    ConfigError: if there is none; of a folder, the indices in it are named.
+  """
+  path = Path(path)
+  if path.is_file():
+    return path
+  written = "`phi4 decontaminate` writes one: benchmarks.index in its --out."
+  if not path.is_dir():
+    raise ConfigError(f"There is no index of benchmarks {path}. {written}")
+  inside = " or ".join(map(str, sorted(path.glob("*.index"))))
+  remedy = (
+    f"Name the file in it: {inside}." if inside else f"No index is in it. {written}"
+  )
+  raise ConfigError(f"{path} is a folder, no index of benchmarks. {remedy}")
+
+
 def load_index(path: str | os.PathLike) -> BenchmarkIndex:
   """Reads what `BenchmarkIndex.save` wrote.
 
@@ -245,11 +264,7 @@ def load_index(path: str | os.PathLike) -> BenchmarkIndex:
     ConfigError: if there is no such file.
     DataError: if it is another kind of file, or damaged.
   """
-  path = Path(path)
-  if not path.is_file():
-    raise ConfigError(
-      f"There is no index of benchmarks {path}. `phi4 decontaminate` writes one."
-    )
+  path = find_index(path)
   items, allowed, head = [], [], None
   for row, record in read_jsonl(path):
     if head is None:

@@ -257,6 +257,25 @@ def test_wrong_input_is_refused(tmp_path):
     ContaminationRule(info_7gram=0.5, contaminated_7gram=0.4)
 
 
+def test_of_a_folder_the_index_in_it_is_named(tmp_path):
+  step = Decontaminate(index=str(tmp_path))
+  for ask in (step.recipe, step.make_judge):
+    with pytest.raises(
+      ConfigError, match=r"^Decontaminate\.index: .* No index is in it\. `phi4 decont"
+    ):
+      ask()
+  make_index(TEST).save(tmp_path / "benchmarks.index")
+  (tmp_path / "report.html").write_text("")
+  for ask in (step.recipe, step.make_judge):
+    with pytest.raises(
+      ConfigError, match=rf"Name the file in it: {tmp_path}/benchmarks\.index\.$"
+    ):
+      ask()
+  missing = Decontaminate(index=str(tmp_path / "none"))
+  with pytest.raises(ConfigError, match=r"^Decontaminate\.index: There is no index"):
+    missing.recipe()
+
+
 def test_allow_list_file(tmp_path):
   path = tmp_path / "allowed.txt"
   save_allowed(path, ["a b", "ü"])
