@@ -10,7 +10,7 @@ import numpy as np
 from experiments.quality_report import plot_calibration, write_quality_report
 from experiments.run_directory import RunDirectory
 from experiments.stage import StageConfig, run_stage
-from phi4_jax.common.errors import ConfigError
+from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.io import write_json
 from phi4_jax.curation.amplify import AmplifyConfig, choose_thresholds, save_thresholds
 from phi4_jax.curation.quality_annotations import (
@@ -24,6 +24,7 @@ from phi4_jax.curation.quality_training import (
   train_quality_classifier,
 )
 from phi4_jax.data.documents import document_text
+from phi4_jax.data.files import MissingFileError
 from phi4_jax.data.sources import JsonlSource
 
 
@@ -76,8 +77,7 @@ def run(config: TrainQualityConfig, directory: RunDirectory) -> dict[str, Any]:
   inputs = directory.link_inputs(config.inputs())
   texts = None
   if config.reference is not None:
-    documents = config.reference.documents()
-    texts = [document_text(document) for document in documents]
+    texts = _read_reference(config.reference)
   model, held_out = train_quality_classifier(
     config.annotations.annotations(),
     config.training,
@@ -111,6 +111,16 @@ def run(config: TrainQualityConfig, directory: RunDirectory) -> dict[str, Any]:
     },
     "fingerprint": model.digest,
   }
+
+
+def _read_reference(source: JsonlSource) -> list[str]:
+  try:
+    return [document_text(document) for document in source.documents()]
+  except MissingFileError as error:
+    raise DataError(
+      f"{error} TrainQualityConfig.reference reads it: correct JsonlSource.path, or "
+      "leave reference out (None) to mean the held-out documents."
+    ) from error
 
 
 def _amplify(

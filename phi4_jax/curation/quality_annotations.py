@@ -8,6 +8,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from phi4_jax.common.errors import ConfigError, DataError
@@ -69,6 +70,7 @@ class AnnotationFile:
     Raises:
       DataError: naming file and row, if one is missing, mistyped or blank.
     """
+    self._check_file()
     for row, record in read_jsonl(self.path):
       text = require_text(record, self.text_field, path=self.path, row=row)
       if self.label_field is not None:
@@ -76,6 +78,12 @@ class AnnotationFile:
       else:
         label = GOOD if self._score(record, row) >= (self.good_from or 0.0) else BAD
       yield Annotation(text, label)
+
+  def _check_file(self) -> None:
+    if not Path(self.path).is_file():
+      raise DataError(
+        f"{self.path} does not exist (or is not a file). Correct AnnotationFile.path."
+      )
 
   def _score(self, record: dict[str, Any], row: int) -> float:
     value = record.get(self.score_field or "")
@@ -89,6 +97,7 @@ class AnnotationFile:
     return float(value)
 
   def recipe(self) -> dict[str, Any]:
+    self._check_file()
     fields = dataclasses.asdict(self)
     del fields["path"]  # the content decides, not where the file lies
     return {"source": "AnnotationFile", "sha256": file_sha256(self.path), **fields}

@@ -76,6 +76,23 @@ def test_files_of_annotations_and_of_documents(tmp_path, monkeypatch):
   assert model.score(good) > 0.9 > 0.1 > model.score(bad)
 
 
+@pytest.mark.parametrize(
+  "name, setting",
+  [("documents", "JsonlSource.path"), ("annotations", "AnnotationFile.path")],
+)
+def test_a_missing_file_is_said_with_its_setting(
+  tmp_path, monkeypatch, capsys, name, setting
+):
+  monkeypatch.chdir(tmp_path)
+  row = json.dumps({"text": "some words", "score": 1})
+  for other in {"documents", "annotations"} - {name}:
+    (tmp_path / f"{other}.jsonl").write_text(f"{row}\n")
+  assert run_web(tmp_path / "web") == 2
+  said = capsys.readouterr().err
+  assert f"{name}.jsonl does not exist" in said and f"orrect {setting}" in said
+  assert ("TrainQualityConfig.reference" in said) == (name == "documents")
+
+
 def run_web(workdir):
   file = "gin_configs/train_quality/web.gin"
   return cli.main(["train_quality", f"--gin_file={file}", f"--workdir={workdir}"])
