@@ -45,8 +45,9 @@ _LIBRARIES = (
   "tensorflow",
 )
 _REPOSITORY = Path(__file__).resolve().parent.parent
+_PROVENANCE = ("git.txt", "versions.txt")
 # What changes with the settings of a run; its result last, as when it is made.
-_REPLACED = ("lineage.json", "config.json", "config.gin", "result.json")
+_REPLACED = (*_PROVENANCE, "lineage.json", "config.json", "config.gin", "result.json")
 # An input written `stage:NAME` is the run directory NAME beside this one, so that
 # a chain of runs can be moved or copied as a whole.
 STAGE_PREFIX = "stage:"
@@ -276,7 +277,7 @@ class RunDirectory:
 
   def _stat_others(self) -> dict[str, tuple[int, int]]:
     """Returns size and time of change of the files that are the run's own."""
-    ours = {*_REPLACED, "git.txt", "versions.txt", "clock.json"}
+    ours = {*_REPLACED, "clock.json"}
     found = {}
     for file in sorted(self.path.rglob("*")):
       name = str(file.relative_to(self.path))
@@ -287,7 +288,7 @@ class RunDirectory:
 
   def _other_files(self, *ours: str) -> list[str]:
     """Names in the folder that are neither hidden nor provenance nor in `ours`."""
-    known = {"git.txt", "versions.txt", "config.gin", *ours}
+    known = {*_PROVENANCE, "config.gin", *ours}
     names = sorted(path.name for path in self.path.iterdir())
     return [n for n in names if not n.startswith(".") and n not in known]
 
@@ -318,10 +319,8 @@ class RunDirectory:
 
   def _write_provenance(self) -> None:
     """Records code and libraries, again when a run goes on with others."""
-    for name, text in (
-      ("git.txt", describe_code()),
-      ("versions.txt", describe_versions()),
-    ):
+    texts = describe_code(), describe_versions()
+    for name, text in zip(_PROVENANCE, texts, strict=True):
       file = self.path / name
       before = file.read_text("utf-8") if file.exists() else ""
       if not before.endswith(text):

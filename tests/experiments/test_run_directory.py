@@ -98,6 +98,28 @@ class TestRunDirectory:
     # What went on has taken time, also if it was refused in the end.
     assert (tmp_path / "clock.json").exists() == has_gone_on
 
+  def test_a_refused_change_leaves_no_trace_in_the_provenance(
+    self, tmp_path, monkeypatch
+  ):
+    _finish(tmp_path, "abc")
+    names = ("git.txt", "versions.txt")
+    before = {name: (tmp_path / name).read_bytes() for name in names}
+    for name in ("describe_code", "describe_versions"):
+      monkeypatch.setattr(f"experiments.run_directory.{name}", lambda: "newer\n")
+    for gone_on in (False, True):
+      with (
+        pytest.raises(DataError, match="not these"),
+        RunDirectory(
+          tmp_path, ToyRunConfig(rate=0.25), verb="toy", allow_config_change=True
+        ),
+      ):
+        assert "continued" in (tmp_path / "git.txt").read_text()
+        if gone_on:
+          (tmp_path / "log").write_text("one")
+        raise DataError("not these")
+      after = {name: (tmp_path / name).read_bytes() for name in names}
+      assert (after == before) == (not gone_on)
+
   @pytest.mark.parametrize("had_inputs", [False, True])
   def test_inputs_of_refused_settings_are_taken_back(self, tmp_path, had_inputs):
     for name in ("run", "data", "other"):
