@@ -83,7 +83,12 @@ def fingerprint_examples(examples: Sequence[Example]) -> str:
 
 
 def check_settings(
-  out_dir: Path, settings: Mapping[str, Any], *, what: str, log: str | os.PathLike
+  out_dir: Path,
+  settings: Mapping[str, Any],
+  *,
+  what: str,
+  log: str | os.PathLike,
+  defaults: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes settings.json, which says what a run is, or compares it with the one there.
 
@@ -92,6 +97,7 @@ def check_settings(
     settings: what decides the run's results, as JSON values.
     what: the kind of run, for messages ("an evaluation").
     log: name of the file that must not be there without settings.
+    defaults: what settings are where a run was started before there were such.
 
   Raises:
     ConfigError: if the folder's run was started with other settings.
@@ -99,7 +105,7 @@ def check_settings(
   """
   path = out_dir / "settings.json"
   if path.exists():
-    started = read_json(path)
+    started = {**(defaults or {}), **read_json(path)}
     wanted = json.loads(json.dumps(settings))  # as a file would give them back
     differing = list_differences({name: started.get(name) for name in wanted}, wanted)
     if differing:

@@ -99,7 +99,13 @@ def evaluate(
     "sampler_id": sampler_id,
     "law": dataclasses.asdict(sampler.law),
   }
-  check_settings(out_dir, settings, what="an evaluation", log="samples.jsonl")
+  check_settings(
+    out_dir,
+    settings,
+    what="an evaluation",
+    log="samples.jsonl",
+    defaults={"first_sample": 0},
+  )
 
   log = JsonlLog(out_dir / "samples.jsonl")
   try:

@@ -277,6 +277,20 @@ def test_the_first_sample_counts_in_the_key_paths(tmp_path):
     run(tmp_path, first_sample=-1)
 
 
+def test_a_run_of_the_version_without_a_first_sample_goes_on(tmp_path):
+  whole = run(tmp_path)
+  settings = read_json(tmp_path / "settings.json")
+  del settings["first_sample"]
+  (tmp_path / "settings.json").write_text(json.dumps(settings))
+  with pytest.raises(ConfigError, match="first_sample: 0 -> 1"):
+    run(tmp_path, first_sample=1)
+  lines = (tmp_path / "samples.jsonl").read_text().splitlines(keepends=True)
+  (tmp_path / "samples.jsonl").write_text("".join(lines[:7]))
+  asked = []
+  assert run(tmp_path, make_sampler(asked.append)) == whole
+  assert len(asked) == 18 - 7
+
+
 def test_a_prompt_without_room_is_named(tmp_path):
   with pytest.raises(ValueError, match=r"example 'n0' of task 'parity' has 20 tokens"):
     run(tmp_path, make_sampler(max_length=20))
