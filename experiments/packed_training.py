@@ -79,6 +79,9 @@ class PackedTrainConfig(TrainConfig):
       raise ConfigError(
         f"{name}.parent_data is empty. Name a folder, or leave it out (None)."
       )
+    if isinstance(self.parent_data, tuple) and len(self.parent_data) == 1:
+      # One way to spell it: a begun run may go on with either.
+      object.__setattr__(self, "parent_data", self.parent_data[0])
     if self.parent_data is not None and self.parent is None:
       raise ConfigError(
         f"{name}.parent_data needs {name}.parent, whose data it is. Set parent, or "

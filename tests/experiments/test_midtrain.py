@@ -201,6 +201,15 @@ def test_a_third_stage_reads_on_in_the_folders_of_both_before(folder, tmp_path):
     dataclasses.replace(config, parent_data=())
 
 
+def test_one_folder_of_parents_data_is_one_however_it_is_written():
+  config = config_lib.load(MidtrainConfig, ["gin_configs/midtrain/tiny.gin"], [])
+  assert config.parent_data == "runs/data"
+  same = dataclasses.replace(config, parent_data=("runs/data",))
+  assert same == config
+  assert config_lib.to_json(same) == config_lib.to_json(config)
+  assert same.inputs() == config.inputs()
+
+
 def test_the_papers_numbers_stand_in_the_gin_file():
   path = "gin_configs/midtrain/phi4_14b.gin"
   config = config_lib.load(MidtrainConfig, [path], [])
