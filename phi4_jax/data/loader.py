@@ -165,12 +165,11 @@ class Loader:
     epochs and where rows are equally full, an estimate within an epoch of rows that
     are not.
     """
-    tokens = [count * s.tokens_per_row for s, count in self._count_rows(num_batches)]
+    counted = self._count_rows(num_batches)
+    tokens = [count * source.tokens_per_row for source, count in counted]
     total = sum(tokens) or Fraction(1)
     metrics = {}
-    for (source, count), part in zip(
-      self._count_rows(num_batches), tokens, strict=True
-    ):
+    for (source, count), part in zip(counted, tokens, strict=True):
       metrics[f"data/fraction/{source.name}"] = float(part / total)
       metrics[f"data/epoch/{source.name}"] = source.epochs(count)
     return metrics

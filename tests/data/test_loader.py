@@ -12,6 +12,7 @@ import pytest
 from phi4_jax.common.errors import ConfigError, DataError, OutOfData
 from phi4_jax.data.batch import make_batch
 from phi4_jax.data.loader import DataConfig, make_loader
+from phi4_jax.data.mixture import RowPlan
 from phi4_jax.data.packing import PackingConfig
 from tests.data.numbered_rows import drain, rows_of, take, write_numbered
 
@@ -35,6 +36,17 @@ def config(datasets="web", **kwargs):
   if kwargs.get("epochs") is not None:
     kwargs.setdefault("when_exhausted", "stop")
   return DataConfig(**{"datasets": datasets, "batch_size": 6, **kwargs})
+
+
+def test_metrics_count_rows_once(data_dir, monkeypatch):
+  loader = make_loader(data_dir, config({"web": 0.5, "books": 0.5}))
+  asked, counts = [], RowPlan.counts
+  monkeypatch.setattr(
+    RowPlan, "counts", lambda self, n: asked.append(n) or counts(self, n)
+  )
+  metrics = loader.mixture_metrics(2)
+  assert asked == [12]
+  assert metrics["data/fraction/web"] == metrics["data/fraction/books"] == 0.5
 
 
 @pytest.mark.parametrize("read_threads", [0, 2])
