@@ -65,6 +65,8 @@ def _show_both(old: Any, new: Any) -> tuple[str, str]:
 def _spell(value: Any) -> str:
   if isinstance(value, Mapping):
     return f"{value.get('class', '')}{{{len(value)} settings}}"
+  if isinstance(value, list):
+    return f"[{', '.join(map(_spell, value))}]"
   return _DIGEST.sub(r"\1...", repr(value))
 
 

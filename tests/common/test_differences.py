@@ -26,6 +26,17 @@ def test_lists_of_objects_are_compared_one_by_one():
     (None, {"class": "A", "n": 1}, "task: None -> A{2 settings}"),
     ({"class": "A", "n": 1}, {"class": "B"}, "task: A{2 settings} -> B{1 settings}"),
     ({"n": 1}, 3, "task: {1 settings} -> 3"),
+    ([{"class": "A", "n": 1}], [], "task: [A{2 settings}] -> []"),
+    (
+      [{"class": "A", "n": 1}],
+      [{"class": "A", "n": 2}, {"class": "B", "n": 1, "m": "x"}],
+      "task: [A{2 settings}] -> [A{2 settings}, B{3 settings}]",
+    ),
+    (
+      [{"class": "A"}, 1],
+      [{"class": "B"}, 1],
+      "task: [A{1 settings}, 1] -> [B{1 settings}, 1]",
+    ),
   ],
 )
 def test_whole_objects_are_not_spelled(old, new, expected):
