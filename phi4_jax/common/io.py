@@ -7,6 +7,7 @@ import codecs
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -213,7 +214,7 @@ class JsonlLog:
     Raises:
       DataError: if it cannot be written.
     """
-    line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    line = _to_line(record)
     data = memoryview(line.encode("utf-8") + b"\n")
     written = 0
     try:
@@ -266,12 +267,17 @@ class JsonlLog:
 
   def _rewrite(self, records: Sequence[dict[str, Any]]) -> None:
     self._file.close()
-    lines = [json.dumps(r, ensure_ascii=False, allow_nan=False) for r in records]
-    write_atomic(self.path, "".join(line + "\n" for line in lines))
+    write_atomic(self.path, "".join(_to_line(record) + "\n" for record in records))
     self._open()
 
   def close(self) -> None:
     self._file.close()
+
+
+def _to_line(record: Any) -> str:
+  line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+  # Half of a surrogate pair, which JSON may hold, is no UTF-8.
+  return json.dumps(record) if re.search(r"[\ud800-\udfff]", line) else line
 
 
 def file_sha256(path: str | os.PathLike) -> str:

@@ -28,6 +28,9 @@ from phi4_jax.data.documents import Document, document_text
 
 Flag = Literal["clean", "partial", "contaminated"]
 Rule = Literal["13gram", "7gram"]
+# An n-gram that so many items have is likely to be their instructions. It is said of
+# texts that are contaminated by such n-grams alone; the setting is another thing.
+MANY_ITEMS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,9 @@ class ContaminationRule:
     test question, 4 of them 13 words in a row. Behind the same instructions of 18 words
     unrelated questions share up to 0.43, for which 0.5 was chosen; behind longer ones
     they share more (benchmarks/decontamination.py, docs/decontamination.md).
+  Differs: `boiler_plate_items` is no part of Algorithm 1, and 0, its default, leaves it
+    out. The paper has the allow-list against boiler-plate, and does not say what it
+    does about 13 words of which twelve are instructions.
 
   Attributes:
     info_7gram: a share of 7-grams above this is worth a note.
@@ -50,12 +56,16 @@ class ContaminationRule:
     count_allowed_7grams: whether the 7-grams inside allowed 13-grams count, as in the
       paper. A short question between long boiler-plate is then contaminated by any
       other; False leaves them out of what is in common (not out of the sizes).
+    boiler_plate_items: 13-grams and 7-grams that so many items or more have are no
+      evidence (but stay in the sizes); 0 means that all are, as in the paper. Items of
+      the same words are one.
   """
 
   info_7gram: float = 0.1
   contaminated_7gram: float = 0.5
   use_13gram: bool = True
   count_allowed_7grams: bool = True
+  boiler_plate_items: int = 0
 
   def __post_init__(self):
     for name in ("info_7gram", "contaminated_7gram"):
@@ -67,14 +77,26 @@ class ContaminationRule:
         f"ContaminationRule.contaminated_7gram ({self.contaminated_7gram}) must not be "
         f"below info_7gram ({self.info_7gram})."
       )
+    if self.boiler_plate_items < 0 or self.boiler_plate_items == 1:
+      raise ConfigError(
+        f"ContaminationRule.boiler_plate_items ({self.boiler_plate_items}) must be 2 "
+        "or more, or 0 for none: with 1 nothing would be evidence."
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LongMatch:
-  """The first 13 words in a row of a text that a benchmark item has, too."""
+  """The first 13 words in a row of a text that a benchmark item has, too.
+
+  Attributes:
+    item: the first that has them.
+    segment: the words.
+    num_items: how many items have them (items of the same words are one).
+  """
 
   item: BenchmarkItem
   segment: str
+  num_items: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,12 +124,15 @@ class Contamination:
     long: the 13-gram, if one that is not allowed was found; looked for even if the
       rule does not use it.
     short: the nearest item by 7-grams, even of a clean text, if any is shared.
+    boiler_plate: of a contaminated text that would not be so without n-grams that
+      `MANY_ITEMS` items or more have: the first such n-gram.
   """
 
   flag: Flag
   rule: Rule | None = None
   long: LongMatch | None = None
   short: ShortMatch | None = None
+  boiler_plate: str | None = None
 
   @property
   def item(self) -> BenchmarkItem | None:
@@ -125,6 +150,7 @@ class Contamination:
       item = self.long.item
       record["13gram"] = {
         "dataset": item.dataset, "id": item.id, "segment": self.long.segment,
+        "num_items": self.long.num_items,
       }  # fmt: skip
     if self.short is not None:
       item = self.short.item
@@ -132,6 +158,8 @@ class Contamination:
         "dataset": item.dataset, "id": item.id, "ratio": self.short.ratio,
         "overlaps": list(self.short.overlaps),
       }  # fmt: skip
+    if self.boiler_plate is not None:
+      record["boiler_plate"] = self.boiler_plate
     return record
 
 
@@ -144,9 +172,9 @@ class Decontaminator:
   def __init__(self, index: BenchmarkIndex, rule: ContaminationRule):
     self._index = index
     self._rule = rule
-    self._ignored = frozenset[int]()
+    self._ignored_short = frozenset[int]()
     if not rule.count_allowed_7grams:
-      self._ignored = index.allowed_short_runs()
+      self._ignored_short = index.allowed_short_runs()
 
   def check(self, text: str) -> Contamination:
     """Returns what one text has in common with the benchmarks."""
@@ -162,6 +190,36 @@ class Decontaminator:
     ]
 
   def _judge(self, words: bytes, shared: Shared) -> Contamination:
+    shared = Shared(
+      tuple(run for run in shared.long if not self._index.is_allowed(run.number)),
+      tuple(run for run in shared.short if run.number not in self._ignored_short),
+    )
+    if self._rule.boiler_plate_items:
+      shared = self._leave_out(shared, self._rule.boiler_plate_items)
+    found = self._apply(words, shared)
+    if found.flag != "contaminated":
+      return found
+    rare = self._leave_out(shared, MANY_ITEMS)
+    if rare == shared or self._apply(words, rare).flag == "contaminated":
+      return found
+    by_long = found.rule == "13gram"
+    runs, kept = (shared.long, rare.long) if by_long else (shared.short, rare.short)
+    is_rare = frozenset(kept)
+    gram = next(run.words for run in runs if run not in is_rare)
+    return dataclasses.replace(found, boiler_plate=gram.decode())
+
+  def _leave_out(self, shared: Shared, num_items: int) -> Shared:
+    """Returns the runs that fewer items have."""
+    counts = self._index.long.num_items, self._index.short.num_items
+    return Shared(
+      *(
+        tuple(run for run in runs if of_run[run.number] < num_items)
+        for runs, of_run in zip(shared, counts, strict=True)
+      )
+    )
+
+  def _apply(self, words: bytes, shared: Shared) -> Contamination:
+    """Algorithm 1 on the runs that are evidence."""
     long = self._first_long(shared.long)
     short = self._best_short(words, shared.short)
     rule = self._rule
@@ -174,21 +232,21 @@ class Decontaminator:
     return Contamination(flag=flag, rule=by, long=long, short=short)
 
   def _first_long(self, runs: Sequence[Run]) -> LongMatch | None:
-    for run in runs:
-      if not self._index.is_allowed(run.number):
-        item = self._index.items[self._index.long.first_item[run.number]]
-        return LongMatch(item=item, segment=run.words.decode())
-    return None
+    if not runs:
+      return None
+    grams, first = self._index.long, runs[0]
+    return LongMatch(
+      item=self._index.items[grams.first_item[first.number]],
+      segment=first.words.decode(),
+      num_items=int(grams.num_items[first.number]),
+    )
 
   def _best_short(self, words: bytes, runs: Sequence[Run]) -> ShortMatch | None:
     grams = self._index.short
-    distinct = {run.number: run.words for run in runs}
-    for number in self._ignored.intersection(distinct):
-      del distinct[number]
-    if not distinct:
+    if not runs:
       return None
     items, overlaps = np.unique(
-      np.concatenate([grams.items(number) for number in distinct]), return_counts=True
+      np.concatenate([grams.items(run.number) for run in runs]), return_counts=True
     )
     in_item = grams.num_in_item[items]
     in_text = _count_distinct(words, enough=int(in_item.max()))
@@ -197,9 +255,9 @@ class Decontaminator:
     return ShortMatch(
       item=self._index.items[items[best]],
       overlaps=tuple(
-        text.decode()
-        for number, text in distinct.items()
-        if grams.has_item(number, int(items[best]))
+        run.words.decode()
+        for run in runs
+        if grams.has_item(run.number, int(items[best]))
       ),
       ratio=float(ratios[best]),
     )

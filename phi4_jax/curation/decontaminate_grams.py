@@ -4,7 +4,7 @@ Knows ids of words; refuses to know texts and verdicts.
 """
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt
+from jaxtyping import Bool, Int, Int32, UInt
 
 from phi4_jax.curation.decontaminate_words import hash_runs
 
@@ -23,6 +23,7 @@ class NGrams:
   Attributes:
     length: words in a run.
     first_item: for each run, the first item that has it.
+    num_items: for each run, how many counted items have it.
     num_in_item: for each item, how many distinct runs it has.
   """
 
@@ -32,12 +33,14 @@ class NGrams:
     word_ids: Int32[np.ndarray, " words"],
     word_hashes: UInt[np.ndarray, " words"],
     item_starts: Int[np.ndarray, " items_and_end"],
+    is_counted: Bool[np.ndarray, " items"],
   ):
     """Args:
     length: words in a run.
     word_ids: the words of all items, one item after the other.
     word_hashes: of the same words.
     item_starts: the place of each item's first word; then the number of words.
+    is_counted: whether an item is one of those that `num_items` counts.
     """
     self.length = length
     self._word_ids = word_ids
@@ -63,6 +66,9 @@ class NGrams:
     run = np.cumsum(is_new) - 1
     self._items = items[is_posting]
     self._items_start = np.searchsorted(run[is_posting], np.arange(len(self) + 1))
+    counted_runs = run[is_posting][is_counted[self._items]]
+    counts = np.bincount(counted_runs, minlength=len(self))
+    self.num_items: Int32[np.ndarray, " runs"] = counts.astype(np.int32)
     self.num_in_item: Int[np.ndarray, " items"] = np.bincount(
       self._items, minlength=num_items
     )

@@ -21,7 +21,7 @@ from phi4_jax.curation import decontaminate_words as words_lib
 from phi4_jax.curation.decontaminate_grams import NGrams
 
 LONG, SHORT = 13, 7
-_FORMAT = "phi4_jax benchmark index 1"
+_FORMAT = "phi4_jax benchmark index 2"
 # Read at once: what numpy makes of it should stay in a core's cache.
 _BLOCK_BYTES = 1 << 17
 
@@ -68,6 +68,9 @@ class BenchmarkIndex:
   `num_short` and `num_silent` count them for each dataset. A silent item can never be
   found.
 
+  `NGrams.num_items` says in how many items a run stands. Items of the same words are
+  one there, so that a question that is in many benchmarks is no boiler-plate.
+
   Attributes:
     items: in the order given; the first of several that match is the one named.
     allowed: 13-grams that contaminate nothing, as normalised text.
@@ -98,8 +101,9 @@ class BenchmarkIndex:
     self._hashes = _hash_words(b" ".join(self._words))
     item_starts = np.asarray(starts)
     hashes = self._hashes[word_ids]
-    self.long = NGrams(LONG, word_ids, hashes, item_starts)
-    self.short = NGrams(SHORT, word_ids, hashes, item_starts)
+    is_counted = _are_first(np.split(word_ids, item_starts[1:-1]))
+    self.long = NGrams(LONG, word_ids, hashes, item_starts, is_counted)
+    self.short = NGrams(SHORT, word_ids, hashes, item_starts, is_counted)
     self._num_words = np.diff(item_starts)
     self.allowed = tuple(dict.fromkeys(_check_allowed(allowed)))
     self._allowed_runs = frozenset(
@@ -227,10 +231,11 @@ class BenchmarkIndex:
     return hashlib.sha256("".join(self._lines()).encode()).hexdigest()
 
   def _lines(self) -> Iterator[str]:
+    # In ASCII: half of a surrogate pair, which JSON may hold, is no UTF-8.
     for item in self.items:
-      yield json.dumps(dataclasses.asdict(item), ensure_ascii=False) + "\n"
+      yield json.dumps(dataclasses.asdict(item)) + "\n"
     for text in self.allowed:
-      yield json.dumps({"allowed": text}, ensure_ascii=False) + "\n"
+      yield json.dumps({"allowed": text}) + "\n"
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes the index as one file, atomically."""
@@ -270,7 +275,10 @@ def load_index(path: str | os.PathLike) -> BenchmarkIndex:
     if head is None:
       head = record
       if head.get("format") != _FORMAT:
-        raise DataError(f"{path} is no {_FORMAT!r} (row 1 has no such 'format').")
+        raise DataError(
+          f"{path} is no {_FORMAT!r} (row 1 has the 'format' {head.get('format')!r}). "
+          "`phi4 decontaminate` makes it anew in another --out."
+        )
     elif set(record) == {"allowed"}:
       allowed.append(record["allowed"])
     elif set(record) == {"dataset", "id", "text"}:
@@ -281,6 +289,17 @@ def load_index(path: str | os.PathLike) -> BenchmarkIndex:
   if head is None or head.get("sha256") != index.digest():
     raise DataError(f"{path} is damaged: its digest is another. Make it again.")
   return index
+
+
+def _are_first(items: Iterable[np.ndarray]) -> np.ndarray:
+  """Tells of each item if it is the first with its words."""
+  seen: set[bytes] = set()
+  is_first = []
+  for word_ids in items:
+    words = word_ids.tobytes()
+    is_first.append(words not in seen)
+    seen.add(words)
+  return np.array(is_first)
 
 
 def _hash_words(text: bytes) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Algorithm 1 of the paper with Python sets, word for word."""
 
 import unicodedata
+from collections import Counter
 
 
 def words_of(text):
@@ -20,22 +21,40 @@ def ngrams(text, n):
   return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
-def check(train, tests, allowed13, info7, contaminated7):
+def count_items(tests, n):
+  """Returns in how many of the texts that differ in a word each n-gram stands."""
+  different = {tuple(words_of(text)): text for text in tests}
+  return Counter(gram for text in different.values() for gram in set(ngrams(text, n)))
+
+
+def check(train, tests, allowed13, info7, contaminated7, boiler_plate_items=0):
   """Returns (flag, rule, item of the 13-gram, 13-gram, best item, overlap, ratio).
 
-  `tests` and `allowed13` are texts; items are places in `tests`.
+  `tests` and `allowed13` are texts; items are places in `tests`. N-grams in so many
+  items are left out of what is in common, if `boiler_plate_items` is not 0.
   """
+  num_items = count_items(tests, 13) | count_items(tests, 7)
+
+  def is_boiler_plate(gram):
+    return 0 < boiler_plate_items <= num_items[gram]
+
   bench13 = {}
   for t, text in enumerate(tests):
     for gram in ngrams(text, 13):
       bench13.setdefault(gram, t)
   allowed = {tuple(words_of(text)) for text in allowed13}
   first = next(
-    (g for g in ngrams(train, 13) if g in bench13 and g not in allowed), None
+    (
+      g
+      for g in ngrams(train, 13)
+      if g in bench13 and g not in allowed and not is_boiler_plate(g)
+    ),
+    None,
   )
 
   train7 = set(ngrams(train, 7))
-  overlap = [len(train7 & set(ngrams(text, 7))) for text in tests]
+  common7 = {g for g in train7 if not is_boiler_plate(g)}
+  overlap = [len(common7 & set(ngrams(text, 7))) for text in tests]
   ratio = [
     n / min(len(train7), len(set(ngrams(text, 7)))) if n else 0.0
     for n, text in zip(overlap, tests, strict=True)

@@ -5,7 +5,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from phi4_jax.curation import decontaminate_grams, decontaminate_index
+from phi4_jax.curation import (
+  decontaminate,
+  decontaminate_grams,
+  decontaminate_index,
+)
 from phi4_jax.curation import decontaminate_words as words_lib
 from phi4_jax.curation.decontaminate import ContaminationRule, Decontaminator
 from phi4_jax.curation.decontaminate_index import BenchmarkIndex, BenchmarkItem
@@ -45,18 +49,40 @@ def flatten(found):
   )
 
 
-def assert_equal_to_reference(trains, tests, allowed, info, contaminated):
+def assert_equal_to_reference(
+  trains, tests, allowed, info, contaminated, boiler_plate_items=0
+):
   index = BenchmarkIndex(items_of(tests), allowed)
-  rule = ContaminationRule(info_7gram=info, contaminated_7gram=contaminated)
+  rule = ContaminationRule(
+    info_7gram=info,
+    contaminated_7gram=contaminated,
+    boiler_plate_items=boiler_plate_items,
+  )
   found = Decontaminator(index, rule).check_all(trains)
-  wanted = [reference.check(t, tests, allowed, info, contaminated) for t in trains]
+  given = tests, allowed, info, contaminated
+  wanted = [reference.check(t, *given, boiler_plate_items) for t in trains]
   assert [flatten(result) for result in found] == wanted
+  # Of what is put aside: whether it is so for n-grams of two items and more alone.
+  if decontaminate.MANY_ITEMS == 2:
+    alone = [reference.check(t, *given, 2)[0] != "contaminated" for t in trains]
+    assert [result.boiler_plate is not None for result in found] == [
+      result.flag == "contaminated" and is_alone
+      for result, is_alone in zip(found, alone, strict=True)
+    ]
+  for grams, length in ((index.long, 13), (index.short, 7)):
+    counts = reference.count_items(tests, length)
+    assert len(grams) == len(counts)
+    for gram, count in counts.items():
+      assert grams.num_items[index.find(" ".join(gram), grams)] == count
 
 
 @st.composite
 def problems(draw):
   tests = draw(st.lists(texts(), min_size=1, max_size=4))
   trains = draw(st.lists(texts(), max_size=4))
+  # Items that have a stretch in common, or all words.
+  for text in draw(st.lists(st.sampled_from(tests), max_size=3)):
+    tests.append(draw(texts(5)) + text[: draw(st.integers(60, 200))] + draw(texts(5)))
   # Texts that hold a whole item, or are cut out of one.
   for text in draw(st.lists(st.sampled_from(tests), max_size=2)):
     trains.append(draw(texts(5)) + text + draw(texts(5)))
@@ -75,6 +101,16 @@ def test_equal_to_the_algorithm_word_for_word(problem):
   assert_equal_to_reference(*problem)
 
 
+@settings(max_examples=150, deadline=None)
+@given(problems(), st.sampled_from([0, 2, 3, 4]))
+@example((["a b c d e f g"], ["a b c d e f g", "h a b c d e f g"], [], 0.0, 1.0), 2)
+@example((["a b c d e f g"], ["a b c d e f g", "A b c, d e f g"], [], 0.0, 1.0), 2)
+def test_what_many_items_share_is_no_evidence_where_that_is_set(problem, num_items):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(decontaminate, "MANY_ITEMS", 2)
+    assert_equal_to_reference(*problem, num_items)
+
+
 @settings(max_examples=60, deadline=None)
 @given(problems(), st.integers(1, 3))
 def test_hash_collisions_give_no_verdict(problem, num_hashes):
@@ -89,6 +125,7 @@ def test_hash_collisions_give_no_verdict(problem, num_hashes):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(words_lib, "hash_words", weak)
     assert_equal_to_reference(*problem)
+    assert_equal_to_reference(*problem, 2)
 
 
 @settings(max_examples=60, deadline=None)
