@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.known_data import require_files, standard_places
+from phi4_jax.common.compression import COMPRESSED
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.curation.decontaminate_index import BenchmarkItem
 from phi4_jax.curation.decontaminate_items import read_items
 from phi4_jax.data.known_files import benchmark_files, benchmark_texts
 from phi4_jax.data.known_tasks import KNOWN_TASKS
 from phi4_jax.data.source_files import BadRow
+
+
+_JSON_LINES = tuple(f".jsonl{end}" for end in ("", *COMPRESSED))
 
 
 class Benchmark(NamedTuple):
@@ -35,7 +39,7 @@ def open_benchmark(
 
   Its files are looked for in this order:
     1. NAME=PATH
-    2. NAME, for NAME.jsonl in `benchmark_dir`
+    2. NAME, for NAME.jsonl in `benchmark_dir`, or compressed NAME.jsonl.gz, .zst, .zstd
     3. NAME, for a published set that is found in `benchmark_dir`, in `data` or in the
        folders of the Hugging Face and TFDS libraries
 
@@ -49,10 +53,10 @@ def open_benchmark(
   """
   name, equals, path = given.partition("=")
   is_known = name in KNOWN_TASKS
-  file = Path(benchmark_dir or ".") / f"{name}.jsonl"
-  if not equals and benchmark_dir is not None and file.is_file():
-    path = str(file)
-  is_lines = path.endswith(".jsonl")
+  if not equals and benchmark_dir is not None:
+    files = (Path(benchmark_dir) / f"{name}{end}" for end in _JSON_LINES)
+    path = next((str(file) for file in files if file.is_file()), "")
+  is_lines = path.endswith(_JSON_LINES)
   if is_lines and not is_known:
     return Benchmark(name, [path], read_items(name, path, with_answers=with_answers))
   if not is_known:
@@ -62,7 +66,7 @@ def open_benchmark(
     known = KNOWN_TASKS[name]
     remedy = f"Write {name}=FILE with its file"
     path = require_files(known, known.scored, places, remedy=remedy)
-    is_lines = path.endswith(".jsonl")
+    is_lines = path.endswith(_JSON_LINES)
   files = benchmark_files(name, path)
   return Benchmark(name, files, _read_published(name, path, is_lines, with_answers))
 
@@ -101,8 +105,8 @@ def _explain(given: str, name: str, benchmark_dir: str | None) -> str:
     return f"{asked} has no name. Write NAME={given}, for example mine={given}."
   if "=" in given:
     return (
-      f"{asked}: only JSON lines (.jsonl) can be read of a set whose layout is not "
-      f"known. {published}"
+      f"{asked}: only JSON lines ({', '.join(_JSON_LINES)}) can be read of a set whose "
+      f"layout is not known. {published}"
     )
   if benchmark_dir is None:
     return (
@@ -110,7 +114,12 @@ def _explain(given: str, name: str, benchmark_dir: str | None) -> str:
       f"{published}"
     )
   folder = Path(benchmark_dir)
-  known = ", ".join(sorted(path.stem for path in folder.glob("*.jsonl")))
+  names = {
+    path.name.removesuffix(end)
+    for end in _JSON_LINES
+    for path in folder.glob(f"*{end}")
+  }
+  known = ", ".join(sorted(names))
   return (
     f"{asked}: there is no {folder / f'{name}.jsonl'}. In that folder are: "
     f"{known or 'none'}. {published}"

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments import process
-from experiments.benchmark_items import open_benchmark
+from experiments.benchmark_items import Benchmark, open_benchmark
 from experiments.decontaminate_begin import (
   INDEX,
   PARTS,
-  BenchmarkFiles,
+  describe_files,
   describe_inputs,
   open_index,
   remove_leftovers,
@@ -47,7 +47,7 @@ from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.curation.decontaminate import ContaminationRule
 from phi4_jax.curation.decontaminate_allowed import find_allowed, load_allowed
 from phi4_jax.curation.decontaminate_index import BenchmarkIndex
-from phi4_jax.data.files import content_digest, is_remote
+from phi4_jax.data.files import is_remote
 from phi4_jax.data.sources import JsonlSource
 from phi4_jax.training.progress import Progress
 
@@ -168,13 +168,25 @@ def run(config: DecontaminateConfig, directory: RunDirectory) -> dict[str, Any]:
   if not parts:
     raise DataError(f"{_ROOT}.train: all files are empty.")
   folder = directory.path
-  index, benchmark_files = open_index(
+  allowed = load_allowed(config.allow_list) if config.allow_list else ()
+  benchmarks = _open_benchmarks(config)
+  benchmark_files = {one.name: describe_files(one.files) for one in benchmarks}
+  others = {
+    "reference": find_files(config.reference, "reference"),
+    "allow_list": [config.allow_list] if config.allow_list else [],
+  }
+  index = open_index(
     folder,
-    describe_inputs(parts, _settings_of_rows(config)),
-    lambda: _make_index(config, parts),
+    describe_inputs(
+      parts,
+      _settings_of_rows(config),
+      benchmark_files,
+      {name: describe_files(paths) for name, paths in others.items()},
+    ),
+    lambda: _make_index(config, benchmarks, allowed, parts),
     replace=directory.may_replace,
   )
-  print(describe_index(index), flush=True)
+  print(describe_index(index, config.rule), flush=True)
   log = io.JsonlLog(folder / PARTS)
   try:
     logged = log.records()
@@ -214,8 +226,9 @@ def run(config: DecontaminateConfig, directory: RunDirectory) -> dict[str, Any]:
   finally:
     log.close()
   result = report_parts(
-    folder, index, in_order, fields=config.fields, max_shown=config.max_shown
-  )
+    folder, index, in_order,
+    rule=config.rule, fields=config.fields, max_shown=config.max_shown,
+  )  # fmt: skip
   return {**result, "benchmark_files": benchmark_files}
 
 
@@ -270,9 +283,7 @@ def _make_progress(
   return Progress("decontaminate", len(parts), describe=describe)
 
 
-def _make_index(
-  config: DecontaminateConfig, parts: Sequence[Part]
-) -> tuple[BenchmarkIndex, BenchmarkFiles]:
+def _open_benchmarks(config: DecontaminateConfig) -> list[Benchmark]:
   answers = config.with_answers
   opened = [
     open_benchmark(given, config.benchmark_dir, with_answers=answers)
@@ -282,25 +293,28 @@ def _make_index(
   ((name, count),) = counts.most_common(1)
   if count > 1:
     raise ConfigError(f"{_ROOT}.benchmarks: {name!r} is named twice.")
-  index = BenchmarkIndex(item for benchmark in opened for item in benchmark.items)
-  files = {
-    benchmark.name: [
-      {"path": path, "sha256": content_digest([path])} for path in benchmark.files
-    ]
-    for benchmark in opened
-  }
-  allowed = list(load_allowed(config.allow_list)) if config.allow_list else []
+  return opened
+
+
+def _make_index(
+  config: DecontaminateConfig,
+  benchmarks: Sequence[Benchmark],
+  allowed: Sequence[str],
+  parts: Sequence[Part],
+) -> BenchmarkIndex:
+  index = BenchmarkIndex(item for benchmark in benchmarks for item in benchmark.items)
   if config.reference:
     paths = find_files(config.reference, "reference")
     reference = plan_parts(paths, config.part_megabytes << 20)
     most = config.max_row_megabytes << 20
-    allowed += find_allowed(
+    found = find_allowed(
       index,
       read_texts(reference, config.fields, most),
       # Damage in these is counted when they are done.
       read_texts(parts, config.fields, most, skip_damage=True),
     )
-  return index.allowing(allowed) if allowed else index, files
+    allowed = [*allowed, *found]
+  return index.allowing(allowed) if allowed else index
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:

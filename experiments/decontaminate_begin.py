@@ -13,25 +13,21 @@ from experiments.decontaminate_parts import FOLDERS, Part
 from phi4_jax.common import io
 from phi4_jax.common.errors import DataError
 from phi4_jax.curation.decontaminate_index import BenchmarkIndex, load_index
+from phi4_jax.data.files import content_digest
 
 INDEX = "benchmarks.index"
 PARTS = "parts.jsonl"
 _BEGUN = "begun.json"
-_FROM = "benchmarks"  # in begun.json, beside the inputs
-# Benchmark -> its files: path and SHA-256 of each.
-BenchmarkFiles = Mapping[str, Sequence[Mapping[str, str]]]
 
 
 def open_index(
   folder: Path,
   inputs: Mapping[str, Any],
-  make_index: Callable[[], tuple[BenchmarkIndex, BenchmarkFiles]],
+  make_index: Callable[[], BenchmarkIndex],
   *,
   replace: bool,
-) -> tuple[BenchmarkIndex, BenchmarkFiles]:
+) -> BenchmarkIndex:
   """Returns the index of the run in a folder, which is begun if there is none.
-
-  And the files that it was made from, as they were then.
 
   Args:
     folder: of the run.
@@ -46,31 +42,69 @@ def open_index(
   remove_leftovers(folder)
   if begun.exists() and index_file.exists():
     before = io.read_json(begun)
-    files = before.pop(_FROM, {})
     if before == inputs:
-      return load_index(index_file), files
+      return load_index(index_file)
     if not replace:
       raise DataError(
-        f"{folder} was begun with other training files (names, sizes, times of change) "
-        "or settings. Say --allow_config_change to begin again in it, or choose "
-        "another --out."
+        f"{folder} was begun with other {_name_difference(before, inputs)}. Say "
+        "--allow_config_change to begin again in it, or choose another --out."
       )
-  index, files = make_index()
+  index = make_index()
   _remove_run(folder)
   index.save(index_file)
-  io.write_json(begun, {**inputs, _FROM: files})
-  return index, files
+  io.write_json(begun, inputs)
+  return index
+
+
+def _name_difference(before: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
+  if before.get("files") != inputs["files"]:
+    return "training files (names, sizes, times of change)"
+  for name in ("benchmarks", "others"):
+    old, new = before.get(name, {}), inputs[name]
+    for key in (key for key in new if old.get(key) != new[key]):
+      was = {file["path"]: file for file in old.get(key, ())}
+      changed = [f["path"] for f in new[key] if was.get(f["path"]) != f]
+      of_what = f"benchmark {key}" if name == "benchmarks" else key
+      return f"files of {of_what} (sizes or contents: {', '.join(changed[:3])})"
+  return "settings"
+
+
+def describe_files(paths: Sequence[str]) -> list[dict[str, Any]]:
+  """Returns path, size and SHA-256 of files.
+
+  Raises:
+    DataError: if one is missing.
+  """
+  return [
+    {"path": path, "bytes": num_bytes, "sha256": digest}
+    for path in paths
+    for digest, num_bytes in [(content_digest([path]), os.path.getsize(path))]
+  ]
 
 
 def describe_inputs(
-  parts: Sequence[Part], settings: Mapping[str, Any]
+  parts: Sequence[Part],
+  settings: Mapping[str, Any],
+  benchmarks: Mapping[str, Any],
+  others: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """Returns small JSON that differs whenever what is written may differ."""
+  """Returns small JSON that differs whenever what is written may differ.
+
+  Args:
+    parts: of the training files, which are many and large: their sizes and times of
+      change are taken.
+    settings: of the run.
+    benchmarks: name -> `describe_files` of its files.
+    others: setting -> `describe_files` of the files that it names.
+  """
   files = []
   for path in dict.fromkeys(part.path for part in parts):
     stat = os.stat(path)
     files.append({"path": path, "bytes": stat.st_size, "changed_ns": stat.st_mtime_ns})
-  return json.loads(json.dumps({"files": files, "settings": settings}))
+  inputs = {
+    "files": files, "settings": settings, "benchmarks": benchmarks, "others": others,
+  }  # fmt: skip
+  return json.loads(json.dumps(inputs))
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -272,26 +273,30 @@ class PartWorker:
       "part": part.number, "path": part.path, "start": part.start, "end": part.end,
       "rows": 0, "text_characters": 0, "fields_without_text": [],
     }  # fmt: skip
-    reasons: dict[str, int] = {}
-    hits: dict[str, dict[str, list[str]]] = {}
+    reasons: Counter[str] = Counter()
+    found_rows: dict[str, Counter[str]] = {}
+    # Each item once; a dict keeps the order.
+    found_items: dict[str, dict[str, None]] = {}
+    boiler_plate: Counter[str] = Counter()
     name_of_file = Path(part.path).name
-
-    def count(reason: str) -> None:
-      reasons[reason] = reasons.get(reason, 0) + 1
 
     def judge(batch: list[tuple[Row, dict[str, Any], tuple[str, ...]]]) -> None:
       found = self._check.check_all([text for *_, texts in batch for text in texts])
       results = iter(found)
       for row, record, texts in batch:
-        result = _worst([next(results) for _ in texts])
+        of_row = [next(results) for _ in texts]
+        result = _worst(of_row)
         line = row.line if row.line.endswith(b"\n") else row.line + b"\n"
         if result.item is None:
           files.write("kept", line)
           continue
         name = "partial" if result.flag == "partial" else f"contaminated_{result.rule}"
-        count(name)
-        of_dataset = hits.setdefault(result.item.dataset, {})
-        of_dataset.setdefault(name, []).append(result.item.id)
+        reasons[name] += 1
+        found_rows.setdefault(result.item.dataset, Counter())[name] += 1
+        for item in (one.item for one in of_row if one.item is not None):
+          found_items.setdefault(item.dataset, {})[item.id] = None
+        if result.boiler_plate is not None:
+          boiler_plate[result.boiler_plate] += 1
         where = {"file": name_of_file, "byte": row.at}
         note = _note({**where, "contamination": result.to_json()}, line)
         if result.flag == "partial":
@@ -309,7 +314,7 @@ class PartWorker:
         if not reason:
           record, texts, reason = _parse(row.line, settings.fields)
         if not texts:
-          count(reason)
+          reasons[reason] += 1
           note = _describe_unreadable(name_of_file, row, record, reason)
           counts["fields_without_text"] = counts["fields_without_text"] or note.get(
             "fields", []
@@ -326,7 +331,14 @@ class PartWorker:
     counts |= files.num_rows
     done = counts["kept"] + counts["contaminated"] + counts["unreadable"]
     assert done == counts["rows"], "every row goes to one place"
-    return {**counts, "bytes": files.num_bytes, "reasons": reasons, "items": hits}
+    return {
+      **counts,
+      "bytes": files.num_bytes,
+      "reasons": reasons,
+      "found_rows": found_rows,
+      "found_items": {name: list(items) for name, items in found_items.items()},
+      "boiler_plate": boiler_plate,
+    }
 
 
 def _describe_unreadable(
@@ -354,8 +366,15 @@ def do_part(settings: PartSettings, part: Part) -> dict[str, Any]:
 
 
 def _worst(found: Sequence[Contamination]) -> Contamination:
-  """Returns the first of the findings that say the most."""
-  return max(found, key=lambda result: _SEVERITY.index(result.flag))
+  """Returns the first of the findings that say the most.
+
+  What rests on boiler-plate alone says less than what does not.
+  """
+
+  def rank(result: Contamination) -> tuple[int, bool]:
+    return _SEVERITY.index(result.flag), result.boiler_plate is None
+
+  return max(found, key=rank)
 
 
 def _note(record: dict[str, Any], line: bytes) -> bytes:

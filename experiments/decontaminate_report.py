@@ -9,17 +9,31 @@ from typing import Any
 from experiments.reporting.decontamination_page import write_page
 from phi4_jax.common import io
 from phi4_jax.common.text import format_table
-from phi4_jax.curation.decontaminate_index import BenchmarkIndex
+from phi4_jax.curation.decontaminate import MANY_ITEMS, ContaminationRule
+from phi4_jax.curation.decontaminate_index import SHORT, BenchmarkIndex
 
 _COUNTED = ("contaminated_13gram", "contaminated_7gram", "partial")
 
 
-def describe_index(index: BenchmarkIndex) -> str:
+# Benchmark items that a warning names.
+_MAX_NAMED = 3
+
+
+def describe_index(index: BenchmarkIndex, rule: ContaminationRule) -> str:
   """Returns a table of the benchmarks, before anything is compared with them."""
   header = ["benchmark", "items", "under 13 words", "under 7: never found"]
   rows = [[name, *counts.values()] for name, counts in index.count_items().items()]
   table = format_table(header, rows)
-  return f"{table}\n{len(index.allowed):,} 13-grams are allowed"
+  text = f"{table}\n{len(index.allowed):,} 13-grams are allowed"
+  if many := rule.boiler_plate_items:
+    long, short = (
+      int((grams.num_items >= many).sum()) for grams in (index.long, index.short)
+    )
+    text += (
+      f"\n{long:,} 13-grams and {short:,} 7-grams are in {many} items or more and are "
+      "no evidence"
+    )
+  return text
 
 
 def report_parts(
@@ -27,6 +41,7 @@ def report_parts(
   index: BenchmarkIndex,
   records: Sequence[Mapping[str, Any]],
   *,
+  rule: ContaminationRule,
   fields: Sequence[str],
   max_shown: int,
 ) -> dict[str, Any]:
@@ -36,6 +51,7 @@ def report_parts(
     folder: of the run.
     index: what the rows were compared with.
     records: what `PartWorker.do` returned, in the order of the parts.
+    rule: what counted.
     fields: of a row that were compared; () means the usual.
     max_shown: rows of a kind on the page.
   """
@@ -49,15 +65,23 @@ def report_parts(
     for name, counts in index.count_items().items()
   }
   found: dict[str, set[str]] = {name: set() for name in benchmarks}
+  by_gram: Counter[str] = Counter()
   for record in records:
     reasons.update(record["reasons"])
-    for name, hits in record["items"].items():
-      for kind, items in hits.items():
-        benchmarks[name][kind] += len(items)
-        found[name].update(items)
+    by_gram.update(record["boiler_plate"])
+    for name, counts in record["found_rows"].items():
+      for kind, count in counts.items():
+        benchmarks[name][kind] += count
+    for name, items in record["found_items"].items():
+      found[name].update(items)
   for name, items in found.items():
     benchmarks[name]["items_found"] = len(items)
-  warnings = find_warnings(totals, reasons, records, fields)
+  boiler_plate = sum_boiler_plate(index, by_gram)
+  warnings = [
+    *find_warnings(totals, reasons, records, fields),
+    *warn_of_boiler_plate(boiler_plate, totals["contaminated"]),
+    *_warn_of_hidden(index, rule.boiler_plate_items),
+  ]
   write_page(
     folder, totals, benchmarks, index,
     fields=fields, max_shown=max_shown, warnings=warnings,
@@ -89,6 +113,7 @@ def report_parts(
     "reasons": dict(sorted(reasons.items())),
     "warnings": warnings,
     "benchmarks": benchmarks,
+    "boiler_plate": boiler_plate,
     "index_sha256": index.digest(),
     "num_allowed": len(index.allowed),
     "fingerprint": digest,
@@ -126,3 +151,59 @@ def find_warnings(
       f"{places[0]}{more} was cut off or damaged: an unknown number of rows is missing."
     )
   return warnings
+
+
+def sum_boiler_plate(
+  index: BenchmarkIndex, by_gram: Mapping[str, int]
+) -> dict[str, Any]:
+  """Returns how many rows are put aside for n-grams alone that many items share.
+
+  Args:
+    index: of the items.
+    by_gram: rows by the first such n-gram of each.
+
+  Returns:
+    `num_items` ("many"), `rows`, and of the commonest n-gram its `words`, its `rows`
+    and the number of items that have it (`in_items`).
+  """
+  result = {"num_items": MANY_ITEMS, "rows": sum(by_gram.values())}
+  if not by_gram:
+    return result
+  words = min(by_gram, key=lambda gram: (-by_gram[gram], gram))
+  grams = index.short if len(words.split()) == SHORT else index.long
+  in_items = int(grams.num_items[index.find(words, grams)])
+  return {
+    **result,
+    "commonest": {"words": words, "rows": by_gram[words], "in_items": in_items},
+  }
+
+
+def warn_of_boiler_plate(
+  boiler_plate: Mapping[str, Any], num_contaminated: int
+) -> list[str]:
+  """Returns a warning where rows are put aside for what many items share."""
+  if not boiler_plate["rows"]:
+    return []
+  commonest = boiler_plate["commonest"]
+  return [
+    f"{boiler_plate['rows']:,} of the {num_contaminated:,} rows put aside are so only "
+    f"for words in a row that {boiler_plate['num_items']} benchmark items or more "
+    "share, as items share their instructions. The commonest are "
+    f"{commonest['words']!r} ({commonest['rows']:,} rows; in {commonest['in_items']:,} "
+    "items). If that is boiler-plate: give the benchmarks without instructions; or "
+    "allow such words (--reference=FILES makes the list, DecontaminateConfig.allow_list "
+    "names one); or take what many items share for no evidence "
+    f"(--gin.ContaminationRule.boiler_plate_items={boiler_plate['num_items']})."
+  ]
+
+
+def _warn_of_hidden(index: BenchmarkIndex, boiler_plate_items: int) -> list[str]:
+  hidden = index.find_hidden(boiler_plate_items) if boiler_plate_items else []
+  if not hidden:
+    return []
+  more = ", ..." if len(hidden) > _MAX_NAMED else ""
+  return [
+    f"{len(hidden):,} benchmark items ({', '.join(map(str, hidden[:_MAX_NAMED]))}{more}) "
+    f"are never found: {boiler_plate_items} items or more have each of their runs of "
+    "7 words. Choose a higher ContaminationRule.boiler_plate_items, or 0."
+  ]

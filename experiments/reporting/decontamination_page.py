@@ -135,7 +135,8 @@ def _pair(
   record = note["record"]
   text = "\n".join(texts_of_record(record, fields))
   title = (
-    f"{note['file']}, byte {note['byte']:,}: {item}, by its {found['rule']}; "
+    f"{note['file']}, byte {note['byte']:,}: {item}, by its {found['rule']}"
+    f"{', which many items share' if 'boiler_plate' in found else ''}; "
     f"7-grams in common with {short.get('dataset', '')} {short.get('id', '')}: "
     f"{len(short['overlaps'])} ({short['ratio']:.2f})"
   )
