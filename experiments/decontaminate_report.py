@@ -9,8 +9,12 @@ from typing import Any
 from experiments.reporting.decontamination_page import write_page
 from phi4_jax.common import io
 from phi4_jax.common.text import format_table
-from phi4_jax.curation.decontaminate import MANY_ITEMS, ContaminationRule
-from phi4_jax.curation.decontaminate_index import SHORT, BenchmarkIndex
+from phi4_jax.curation.decontaminate import (
+  MANY_ITEMS,
+  ContaminationRule,
+  Decontaminator,
+)
+from phi4_jax.curation.decontaminate_index import BenchmarkIndex
 
 _COUNTED = ("contaminated_13gram", "contaminated_7gram", "partial")
 
@@ -26,13 +30,8 @@ def describe_index(index: BenchmarkIndex, rule: ContaminationRule) -> str:
   table = format_table(header, rows)
   text = f"{table}\n{len(index.allowed):,} 13-grams are allowed"
   if many := rule.boiler_plate_items:
-    long, short = (
-      int((grams.num_items >= many).sum()) for grams in (index.long, index.short)
-    )
-    text += (
-      f"\n{long:,} 13-grams and {short:,} 7-grams are in {many} items or more and are "
-      "no evidence"
-    )
+    num_common = int((index.short.num_items >= many).sum())
+    text += f"\n{num_common:,} 7-grams are in {many} items or more: no evidence"
   return text
 
 
@@ -80,7 +79,7 @@ def report_parts(
   warnings = [
     *find_warnings(totals, reasons, records, fields),
     *warn_of_boiler_plate(boiler_plate, totals["contaminated"]),
-    *_warn_of_hidden(index, rule.boiler_plate_items),
+    *_warn_of_hidden(index, rule),
   ]
   write_page(
     folder, totals, benchmarks, index,
@@ -156,22 +155,21 @@ def find_warnings(
 def sum_boiler_plate(
   index: BenchmarkIndex, by_gram: Mapping[str, int]
 ) -> dict[str, Any]:
-  """Returns how many rows are put aside for n-grams alone that many items share.
+  """Returns how many rows are put aside only for 7-grams that many items share.
 
   Args:
     index: of the items.
-    by_gram: rows by the first such n-gram of each.
+    by_gram: rows by the first such 7-gram of each.
 
   Returns:
-    `num_items` ("many"), `rows`, and of the commonest n-gram its `words`, its `rows`
+    `num_items` ("many"), `rows`, and of the commonest 7-gram its `words`, its `rows`
     and the number of items that have it (`in_items`).
   """
   result = {"num_items": MANY_ITEMS, "rows": sum(by_gram.values())}
   if not by_gram:
     return result
   words = min(by_gram, key=lambda gram: (-by_gram[gram], gram))
-  grams = index.short if len(words.split()) == SHORT else index.long
-  in_items = int(grams.num_items[index.find(words, grams)])
+  in_items = int(index.short.num_items[index.find(words, index.short)])
   return {
     **result,
     "commonest": {"words": words, "rows": by_gram[words], "in_items": in_items},
@@ -184,26 +182,29 @@ def warn_of_boiler_plate(
   """Returns a warning where rows are put aside for what many items share."""
   if not boiler_plate["rows"]:
     return []
-  commonest = boiler_plate["commonest"]
+  many, commonest = boiler_plate["num_items"], boiler_plate["commonest"]
   return [
     f"{boiler_plate['rows']:,} of the {num_contaminated:,} rows put aside are so only "
-    f"for words in a row that {boiler_plate['num_items']} benchmark items or more "
-    "share, as items share their instructions. The commonest are "
-    f"{commonest['words']!r} ({commonest['rows']:,} rows; in {commonest['in_items']:,} "
-    "items). If that is boiler-plate: give the benchmarks without instructions; or "
-    "allow such words (--reference=FILES makes the list, DecontaminateConfig.allow_list "
+    f"for words that {many} benchmark items or more share, as items share their "
+    f"instructions. The commonest of them are {commonest['words']!r} "
+    f"({commonest['rows']:,} rows; in {commonest['in_items']:,} items). If that is "
+    "boiler-plate: give the benchmarks without instructions; or allow such words "
+    "(--reference=FILES makes a list of 13 words each, DecontaminateConfig.allow_list "
     "names one); or take what many items share for no evidence "
-    f"(--gin.ContaminationRule.boiler_plate_items={boiler_plate['num_items']})."
+    f"(--gin.ContaminationRule.boiler_plate_items={many})."
   ]
 
 
-def _warn_of_hidden(index: BenchmarkIndex, boiler_plate_items: int) -> list[str]:
-  hidden = index.find_hidden(boiler_plate_items) if boiler_plate_items else []
+def _warn_of_hidden(index: BenchmarkIndex, rule: ContaminationRule) -> list[str]:
+  if not rule.boiler_plate_items:
+    return []
+  hidden = Decontaminator(index, rule).find_hidden()
   if not hidden:
     return []
   more = ", ..." if len(hidden) > _MAX_NAMED else ""
   return [
     f"{len(hidden):,} benchmark items ({', '.join(map(str, hidden[:_MAX_NAMED]))}{more}) "
-    f"are never found: {boiler_plate_items} items or more have each of their runs of "
-    "7 words. Choose a higher ContaminationRule.boiler_plate_items, or 0."
+    "are not found even in a copy of them: too many of their words are shared by "
+    f"{rule.boiler_plate_items} items or more. Choose a higher "
+    "ContaminationRule.boiler_plate_items, or 0."
   ]

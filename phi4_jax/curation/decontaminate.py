@@ -14,6 +14,7 @@ import numpy as np
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.common.io import file_sha256
 from phi4_jax.curation.decontaminate_index import (
+  LONG,
   SHORT,
   BenchmarkIndex,
   BenchmarkItem,
@@ -28,9 +29,11 @@ from phi4_jax.data.documents import Document, document_text
 
 Flag = Literal["clean", "partial", "contaminated"]
 Rule = Literal["13gram", "7gram"]
-# An n-gram that so many items have is likely to be their instructions. It is said of
-# texts that are contaminated by such n-grams alone; the setting is another thing.
+# A 7-gram that so many items have is likely to be of their instructions. It is said of
+# texts that are contaminated by such alone; whether they are so is the rule's setting.
 MANY_ITEMS = 5
+# Of the seven 7-grams in a 13-gram that is evidence: fewer than half.
+_MOST_COMMON = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,9 +59,11 @@ class ContaminationRule:
     count_allowed_7grams: whether the 7-grams inside allowed 13-grams count, as in the
       paper. A short question between long boiler-plate is then contaminated by any
       other; False leaves them out of what is in common (not out of the sizes).
-    boiler_plate_items: 13-grams and 7-grams that so many items or more have are no
-      evidence (but stay in the sizes); 0 means that all are, as in the paper. Items of
-      the same words are one.
+    boiler_plate_items: 7-grams that so many items or more have are no evidence (but
+      stay in the sizes), nor are 13-grams of whose seven 7-grams four or more are such:
+      those that so many items have, and twelve words of instructions with any word
+      beside them. 0 means that all are evidence, as in the paper. Items of the same
+      words are one.
   """
 
   info_7gram: float = 0.1
@@ -124,8 +129,8 @@ class Contamination:
     long: the 13-gram, if one that is not allowed was found; looked for even if the
       rule does not use it.
     short: the nearest item by 7-grams, even of a clean text, if any is shared.
-    boiler_plate: of a contaminated text that would not be so without n-grams that
-      `MANY_ITEMS` items or more have: the first such n-gram.
+    boiler_plate: of a contaminated text that would not be so with
+      `boiler_plate_items = MANY_ITEMS`: the first 7-gram that so many items have.
   """
 
   flag: Flag
@@ -189,34 +194,51 @@ class Decontaminator:
       for words, found in zip(normalized, shared, strict=True)
     ]
 
+  def find_hidden(self) -> list[BenchmarkItem]:
+    """Returns items of 7 words or more of which not even a copy is contaminated."""
+    found = self.check_all([item.text for item in self._index.items])
+    has_run = self._index.short.num_in_item > 0
+    return [
+      item
+      for item, result, could in zip(self._index.items, found, has_run, strict=True)
+      if could and result.flag != "contaminated"
+    ]
+
   def _judge(self, words: bytes, shared: Shared) -> Contamination:
-    shared = Shared(
-      tuple(run for run in shared.long if not self._index.is_allowed(run.number)),
-      tuple(run for run in shared.short if run.number not in self._ignored_short),
-    )
-    if self._rule.boiler_plate_items:
-      shared = self._leave_out(shared, self._rule.boiler_plate_items)
-    found = self._apply(words, shared)
-    if found.flag != "contaminated":
+    most = self._rule.boiler_plate_items
+    found = self._apply(words, self._find_evidence(shared, most))
+    if found.flag != "contaminated" or 0 < most <= MANY_ITEMS:
       return found
-    rare = self._leave_out(shared, MANY_ITEMS)
-    if rare == shared or self._apply(words, rare).flag == "contaminated":
+    rare = self._find_evidence(shared, MANY_ITEMS)
+    if self._apply(words, rare).flag == "contaminated":
       return found
-    by_long = found.rule == "13gram"
-    runs, kept = (shared.long, rare.long) if by_long else (shared.short, rare.short)
-    is_rare = frozenset(kept)
-    gram = next(run.words for run in runs if run not in is_rare)
+    common = self._find_common(shared, MANY_ITEMS)
+    if found.long is not None and found.rule == "13gram":
+      runs = _cut(found.long.segment.encode())
+    else:
+      runs = [run.words for run in shared.short]
+    gram = next(run for run in runs if run in common)
     return dataclasses.replace(found, boiler_plate=gram.decode())
 
-  def _leave_out(self, shared: Shared, num_items: int) -> Shared:
-    """Returns the runs that fewer items have."""
-    counts = self._index.long.num_items, self._index.short.num_items
-    return Shared(
-      *(
-        tuple(run for run in runs if of_run[run.number] < num_items)
-        for runs, of_run in zip(shared, counts, strict=True)
-      )
-    )
+  def _find_common(self, shared: Shared, num_items: int) -> frozenset[bytes]:
+    """Returns the 7-grams of a text that so many items or more have."""
+    counts = self._index.short.num_items
+    return frozenset(r.words for r in shared.short if counts[r.number] >= num_items)
+
+  def _find_evidence(self, shared: Shared, boiler_plate_items: int) -> Shared:
+    """Returns the runs that count."""
+    long = [run for run in shared.long if not self._index.is_allowed(run.number)]
+    short = [run for run in shared.short if run.number not in self._ignored_short]
+    if boiler_plate_items:
+      common = self._find_common(shared, boiler_plate_items)
+      short = [run for run in short if run.words not in common]
+      if common:
+        long = [
+          run
+          for run in long
+          if sum(part in common for part in _cut(run.words)) <= _MOST_COMMON
+        ]
+    return Shared(tuple(long), tuple(short))
 
   def _apply(self, words: bytes, shared: Shared) -> Contamination:
     """Algorithm 1 on the runs that are evidence."""
@@ -274,6 +296,12 @@ def _count_distinct(words: bytes, *, enough: int) -> int:
   return (
     count if count >= enough or len(head) <= limit else len(_distinct(words.split()))
   )
+
+
+def _cut(long: bytes) -> list[bytes]:
+  """Returns the seven 7-grams of a 13-gram."""
+  words = long.split()
+  return [b" ".join(words[k : k + SHORT]) for k in range(LONG - SHORT + 1)]
 
 
 def _distinct(words: Sequence[bytes]) -> set[tuple[bytes, ...]]:

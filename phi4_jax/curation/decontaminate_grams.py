@@ -95,12 +95,6 @@ class NGrams:
   def __len__(self) -> int:
     return self._hashes.size
 
-  def count_rare(self, num_items: int) -> Int[np.ndarray, " items"]:
-    """Returns how many runs of each item are in fewer than `num_items` items."""
-    of_posting = np.repeat(self.num_items, np.diff(self._items_start))
-    rare = self._items[of_posting < num_items]
-    return np.bincount(rare, minlength=self.num_in_item.size)
-
   def may_hold(self, hashes: UInt[np.ndarray, " runs"]) -> Int[np.ndarray, " hits"]:
     """Returns the places of hashes that some run here has, and of a few others."""
     return np.flatnonzero(self._table[hashes >> self._shift])

@@ -138,15 +138,6 @@ class BenchmarkIndex:
       row["num_silent"] += int(num_words < SHORT)
     return counts
 
-  def find_hidden(self, num_items: int) -> list[BenchmarkItem]:
-    """Returns items that are found by nothing that fewer than `num_items` items have.
-
-    Those of fewer than 7 words, which are never found, are not among them.
-    """
-    rare = self.long.count_rare(num_items) + self.short.count_rare(num_items)
-    is_hidden = (rare == 0) & (self.short.num_in_item > 0)
-    return [self.items[i] for i in np.flatnonzero(is_hidden)]
-
   def text_of(self, run: int) -> str:
     """Returns the normalised words of a 13-gram."""
     words = [self._words[i] for i in self.long.word_ids(run)]

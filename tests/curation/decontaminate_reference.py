@@ -30,13 +30,15 @@ def count_items(tests, n):
 def check(train, tests, allowed13, info7, contaminated7, boiler_plate_items=0):
   """Returns (flag, rule, item of the 13-gram, 13-gram, best item, overlap, ratio).
 
-  `tests` and `allowed13` are texts; items are places in `tests`. N-grams in so many
-  items are left out of what is in common, if `boiler_plate_items` is not 0.
+  `tests` and `allowed13` are texts; items are places in `tests`. If
+  `boiler_plate_items` is not 0, 7-grams in so many items are left out of what is in
+  common, and 13-grams most of whose 7-grams are such.
   """
-  num_items = count_items(tests, 13) | count_items(tests, 7)
+  num_items = count_items(tests, 7)
 
   def is_boiler_plate(gram):
-    return 0 < boiler_plate_items <= num_items[gram]
+    inside = [gram[k : k + 7] for k in range(len(gram) - 6)]
+    return sum(0 < boiler_plate_items <= num_items[g] for g in inside) > len(inside) / 2
 
   bench13 = {}
   for t, text in enumerate(tests):

@@ -1,7 +1,9 @@
+import gzip
 import json
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from experiments.benchmark_items import open_benchmark
 from phi4_jax.common.errors import ConfigError, DataError
@@ -27,6 +29,25 @@ def test_a_file_of_usual_fields_needs_no_known_name(tmp_path):
   assert texts(f"mine={tmp_path}/own.jsonl") == ["How many?"]
   assert texts("own", tmp_path) == ["How many?"]
   assert texts("own", tmp_path, with_answers=True) == ["How many?\n7"]
+
+
+@pytest.mark.parametrize(
+  "end, pack",
+  [(".gz", gzip.compress), (".zst", zstandard.compress), (".zstd", zstandard.compress)],
+)
+def test_own_files_may_be_compressed(tmp_path, end, pack):
+  row = json.dumps({"question": "How many?", "answer": "7"}).encode()
+  path = tmp_path / f"own.jsonl{end}"
+  path.write_bytes(pack(row))
+  assert texts(f"mine={path}") == ["How many?"]
+  assert texts("own", tmp_path) == ["How many?"]
+  with pytest.raises(ConfigError, match=r"In that folder are: own\."):
+    texts("other", tmp_path)
+  # A published set, too, where it is not laid out as its publisher's.
+  assert texts(f"hellaswag={path}") == ["How many?"]
+  path.write_bytes(pack(row * 999)[:-9])
+  with pytest.raises(DataError, match=f"own.jsonl{end} cannot be decompressed"):
+    texts(f"mine={path}")
 
 
 def test_published_sets_are_found_by_name_in_their_own_layout(tmp_path, monkeypatch):

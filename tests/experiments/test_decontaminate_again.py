@@ -125,3 +125,36 @@ def test_an_error_of_one_part_keeps_the_parts_that_were_done(folder):
   blocked.rmdir()
   assert run(folder, two) == 0
   assert content(folder / "out") == whole
+
+
+@pytest.mark.parametrize("changed", ["toy.jsonl", "wiki.jsonl", "allowed.txt"])
+def test_another_file_under_the_same_path_does_not_go_on(folder, capsys, changed):
+  run_words = " ".join(TESTS[0].split()[:14])
+  data.write_rows(folder / "wiki.jsonl", [run_words])
+  (folder / "allowed.txt").write_text("a b c d e f g h i j k l m\n")
+  given = [
+    f"--reference={folder}/wiki.jsonl",
+    f"--gin.DecontaminateConfig.allow_list='{folder}/allowed.txt'",
+  ]
+  assert run(folder, *given) == 0
+  (folder / "out" / "result.json").unlink()
+  assert run(folder, *given) == 0  # the same files
+  (folder / "out" / "result.json").unlink()
+  path = folder / changed
+  text = path.read_text()
+  # As long as it was: only the content differs.
+  path.write_text(text.replace(" c ", " x ") if "a b c" in text else
+                  text.replace(run_words.split()[2], "Xavier"[: len(
+                    run_words.split()[2])]))  # fmt: skip
+  assert path.read_text() != text
+  capsys.readouterr()
+  assert run(folder, *given) == 2
+  said = capsys.readouterr().err
+  assert "was begun with other files of" in said and changed in said
+  assert run(folder, "--allow_config_change", *given) == 0
+  begun = json.loads((folder / "out" / "begun.json").read_text())
+  files = [*begun["benchmarks"]["toy"], *begun["others"]["reference"]]
+  assert {file["path"] for file in files} == {
+    f"{folder}/toy.jsonl", f"{folder}/wiki.jsonl",
+  }  # fmt: skip
+  assert all(len(file["sha256"]) == 64 and file["bytes"] for file in files)

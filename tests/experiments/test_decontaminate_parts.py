@@ -231,6 +231,33 @@ def test_every_string_of_a_row_is_compared(tmp_path, worker):
   assert lines_of(tmp_path, "kept") == [json.dumps(rows[-1]).encode()]
 
 
+def test_the_items_of_all_texts_of_a_row_are_found(tmp_path, worker):
+  rows = [
+    {"text": TESTS[0], "other": TESTS[1], "third": TESTS[0]},
+    {"prompt": "p", "chosen": f"So {TESTS[2]}", "rejected": TESTS[0]},
+  ]
+  content = "\n".join(map(json.dumps, rows)).encode()
+  (record,) = do(worker, tmp_path / "a.jsonl", content)
+  assert record["found_items"] == {"toy": ["0", "1", "2"]}
+  # A row is one row, whatever is in it.
+  assert record["found_rows"] == {"toy": {"contaminated_13gram": 2}}
+  assert record["reasons"] == {"contaminated_13gram": 2}
+
+
+def test_half_of_a_surrogate_pair_in_an_item_or_a_field_is_no_error(tmp_path, capsys):
+  item = {"id": "a\ud83d", "question": f"\ud83d {TESTS[0]}"}
+  (tmp_path / "toy.jsonl").write_text(json.dumps(item))
+  rows = [{"text": f"{TESTS[0]} \ude00"}, {"\ud83d": 1}]
+  (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  given = [f"--train={tmp_path}/train.jsonl", f"--benchmarks=toy={tmp_path}/toy.jsonl"]
+  assert main([*given, f"--out={tmp_path}/out"]) == 0
+  assert "2 rows = 0 kept (0 noted) + 1 contaminated + 1 un" in capsys.readouterr().out
+  (note,) = map(json.loads, lines_of(tmp_path / "out", "contaminated"))
+  assert note["contamination"]["13gram"]["id"] == "a\ud83d"
+  (tmp_path / "out" / "result.json").unlink()
+  assert main([f"--out={tmp_path}/out"]) == 0  # goes on with what was logged
+
+
 def test_a_note_takes_no_label_of_the_row_away(tmp_path):
   worker = make_worker(tmp_path, rule=ContaminationRule(use_13gram=False))
   words = " ".join([*TESTS[0].split()[:18], *(f"w{i}" for i in range(60))])
