@@ -23,6 +23,8 @@ from phi4_jax.curation.decontaminate_index import BenchmarkIndex, BenchmarkItem
 from phi4_jax.curation.decontaminate_items import texts_of_record
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
+# Of `ContaminationRule.boiler_plate_items`. The first was chosen before it was counted.
+BOILER_PLATE_ITEMS = (5, 2, 20)
 # Real prompts of two sources; the first are taken for a benchmark.
 _IFEVAL, _ARENA = "ifeval_input_data.jsonl", "arena_hard_v0.1_questions.jsonl"
 
@@ -116,6 +118,78 @@ def read_real(
   return found
 
 
+def count_flags(check: Decontaminator, texts: Sequence[str]) -> dict[str, int]:
+  """Returns how many texts there are, are put aside, and are noted."""
+  flags = [found.flag for found in check.check_all(texts)]
+  return {
+    "texts": len(flags),
+    "contaminated": flags.count("contaminated"),
+    "partial": flags.count("partial"),
+  }
+
+
+def plant_fresh(unrelated: Unrelated, seed: int) -> dict[str, list[str]]:
+  """Returns kind -> texts that each hold an item of `draw_fresh`, in their order.
+
+  With its instructions and without; whole and cut to 13 words in a row, which may be
+  of the instructions alone.
+  """
+  rng = random.Random(seed)
+  whole = [item.text for item in unrelated.index.items]
+  bare = fresh.draw_exam(len(whole), seed="items")
+  return {
+    "exact copy": whole,
+    "exact copy of the question alone": bare,
+    "edit that keeps 13 words of the question": [
+      data.edit_around(text, rng) for text in bare
+    ],
+    "edit that keeps 13 words of either": [
+      data.edit_around(text, rng) for text in whole
+    ],
+  }
+
+
+def count_boiler_plate(
+  index: BenchmarkIndex,
+  planted: Mapping[str, Sequence[str]],
+  fresh_set: Unrelated,
+  seed: int,
+) -> dict[str, Any]:
+  """Returns what `boiler_plate_items` does to the fresh set and to recall.
+
+  Without an allow-list: {"0": {kind: counts}, "5": ...}, 0 being Algorithm 1.
+  """
+  kinds: list[tuple[str, BenchmarkIndex, Sequence[str]]] = [
+    ("unrelated, fresh set", fresh_set.index, fresh_set.texts),
+    *(
+      (f"fresh items: {kind}", fresh_set.index, texts)
+      for kind, texts in plant_fresh(fresh_set, seed).items()
+    ),
+    *((f"items: {kind}", index, texts) for kind, texts in planted.items()),
+  ]
+  table: dict[str, Any] = {}
+  for value in (0, *BOILER_PLATE_ITEMS):
+    rule = ContaminationRule(boiler_plate_items=value)
+    table[str(value)] = {
+      kind: count_flags(Decontaminator(of_kind, rule), texts)
+      for kind, of_kind, texts in kinds
+    }
+  return table
+
+
+def format_boiler_plate(table: Mapping[str, Any]) -> str:
+  """Returns the table of `count_boiler_plate`."""
+  rows = [
+    [
+      kind,
+      counts["texts"],
+      *(f"{of[kind]['contaminated']} + {of[kind]['partial']}" for of in table.values()),
+    ]
+    for kind, counts in next(iter(table.values())).items()
+  ]
+  return format_table(["put aside + noted, boiler_plate_items", "texts", *table], rows)
+
+
 def count_wrong(unrelated: Unrelated) -> dict[str, Any]:
   """Returns what is found in unrelated texts, with and without the allow-list."""
   rule = ContaminationRule()
@@ -126,15 +200,7 @@ def count_wrong(unrelated: Unrelated) -> dict[str, Any]:
       unrelated.allowed, ContaminationRule(count_allowed_7grams=False)
     ),
   }
-  table = {}
-  for name, check in arms.items():
-    flags = [found.flag for found in check.check_all(unrelated.texts)]
-    table[name] = {
-      "texts": len(flags),
-      "contaminated": flags.count("contaminated"),
-      "partial": flags.count("partial"),
-    }
-  return table
+  return {name: count_flags(check, unrelated.texts) for name, check in arms.items()}
 
 
 def count_at_thresholds(

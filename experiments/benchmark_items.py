@@ -14,7 +14,6 @@ from phi4_jax.data.known_files import benchmark_files, benchmark_texts
 from phi4_jax.data.known_tasks import KNOWN_TASKS
 from phi4_jax.data.source_files import BadRow
 
-
 _JSON_LINES = tuple(f".jsonl{end}" for end in ("", *COMPRESSED))
 
 

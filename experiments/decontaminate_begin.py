@@ -13,7 +13,7 @@ from experiments.decontaminate_parts import FOLDERS, Part
 from phi4_jax.common import io
 from phi4_jax.common.errors import DataError
 from phi4_jax.curation.decontaminate_index import BenchmarkIndex, load_index
-from phi4_jax.data.files import content_digest
+from phi4_jax.data.files import content_digest, is_remote
 
 INDEX = "benchmarks.index"
 PARTS = "parts.jsonl"
@@ -70,16 +70,18 @@ def _name_difference(before: Mapping[str, Any], inputs: Mapping[str, Any]) -> st
 
 
 def describe_files(paths: Sequence[str]) -> list[dict[str, Any]]:
-  """Returns path, size and SHA-256 of files.
+  """Returns path, SHA-256 and, of files on this machine, size.
 
   Raises:
     DataError: if one is missing.
   """
-  return [
-    {"path": path, "bytes": num_bytes, "sha256": digest}
-    for path in paths
-    for digest, num_bytes in [(content_digest([path]), os.path.getsize(path))]
-  ]
+  files = []
+  for path in paths:
+    about: dict[str, Any] = {"path": path, "sha256": content_digest([path])}
+    if not is_remote(path):
+      about["bytes"] = os.path.getsize(path)
+    files.append(about)
+  return files
 
 
 def describe_inputs(

@@ -201,10 +201,9 @@ def _warn_of_hidden(index: BenchmarkIndex, rule: ContaminationRule) -> list[str]
   hidden = Decontaminator(index, rule).find_hidden()
   if not hidden:
     return []
-  more = ", ..." if len(hidden) > _MAX_NAMED else ""
+  names = [*map(str, hidden[:_MAX_NAMED]), *["..."] * (len(hidden) > _MAX_NAMED)]
   return [
-    f"{len(hidden):,} benchmark items ({', '.join(map(str, hidden[:_MAX_NAMED]))}{more}) "
-    "are not found even in a copy of them: too many of their words are shared by "
-    f"{rule.boiler_plate_items} items or more. Choose a higher "
-    "ContaminationRule.boiler_plate_items, or 0."
+    f"{len(hidden):,} benchmark items ({', '.join(names)}) are not found even in a "
+    f"copy of them: {rule.boiler_plate_items} items or more share too many of their "
+    "words. Choose a higher ContaminationRule.boiler_plate_items, or 0."
   ]

@@ -68,6 +68,30 @@ def test_fresh_questions_share_no_13_words_but_instructions():
   assert bench.count_wrong(alone)["without an allow-list"]["contaminated"] == 0
 
 
+def test_boiler_plate_is_counted_with_and_without_the_setting(questions):
+  train, tests = questions
+  planted = bench.plant(train, tests, 0)
+  table = bench.count_boiler_plate(
+    bench.make_index(tests), planted, bench.draw_fresh(300, 400), 0
+  )
+  assert list(table) == ["0", "5", "2", "20"]
+  off, on = table["0"], table["5"]
+  assert off["unrelated, fresh set"]["contaminated"] > 200
+  assert on["unrelated, fresh set"]["contaminated"] < 40
+  for kind in (
+    "items: exact copy",
+    "items: edit that keeps 13 words",
+    "fresh items: exact copy",
+    "fresh items: exact copy of the question alone",
+    "fresh items: edit that keeps 13 words of the question",
+  ):
+    assert on[kind]["contaminated"] == off[kind]["contaminated"] == on[kind]["texts"]
+  # Words of the instructions alone are what the setting takes for no evidence.
+  either = "fresh items: edit that keeps 13 words of either"
+  assert on[either]["contaminated"] < off[either]["contaminated"] == 300
+  assert "| unrelated, fresh set" in bench.format_boiler_plate(table)
+
+
 @pytest.mark.parametrize("is_fresh", [False, True])
 def test_counts_at_thresholds_are_those_of_the_rule(questions, is_fresh):
   first = bench.draw_first(questions[1], 200, seed=0)

@@ -17,9 +17,7 @@ QUESTIONS = [" ".join(f"q{i}w{k}" for k in range(20)) for i in range(8)]
 
 
 def make_index(*texts, allowed=()):
-  items = [
-    BenchmarkItem(dataset="toy", id=str(i), text=t) for i, t in enumerate(texts)
-  ]
+  items = [BenchmarkItem(dataset="toy", id=str(i), text=t) for i, t in enumerate(texts)]
   return BenchmarkIndex(items, allowed)
 
 
