@@ -108,7 +108,7 @@ def test_equal_to_the_algorithm_word_for_word(problem):
 def test_what_many_items_share_is_no_evidence_where_that_is_set(problem, num_items):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(decontaminate, "MANY_ITEMS", 2)
-    assert_equal_to_reference(*problem, num_items)
+    assert_equal_to_reference(*problem, boiler_plate_items=num_items)
 
 
 @settings(max_examples=60, deadline=None)
@@ -125,7 +125,7 @@ def test_hash_collisions_give_no_verdict(problem, num_hashes):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(words_lib, "hash_words", weak)
     assert_equal_to_reference(*problem)
-    assert_equal_to_reference(*problem, 2)
+    assert_equal_to_reference(*problem, boiler_plate_items=2)
 
 
 @settings(max_examples=60, deadline=None)
