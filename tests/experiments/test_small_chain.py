@@ -185,8 +185,8 @@ def test_cut_off_and_resumed_it_ends_the_same(folder):
 
 
 def test_a_cap_that_pretraining_has_used_up_is_refused(folder):
-  with pytest.raises(ConfigError, match=r"arithmetic .* epochs \(cap 0.2\)"):
-    _midtrain(folder, "capped", "DataConfig.epochs = {'arithmetic': 0.2}")
+  with pytest.raises(ConfigError, match=r"arithmetic .* epochs \(cap 0.06\)"):
+    _midtrain(folder, "capped", "DataConfig.epochs = {'arithmetic': 0.06}")
 
 
 def test_a_run_may_end_with_its_data(folder):
@@ -195,14 +195,14 @@ def test_a_run_may_end_with_its_data(folder):
     "ended",
     PretrainConfig,
     "gin_configs/pretrain/small.gin",
-    "DataConfig.epochs = {'arithmetic': 0.2}",
+    "DataConfig.epochs = {'arithmetic': 0.06}",
     "DataConfig.when_exhausted = 'stop'",
   )
   result = load_result(run)
   assert 1 <= result["steps"] < _STEPS
   records = [record for record in _metrics(run) if "loss/total" in record]
   assert records[-1]["step"] == result["steps"]
-  assert records[-1]["data/epoch/arithmetic"] <= 0.2
+  assert records[-1]["data/epoch/arithmetic"] <= 0.06
 
 
 @pytest.mark.parametrize("num_pairs", [12, 74])
