@@ -127,7 +127,7 @@ class RunDirectory:
     allow_config_change: whether a run with results may go on with any other settings.
     resources: fields of the config that a begun run may go on with other values of.
     results: patterns of files or folders in the folder that are results once there is
-      a byte in them; None: all but what this class writes.
+      a byte in them; None, or another verb's: all but what this class writes.
     seconds_before: how long this process has worked for the run already.
     """
     self.path = Path(path)
@@ -296,8 +296,9 @@ class RunDirectory:
     """Whether there is anything to protect: a refused run may leave nothing."""
     if (self.path / "result.json").exists():
       return True
-    patterns = self._result_patterns
-    if patterns is None:
+    patterns, before = self._result_patterns, self.path / "config.json"
+    is_others = before.exists() and io.read_json(before)["verb"] != self._verb
+    if patterns is None or is_others:
       names = self._other_files("config.json", "clock.json", "lineage.json")
       found = [self.path / name for name in names]
     else:

@@ -183,6 +183,19 @@ class TestRunDirectory:
     with pytest.raises(DataError, match="bad row"):
       begin(0.25, work="{}")
 
+  def test_what_another_verb_has_done_is_a_result_whatever_its_name(self, tmp_path):
+    with RunDirectory(tmp_path, ToyRunConfig(), verb="toy"):
+      (tmp_path / "weights").write_text("of many hours")
+    before = (tmp_path / "config.json").read_bytes()
+    with (
+      pytest.raises(
+        ConfigError, match="another configuration:\n  verb: 'toy' -> 'tool'"
+      ),
+      RunDirectory(tmp_path, ToyRunConfig(), verb="tool", results=("*.manifest",)),
+    ):
+      pass
+    assert (tmp_path / "config.json").read_bytes() == before
+
   def test_empty_folders_are_no_results(self, tmp_path):
     with RunDirectory(tmp_path, ToyRunConfig(), verb="toy"):
       (tmp_path / "checkpoints").mkdir()
