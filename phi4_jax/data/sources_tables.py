@@ -81,6 +81,7 @@ class _TableSource(RecordSource):
           yield from self._rows(batch, row, file)
           row += batch.num_rows
       except (pa.ArrowException, OSError) as error:
+        _refuse_unreachable(error)
         raise DataError(f"{file} cannot be read as Parquet: {error}.") from error
 
   def _read_arrow(self, file: str) -> Iterator[tuple[str, Any]]:
@@ -92,7 +93,14 @@ class _TableSource(RecordSource):
             part = batch.slice(start, _BATCH_ROWS)
             yield from self._rows(part, first + start, file)
       except (pa.ArrowException, OSError) as error:
+        _refuse_unreachable(error)
         raise DataError(f"{file} cannot be read as Arrow: {error}.") from error
+
+
+def _refuse_unreachable(error: Exception) -> None:
+  """Raises what a disk or a store has said; what Arrow says has no number."""
+  if isinstance(error, OSError) and (type(error) is not OSError or error.errno):
+    raise error
 
 
 def _arrow_batches(pa: Any, opened: Any) -> Iterator[tuple[int, Any]]:

@@ -1,5 +1,6 @@
 """Every format gives the same documents, whole or shard by shard, here or remote."""
 
+import io
 import re
 import subprocess
 import sys
@@ -147,6 +148,31 @@ def test_a_store_that_cannot_be_reached_is_named(monkeypatch):
   # What is no store's word is not dressed up as one.
   monkeypatch.setattr(type(memory), "open", _raise(ZeroDivisionError()))
   pytest.raises(ZeroDivisionError, list, JsonlSource(path=path).documents())
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "cached", "tfrecord"])
+@pytest.mark.parametrize(
+  "error", [ConnectionResetError("reset"), OSError(5, "Input/output error")]
+)
+def test_what_ends_while_it_is_read_is_not_damaged(tmp_path, monkeypatch, kind, error):
+  local = write(kind, tmp_path)
+  name = "set-train.arrow" if kind == "cached" else local.path.rpartition("/")[2]
+  memory = fsspec.filesystem("memory")
+  memory.pipe(f"/bucket/gone/{name}", (tmp_path / name).read_bytes())
+
+  class Gone(io.BytesIO):
+    def read(self, *unused_args):
+      raise error
+
+    readinto = readline = read
+
+  monkeypatch.setattr(type(memory), "open", lambda *_, **__: Gone(b"x" * 1000))
+  path = f"memory://bucket/gone/{name}"
+  source = type(local)(path=path, on_bad_row="drop", **FIELDS)
+  with pytest.raises(
+    UnreachableError, match=re.escape(f"{name} cannot be read: {error}")
+  ):
+    list(source.documents())
 
 
 def _raise(error):
