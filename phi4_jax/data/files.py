@@ -183,11 +183,11 @@ def local_copy(path: str) -> Iterator[str]:
   """Gives a local file of this content, for readers that take no other.
 
   Raises:
-    DataError: if it cannot be fetched.
+    UnreachableError: if it cannot be fetched.
   """
   if not is_remote(path):
     if not Path(path).is_file():
-      raise DataError(f"{path} does not exist (or is not a file).")
+      raise UnreachableError(f"{path} does not exist (or is not a file).")
     yield path
     return
   with tempfile.TemporaryDirectory() as folder:

@@ -175,6 +175,14 @@ def test_what_ends_while_it_is_read_is_not_damaged(tmp_path, monkeypatch, kind, 
     list(source.documents())
 
 
+def test_a_file_that_is_gone_when_it_is_read_is_not_damaged(tmp_path):
+  local = write("array_record", tmp_path)
+  rows = local.name_rows(str(tmp_path), local.path, local.read_file(local.path))
+  (tmp_path / "a.arrayrecord").unlink()
+  with pytest.raises(UnreachableError, match=r"a.arrayrecord does not exist"):
+    list(rows)
+
+
 def _raise(error):
   def raise_(*unused_args, **unused_kwargs):
     raise error
