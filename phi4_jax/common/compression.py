@@ -36,7 +36,7 @@ class ByteStream(Protocol):
 
 def is_compressed(path: str) -> bool:
   """Whether a file is decompressed by `decompress`, which goes by its name."""
-  return path.endswith(COMPRESSED)
+  return path.lower().endswith(COMPRESSED)
 
 
 def is_damage(error: BaseException) -> bool:
@@ -55,9 +55,9 @@ def decompress(raw: Any, path: str) -> Iterator[Any]:
     DataError: while it is read inside the `with`, if it ends early or is no such file.
   """
   try:
-    if path.endswith(_GZIP):
+    if path.lower().endswith(_GZIP):
       yield gzip.GzipFile(fileobj=raw)
-    elif path.endswith(_ZSTD):
+    elif path.lower().endswith(_ZSTD):
       yield io.BufferedReader(_ZstdReader(raw), _BLOCK)
     else:
       yield raw

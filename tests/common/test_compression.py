@@ -13,6 +13,9 @@ PACKED = {
   "a.gz": gzip.compress(CONTENT),
   "a.zst": zstandard.compress(CONTENT),
   "a.zstd": zstandard.compress(CONTENT[:999]) + zstandard.compress(CONTENT[999:]),
+  # As folders and patterns find files: without regard to case.
+  "A.JSONL.GZ": gzip.compress(CONTENT),
+  "A.Zst": zstandard.compress(CONTENT),
   "a.txt": CONTENT,
 }
 
