@@ -229,7 +229,10 @@ class FileSource(SourceConfig):
     if "on_bad_row" in str(error):
       return error
     name = type(self).__name__
-    said = f"{error} Or leave such rows out, counted: {name}.on_bad_row = 'drop'."
+    what = "leave such rows out, counted"
+    if isinstance(error, BadRow) and error.reason == DAMAGED_FILE:
+      what = "take what stands before the damage, the rest being in no count"
+    said = f"{error} Or {what}: {name}.on_bad_row = 'drop'."
     return BadRow(error.reason, said) if isinstance(error, BadRow) else DataError(said)
 
   def recipe(self) -> dict[str, Any]:
