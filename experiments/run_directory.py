@@ -216,8 +216,8 @@ class RunDirectory:
       old = io.read_json(file)
       changes = [line.removeprefix("config.") for line in list_differences(old, new)]
       only_resources = self._without_resources(old) == self._without_resources(new)
-      if changes and not self._has_results():
-        (self.path / "lineage.json").unlink(missing_ok=True)
+      has_results = self._has_results()
+      if changes and not has_results:
         print(
           f"{self.path} holds no result yet: the run begins with the new settings ("
           f"{'; '.join(changes)}).",
@@ -241,8 +241,9 @@ class RunDirectory:
       if not changes:
         self._write_provenance()
         return
-      if self._has_results():
-        self._keep_replaced()
+      self._keep_replaced()
+      if not has_results:
+        (self.path / "lineage.json").unlink(missing_ok=True)
       (self.path / "result.json").unlink(missing_ok=True)
     else:
       self._refuse_foreign_files()
@@ -256,9 +257,8 @@ class RunDirectory:
     return settings | {"config": kept}
 
   def _keep_replaced(self) -> None:
-    for name in _REPLACED:
-      if (self.path / name).exists():
-        self._replaced[name] = (self.path / name).read_bytes()
+    files = [self.path / name for name in _REPLACED if (self.path / name).exists()]
+    self._replaced = {file.name: file.read_bytes() for file in files}
     self._others = self._stat_others()
 
   def _restore(self) -> bool:

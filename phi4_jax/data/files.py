@@ -101,9 +101,21 @@ def list_files(paths: Paths, *, suffixes: Sequence[str] = ()) -> list[str]:
   for path in [paths] if isinstance(paths, str) else paths:
     names = list(_list_one(path, tuple(suffixes)))
     if not names:
-      raise MissingFileError(f"{path} does not exist (or is not a file).")
+      raise MissingFileError(_say_missing(path, suffixes))
     found.update(names)
   return sorted(found)
+
+
+def _say_missing(path: str, suffixes: Sequence[str]) -> str:
+  others = list(_list_one(path, ())) if suffixes else []
+  if not others:
+    return f"{path} does not exist (or is not a file)."
+  return (
+    f"{path} has no file that ends in {', '.join(suffixes)}; it has "
+    f"{len(others):,} others, the first of them {others[0]}. Give the files or a "
+    "pattern, or read them with the source of their kind (FolderSource: pages, papers "
+    "and texts that are a file each)."
+  )
 
 
 def _list_one(path: str, suffixes: tuple[str, ...]) -> Iterator[str]:

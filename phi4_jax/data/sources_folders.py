@@ -32,12 +32,16 @@ MEDIA_TYPES = {
 class FolderSource(FileSource):
   """Documents that are a file each.
 
+  A file of another kind is a row that cannot be used ("unknown_kind").
+
   Attributes:
     as_text: ends of names (".py") that are text beside .txt, .text, .md and .rst.
+    as_html: ends of names (".php") that are HTML beside .html and .htm.
     files_per_shard: how many files a shard has; in other sources it has one.
   """
 
   as_text: tuple[str, ...] = ()
+  as_html: tuple[str, ...] = ()
   files_per_shard: int = 1000
 
   def __post_init__(self):
@@ -46,14 +50,10 @@ class FolderSource(FileSource):
       raise ConfigError(
         f"FolderSource.files_per_shard ({self.files_per_shard}) must be 1 or more."
       )
-    bad = [suffix for suffix in self.as_text if not suffix.startswith(".")]
-    if bad:
-      raise ConfigError(f"FolderSource.as_text: {bad[0]!r} must begin with a dot.")
-
-  def files(self) -> list[str]:
-    kinds = (*TEXT_SUFFIXES, *MEDIA_TYPES, *self.as_text)
-    suffixes = tuple(kind + end for kind in kinds for end in ("", *COMPRESSED))
-    return files_lib.list_files(self.path, suffixes=suffixes)
+    for field in ("as_text", "as_html"):
+      bad = [suffix for suffix in getattr(self, field) if not suffix.startswith(".")]
+      if bad:
+        raise ConfigError(f"FolderSource.{field}: {bad[0]!r} must begin with a dot.")
 
   def read_file(self, file: str) -> Iterator[tuple[str, Any]]:
     """Yields the one row that a file is, its bytes; it has no number."""
@@ -81,13 +81,15 @@ class FolderSource(FileSource):
     if ending.endswith((*TEXT_SUFFIXES, *self.as_text)):
       text = decode_text(row, where).removeprefix("\ufeff")
       return Document(id=name, text=text, **known)
-    for suffix, media_type in MEDIA_TYPES.items():
+    as_html = dict.fromkeys(self.as_html, MEDIA_TYPES[".html"])
+    for suffix, media_type in (MEDIA_TYPES | as_html).items():
       if ending.endswith(suffix):
         return Document(id=name, data=row, media_type=media_type, **known)
     raise BadRow(
       "unknown_kind",
       f"{where} is of no known kind. Known are {', '.join(TEXT_SUFFIXES)}, "
-      f"{', '.join(MEDIA_TYPES)}; FolderSource.as_text makes others text.",
+      f"{', '.join(MEDIA_TYPES)}; FolderSource.as_text makes others text, as_html "
+      "pages.",
     )
 
   def shards(self) -> tuple[FileSource, ...]:

@@ -4,6 +4,7 @@ import io
 import re
 import subprocess
 import sys
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -195,16 +196,18 @@ def test_folders_of_files_are_texts_or_bytes(tmp_path):
   contents = {
     "a.txt": b"\xef\xbb\xbfplain", "b.html": b"<p>x", "c.pdf": b"%PDF",
     "sub/d.epub": b"PK", "e.docx": b"PK", "f.tex": b"\\x", "g.py": b"print()",
-    "h.unknown": b"?",
+    "j.PHP": b"<p>y",
   }  # fmt: skip
   for name, data in contents.items():
     (tmp_path / name).write_bytes(data)
   make.write_gzip(tmp_path / "i.md.gz", b"# packed")
   (tmp_path / ".hidden.txt").write_bytes(b"no")
-  source = FolderSource(path=str(tmp_path), as_text=(".py",), source="disk")
+  kinds: dict[str, Any] = {"as_text": (".py",), "as_html": (".php",)}
+  source = FolderSource(path=str(tmp_path), source="disk", **kinds)
   documents = {document.id: document for document in source.documents()}
   assert list(documents) == [
-    "a.txt", "b.html", "c.pdf", "e.docx", "f.tex", "g.py", "i.md.gz", "sub/d.epub"
+    "a.txt", "b.html", "c.pdf", "e.docx", "f.tex", "g.py", "i.md.gz", "j.PHP",
+    "sub/d.epub",
   ]  # fmt: skip
   assert documents["a.txt"].text == "plain"
   assert documents["i.md.gz"].text == "# packed"
@@ -213,12 +216,31 @@ def test_folders_of_files_are_texts_or_bytes(tmp_path):
   assert documents["c.pdf"].media_type == "application/pdf"
   assert documents["sub/d.epub"].media_type == "application/epub+zip"
   assert documents["f.tex"].media_type == "application/x-tex"
-  shards = FolderSource(path=str(tmp_path), as_text=(".py",), files_per_shard=3)
-  assert [len(list(shard.documents())) for shard in shards.shards()] == [3, 3, 2]
+  assert documents["j.PHP"].media_type == "text/html"
+  shards = FolderSource(path=str(tmp_path), files_per_shard=3, **kinds)
+  assert [len(list(shard.documents())) for shard in shards.shards()] == [3, 3, 3]
   in_shards = [d.id for shard in shards.shards() for d in shard.documents()]
   assert in_shards == list(documents)
-  with pytest.raises(DataError, match="h.unknown is of no known kind. Known are .txt"):
-    list(FolderSource(path=str(tmp_path / "h.unknown")).documents())
+
+
+def test_files_of_no_known_kind_are_counted(tmp_path):
+  for name in ("a.txt", "b", "c.unknown"):
+    (tmp_path / name).write_bytes(b"text")
+  with pytest.raises(DataError, match="b is of no known kind. Known are .txt.*as_html"):
+    list(FolderSource(path=str(tmp_path)).documents())
+  source = FolderSource(path=str(tmp_path), on_bad_row="drop")
+  dropped = []
+  assert [document.id for document in source.documents(dropped.append)] == ["a.txt"]
+  assert [(row.id, row.reason) for row in dropped] == [
+    ("b", "unknown_kind"),
+    ("c.unknown", "unknown_kind"),
+  ]
+
+
+def test_a_folder_without_files_of_a_kind_says_what_it_has(tmp_path):
+  (tmp_path / "a.asp").write_bytes(b"text")
+  with pytest.raises(DataError, match=r"no file that ends .*\.jsonl.*1 others.*a.asp"):
+    list(JsonlSource(path=str(tmp_path)).documents())
 
 
 def test_splits_that_are_not_there(tmp_path):
@@ -304,6 +326,7 @@ def test_lineage_and_numbers_as_ids(tmp_path):
   [
     (lambda: JsonlSource(path=""), "JsonlSource.path is empty"),
     (lambda: FolderSource(path="a", as_text=("py",)), "'py' must begin with a dot"),
+    (lambda: FolderSource(path="a", as_html=("php",)), "as_html: 'php' must begin"),
     (lambda: FolderSource(path="a", files_per_shard=0), "files_per_shard .0. must be"),
     (lambda: JsonlSource(path="a", max_row_bytes=0), "JsonlSource.max_row_bytes"),
     (lambda: JsonlSource(path="a", max_documents=0), "JsonlSource.max_documents"),

@@ -156,6 +156,23 @@ class TestRunDirectory:
     stored = io.read_json(tmp_path / "run" / "config.json")["config"]
     assert stored["rate"] == 0.5
 
+  def test_settings_refused_before_a_first_result_are_taken_back(self, tmp_path):
+    _finish(tmp_path / "data", "abc")
+
+    def begin(rate, data):
+      path, config = tmp_path / "run", ToyRunConfig(rate=rate)
+      with RunDirectory(path, config, verb="toy", results=("rows",)) as directory:
+        directory.link_inputs({"data": str(tmp_path / data)})
+        raise DataError("bad row")
+
+    with pytest.raises(DataError, match="bad row"):
+      begin(0.5, "data")
+    names = ("config.json", "config.gin", "lineage.json")
+    before = [(tmp_path / "run" / name).read_bytes() for name in names]
+    with pytest.raises(DataError, match="does not exist"):
+      begin(0.25, "nothere")
+    assert [(tmp_path / "run" / name).read_bytes() for name in names] == before
+
   def test_a_run_that_failed_before_its_first_result_takes_new_settings(
     self, tmp_path, capsys
   ):
