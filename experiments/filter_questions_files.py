@@ -189,8 +189,8 @@ def format_truth(metrics: Mapping[str, Any]) -> list[str]:
     if known:
       interval = wilson_interval(right, known)
       lines.append(
-        f"The most frequent answer is the known one for {interval} of {what} {known:,} "
-        "questions with a known answer."
+        "The most frequent answer (of several, the first drawn) is the known one for "
+        f"{interval} of {what} {known:,} questions with a known answer."
       )
   return lines
 

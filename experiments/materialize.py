@@ -191,8 +191,11 @@ def _provide_vocabulary(
       f"MaterializeConfig.vocabulary ({config.vocabulary!r}): {given} does not exist. "
       "Name the folder of a train_tokenizer, materialize or convert run."
     )
+  copied = folder.with_name(".vocabulary.tmp")
+  shutil.rmtree(copied, ignore_errors=True)
+  shutil.copytree(given, copied)
   shutil.rmtree(folder, ignore_errors=True)  # of settings that came to nothing
-  shutil.copytree(given, folder)
+  copied.rename(folder)
   return load_vocabulary(folder)
 
 

@@ -158,10 +158,7 @@ def require_text(
   Raises:
     DataError: if the field is missing, not a string, or blank.
   """
-  if field not in record:
-    found = ", ".join(repr(name) for name in record) or "nothing"
-    raise DataError(f"Row {row} of {path} has no {field!r} field (found: {found}).")
-  value = record[field]
+  value = require_field(record, field, path=path, row=row)
   if not isinstance(value, str):
     raise DataError(
       f"Row {row} of {path}: field {field!r} is a {type(value).__name__} "
@@ -170,6 +167,20 @@ def require_text(
   if not value.strip():
     raise DataError(f"Row {row} of {path}: field {field!r} is blank.")
   return value
+
+
+def require_field(
+  record: dict[str, Any], field: str, *, path: str | os.PathLike, row: int
+) -> Any:
+  """Returns a field of a record.
+
+  Raises:
+    DataError: if it is missing, with the fields that are there.
+  """
+  if field not in record:
+    found = ", ".join(repr(name) for name in record) or "nothing"
+    raise DataError(f"Row {row} of {path} has no {field!r} field (found: {found}).")
+  return record[field]
 
 
 class JsonlLog:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from phi4_jax.common.errors import ConfigError, DataError
-from phi4_jax.common.io import file_sha256, read_jsonl, require_text
+from phi4_jax.common.io import file_sha256, read_jsonl, require_field, require_text
 
 GOOD, BAD = "good", "bad"
 
@@ -86,7 +86,7 @@ class AnnotationFile:
       )
 
   def _score(self, record: dict[str, Any], row: int) -> float:
-    value = record.get(self.score_field or "")
+    value = require_field(record, self.score_field or "", path=self.path, row=row)
     if isinstance(value, bool) or not isinstance(value, int | float):
       raise DataError(
         f"Row {row} of {self.path}: field {self.score_field!r} is {value!r}; a number "

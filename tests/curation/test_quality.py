@@ -189,6 +189,9 @@ def test_annotations_of_a_file(tmp_path):
   path.write_text('{"t": "one", "s": "4"}\n')
   with pytest.raises(DataError, match=r"Row 1 of .*'s' is '4'; a number"):
     list(source.annotations())
+  rating = dataclasses.replace(source, score_field="rating")
+  with pytest.raises(DataError, match=r"no 'rating' field \(found: 't', 's'\)"):
+    list(rating.annotations())
   with pytest.raises(DataError, match="Row 1 .* no 'label' field"):
     list(AnnotationFile(path=str(path), text_field="t").annotations())
 

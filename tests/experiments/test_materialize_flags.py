@@ -99,6 +99,16 @@ def test_texts_splits_and_paths(place, capsys):
   assert manifest.documents == 1 and manifest.rows > 1
 
 
+def test_its_own_folder_gives_no_vocabulary(place, capsys):
+  command = ["--task=gsm8k_sft", "--out=out", "--row_length=100"]
+  assert run(*command, "--vocab=v") == 0
+  before = {p.name: p.read_bytes() for p in (place / "out/vocabulary").iterdir()}
+  assert run(*command, "--vocab=out", "--allow_config_change") == 2
+  assert "'out', but out is not complete" in capsys.readouterr().err
+  after = {p.name: p.read_bytes() for p in (place / "out/vocabulary").iterdir()}
+  assert after == before and before
+
+
 def test_a_mixture_is_a_dataset_for_each_task(place):
   rows = [{"problem": "1+1?", "solution": "$2$"}]
   (place / "data/math_train.jsonl").write_text(json.dumps(rows[0]))
