@@ -53,6 +53,8 @@ def _named_errors(path: str, action: str) -> Iterator[None]:
     yield
   except FileNotFoundError as error:
     message = f"{path} does not exist (or is not a file)."
+    if os.path.islink(path):
+      message = f"{path} is a link to what is not there. Mend it, or remove it."
     raise UnreachableError(message) from error
   except OSError as error:
     raise UnreachableError(f"{path} cannot be {action}: {error}.") from error

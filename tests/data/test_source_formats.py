@@ -237,6 +237,12 @@ def test_files_of_no_known_kind_are_counted(tmp_path):
   ]
 
 
+def test_a_link_to_nothing_is_said_to_be_one(tmp_path):
+  (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
+  with pytest.raises(DataError, match="a.txt is a link to what is not there. Mend it"):
+    list(FolderSource(path=str(tmp_path)).documents())
+
+
 def test_a_folder_without_files_of_a_kind_says_what_it_has(tmp_path):
   (tmp_path / "a.asp").write_bytes(b"text")
   with pytest.raises(DataError, match=r"no file that ends .*\.jsonl.*1 others.*a.asp"):
