@@ -60,12 +60,17 @@ def _name_difference(before: Mapping[str, Any], inputs: Mapping[str, Any]) -> st
   if before.get("files") != inputs["files"]:
     return "training files (names, sizes, times of change)"
   for name in ("benchmarks", "others"):
-    old, new = before.get(name, {}), inputs[name]
-    for key in (key for key in new if old.get(key) != new[key]):
+    if name not in before:
+      return "files: an earlier version of phi4 has begun it"
+    old, new = before[name], inputs[name]
+    for key in sorted({*old, *new}):
       was = {file["path"]: file for file in old.get(key, ())}
-      changed = [f["path"] for f in new[key] if was.get(f["path"]) != f]
-      of_what = f"benchmark {key}" if name == "benchmarks" else key
-      return f"files of {of_what} (sizes or contents: {', '.join(changed[:3])})"
+      now = {file["path"]: file for file in new.get(key, ())}
+      paths = sorted({*was, *now})
+      changed = [path for path in paths if was.get(path) != now.get(path)]
+      if changed:
+        of_what = f"benchmark {key}" if name == "benchmarks" else key
+        return f"files of {of_what} ({', '.join(changed[:3])})"
   return "settings"
 
 

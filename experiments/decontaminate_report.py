@@ -1,5 +1,6 @@
 """What a run of `phi4 decontaminate` came to: sums, warnings, tables and the page."""
 
+import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -198,7 +199,10 @@ def warn_of_boiler_plate(
 def _warn_of_hidden(index: BenchmarkIndex, rule: ContaminationRule) -> list[str]:
   if not rule.boiler_plate_items:
     return []
-  hidden = Decontaminator(index, rule).find_hidden()
+  without = dataclasses.replace(rule, boiler_plate_items=0)
+  anyway = {id(item) for item in Decontaminator(index, without).find_hidden()}
+  found = Decontaminator(index, rule).find_hidden()
+  hidden = [item for item in found if id(item) not in anyway]
   if not hidden:
     return []
   names = [*map(str, hidden[:_MAX_NAMED]), *["..."] * (len(hidden) > _MAX_NAMED)]

@@ -88,28 +88,30 @@ def _filesystem(path: str) -> tuple[Any, str]:
     ) from error
 
 
-def list_files(paths: Paths, *, suffixes: Sequence[str] = ()) -> list[str]:
+def list_files(
+  paths: Paths, *, suffixes: Sequence[str] = (), hidden: str = "._"
+) -> list[str]:
   """Returns the files that paths name, sorted, each once.
 
   Args:
-    paths: files, folders (all files below, but for those with a dot or an underscore
-      in front) or patterns.
+    paths: files, folders (all files below that are not hidden) or patterns.
     suffixes: of a folder, take only files that end so; () takes all.
+    hidden: characters that hide a file or folder if its name begins with one.
 
   Raises:
     MissingFileError: if a path names no file.
   """
   found: set[str] = set()
   for path in [paths] if isinstance(paths, str) else paths:
-    names = list(_list_one(path, tuple(suffixes)))
+    names = list(_list_one(path, tuple(suffixes), hidden))
     if not names:
-      raise MissingFileError(_say_missing(path, suffixes))
+      raise MissingFileError(_say_missing(path, suffixes, hidden))
     found.update(names)
   return sorted(found)
 
 
-def _say_missing(path: str, suffixes: Sequence[str]) -> str:
-  others = list(_list_one(path, ())) if suffixes else []
+def _say_missing(path: str, suffixes: Sequence[str], hidden: str) -> str:
+  others = list(_list_one(path, (), hidden)) if suffixes else []
   if not others:
     return f"{path} does not exist (or is not a file)."
   return (
@@ -120,7 +122,7 @@ def _say_missing(path: str, suffixes: Sequence[str]) -> str:
   )
 
 
-def _list_one(path: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+def _list_one(path: str, suffixes: tuple[str, ...], hidden: str) -> Iterator[str]:
   filesystem, inner = _filesystem(path)
   back = filesystem.unstrip_protocol if is_remote(path) else str
   with _named_errors(path, "listed"):
@@ -132,8 +134,8 @@ def _list_one(path: str, suffixes: tuple[str, ...]) -> Iterator[str]:
     elif filesystem.isdir(inner):
       for name in filesystem.find(inner):
         parts = PurePosixPath(name[len(inner) :]).parts
-        hidden = any(part.startswith((".", "_")) for part in parts)
-        if not hidden and (not suffixes or name.lower().endswith(suffixes)):
+        is_hidden = any(part.startswith(tuple(hidden)) for part in parts)
+        if not is_hidden and (not suffixes or name.lower().endswith(suffixes)):
           yield back(name)
     elif filesystem.isfile(inner):
       yield back(inner)

@@ -28,11 +28,19 @@ MEDIA_TYPES = {
 }
 
 
+_TEXT = "text/plain"
+
+
+def _lower(suffixes: tuple[str, ...]) -> tuple[str, ...]:
+  return tuple(suffix.lower() for suffix in suffixes)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FolderSource(FileSource):
   """Documents that are a file each.
 
-  A file of another kind is a row that cannot be used ("unknown_kind").
+  A file of another kind is a row that cannot be used ("unknown_kind"); only names that
+  begin with a dot are passed over.
 
   Attributes:
     as_text: ends of names (".py") that are text beside .txt, .text, .md and .rst.
@@ -54,9 +62,28 @@ class FolderSource(FileSource):
       bad = [suffix for suffix in getattr(self, field) if not suffix.startswith(".")]
       if bad:
         raise ConfigError(f"FolderSource.{field}: {bad[0]!r} must begin with a dot.")
+    both = {*_lower(self.as_html)} & {*TEXT_SUFFIXES, *_lower(self.as_text)}
+    if both:
+      raise ConfigError(
+        f"FolderSource.as_html: {min(both)!r} is text already. Leave it out."
+      )
+
+  def files(self) -> list[str]:
+    return files_lib.list_files(self.path, hidden=".")
 
   def read_file(self, file: str) -> Iterator[tuple[str, Any]]:
     """Yields the one row that a file is, its bytes; it has no number."""
+    if self._find_kind(file) is None:
+      known = ", ".join((*TEXT_SUFFIXES, *MEDIA_TYPES))
+      yield (
+        "",
+        BadRow(
+          "unknown_kind",
+          f"{file} is of no known kind. Known are {known}; FolderSource.as_text makes "
+          "others text, as_html pages.",
+        ),
+      )
+      return
     with files_lib.open_file(file) as opened:
       data = opened.read(self.max_row_bytes + 1)
     if len(data) > self.max_row_bytes:
@@ -74,23 +101,28 @@ class FolderSource(FileSource):
       yield "", data
 
   def make_document(self, name: str, where: str, row: bytes) -> Document:
+    known: dict[str, Any] = {"source": self.source, "license": self.license}
+    kind = self._find_kind(name)
+    if kind == _TEXT:
+      text = decode_text(row, where).removeprefix("\ufeff")
+      return Document(id=name, text=text, **known)
+    assert kind is not None  # `read_file` has seen to it
+    return Document(id=name, data=row, media_type=kind, **known)
+
+  def _find_kind(self, name: str) -> str | None:
+    """Returns the media type that the end of a name says; None if it says none."""
     ending = name.lower()
     for suffix in COMPRESSED:
       ending = ending.removesuffix(suffix)
-    known: dict[str, Any] = {"source": self.source, "license": self.license}
-    if ending.endswith((*TEXT_SUFFIXES, *self.as_text)):
-      text = decode_text(row, where).removeprefix("\ufeff")
-      return Document(id=name, text=text, **known)
-    as_html = dict.fromkeys(self.as_html, MEDIA_TYPES[".html"])
-    for suffix, media_type in (MEDIA_TYPES | as_html).items():
-      if ending.endswith(suffix):
-        return Document(id=name, data=row, media_type=media_type, **known)
-    raise BadRow(
-      "unknown_kind",
-      f"{where} is of no known kind. Known are {', '.join(TEXT_SUFFIXES)}, "
-      f"{', '.join(MEDIA_TYPES)}; FolderSource.as_text makes others text, as_html "
-      "pages.",
-    )
+    kinds = {
+      **dict.fromkeys((*TEXT_SUFFIXES, *_lower(self.as_text)), _TEXT),
+      **dict.fromkeys(_lower(self.as_html), MEDIA_TYPES[".html"]),
+    }
+    # What a user says of an ending comes before what is said here.
+    for end, kind in (*kinds.items(), *MEDIA_TYPES.items()):
+      if ending.endswith(end):
+        return kind
+    return None
 
   def shards(self) -> tuple[FileSource, ...]:
     """Returns one source for each `files_per_shard` files."""

@@ -237,6 +237,26 @@ def test_files_of_no_known_kind_are_counted(tmp_path):
   ]
 
 
+def test_kinds_go_by_names_alone_in_any_case(tmp_path):
+  files = {"a.R": b"x", "b.PHP": b"<p>", "__init__.py": b"1", "v.mp4": b"9" * 50,
+           "p.png.gz": b"no gzip", "e.log": b""}  # fmt: skip
+  for name, data in files.items():
+    (tmp_path / name).write_bytes(data)
+  source = FolderSource(
+    path=str(tmp_path), as_text=(".R", ".py"), as_html=(".Php",), max_row_bytes=20,
+    on_bad_row="drop",
+  )  # fmt: skip
+  dropped = []
+  kept = {d.id: d.media_type for d in source.documents(dropped.append) if d.data}
+  assert [d.id for d in source.documents()] == ["__init__.py", "a.R", "b.PHP"]
+  assert kept == {"b.PHP": "text/html"}
+  assert {row.id for row in dropped} == {"v.mp4", "p.png.gz", "e.log"}
+  assert {row.reason for row in dropped} == {"unknown_kind"}
+  (tmp_path / "f.tex").write_bytes(b"x")
+  (text,) = FolderSource(path=str(tmp_path / "f.tex"), as_text=(".tex",)).documents()
+  assert text.text == "x"
+
+
 def test_a_link_to_nothing_is_said_to_be_one(tmp_path):
   (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
   with pytest.raises(DataError, match="a.txt is a link to what is not there. Mend it"):
@@ -332,6 +352,7 @@ def test_lineage_and_numbers_as_ids(tmp_path):
   [
     (lambda: JsonlSource(path=""), "JsonlSource.path is empty"),
     (lambda: FolderSource(path="a", as_text=("py",)), "'py' must begin with a dot"),
+    (lambda: FolderSource(path="a", as_html=(".MD",)), "'.md' is text already"),
     (lambda: FolderSource(path="a", as_html=("php",)), "as_html: 'php' must begin"),
     (lambda: FolderSource(path="a", files_per_shard=0), "files_per_shard .0. must be"),
     (lambda: JsonlSource(path="a", max_row_bytes=0), "JsonlSource.max_row_bytes"),

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import decontamination_data as data
 from experiments.decontaminate import main
+from experiments.decontaminate_begin import _name_difference
 from experiments.decontaminate_parts import part_file
 
 TESTS = data.draw_questions(5, seed="tests")
@@ -158,3 +159,20 @@ def test_another_file_under_the_same_path_does_not_go_on(folder, capsys, changed
     f"{folder}/toy.jsonl", f"{folder}/wiki.jsonl",
   }  # fmt: skip
   assert all(len(file["sha256"]) == 64 and file["bytes"] for file in files)
+
+
+def test_files_that_came_went_or_changed_are_named():
+  files = [{"path": path, "sha256": path} for path in ("a", "b")]
+  before = {
+    "files": [], "settings": {}, "benchmarks": {"toy": files}, "others": {"list": files}
+  }  # fmt: skip
+  fewer = {**before, "others": {"list": files[1:]}}
+  assert _name_difference(before, fewer) == "files of list (a)"
+  assert _name_difference(fewer, before) == "files of list (a)"
+  none = {**before, "others": {"list": []}}
+  assert _name_difference(before, none) == "files of list (a, b)"
+  changed = {**before, "benchmarks": {"toy": [files[0], {**files[1], "sha256": "c"}]}}
+  assert _name_difference(before, changed) == "files of benchmark toy (b)"
+  earlier = {name: before[name] for name in ("files", "settings", "benchmarks")}
+  assert "an earlier version" in _name_difference(earlier, before)
+  assert _name_difference(before, {**before, "settings": {"x": 1}}) == "settings"

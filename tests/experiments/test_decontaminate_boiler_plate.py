@@ -88,3 +88,11 @@ def test_items_that_the_setting_hides_are_a_warning(folder):
   assert not any("not found even" in text for text in run()["warnings"])
   (warning,) = run("--gin.ContaminationRule.boiler_plate_items=5", out="on")["warnings"]
   assert warning.startswith("1 benchmark items (toy bare) are not found even in a copy")
+  # Without the rule for 7-grams nothing finds its twelve words, whatever the setting.
+  off = [
+    f"--gin.ContaminationRule.{name}_7gram=1.0" for name in ("info", "contaminated")
+  ]
+  flags = ["--gin.ContaminationRule.boiler_plate_items=5", *off]
+  assert not any(
+    "not found even" in text for text in run(*flags, out="off")["warnings"]
+  )
