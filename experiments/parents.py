@@ -16,7 +16,10 @@ from phi4_jax.training.digest import params_digest
 
 # Settings that change how a model is computed or made, not what it is.
 FREE_SETTINGS = frozenset(
-  {"compute_dtype", "scan_layers", "remat", "attention", "initializer_range"}
+  {
+    *("compute_dtype", "scan_layers", "remat", "attention"),
+    *("initializer_range", "residual_initializer_range"),
+  }
 )
 # A training stage may change these at its beginning (longer context).
 STAGE_BOUNDARY = frozenset({"rope_theta", "rope_scaling", "max_position_embeddings"})

@@ -29,12 +29,14 @@ INSTRUCTION = (
   "Extract the value corresponding to the specified key in the JSON object below."
 )
 REORDER = "Write the JSON object below in another order."
+REORDER_PAIRS = "Write the pairs below in another order."
 
 # Seeds of the streams of documents. Those of the evaluation are odd.
 _FORM_SEEDS = {
   "chat": lambda seed: 4 * seed,
   "text": lambda seed: 4 * seed + 2,
   "reorder": lambda seed: f"reorder {seed}",
+  "pairs": lambda seed: f"pairs {seed}",
 }
 
 
@@ -84,6 +86,11 @@ def _word(number: int) -> str:
   return _CONSONANTS[first] + _VOWELS[vowel] + _CONSONANTS[last]
 
 
+def _join_pairs(pairs: dict[str, str]) -> str:
+  """Writes each key and its value as one word: {'bab': 'fog'} as babfog."""
+  return ",".join(key + value for key, value in pairs.items())
+
+
 def check_pairs(where: str, *, num_pairs: int, seed: int, num_words: int) -> None:
   """Refuses what `draw_recall` cannot draw.
 
@@ -117,8 +124,10 @@ class KeyValueSource(SourceConfig):
     num_queries: questions about one object; fewer where it has fewer pairs.
     form: "chat" (questions and answers, of which only the answers count in the loss),
       "text" (the object, and once more in another order: every value of the second can
-      be recalled) or "reorder" (the same as question and answer: nearly all that
-      counts in the loss can be recalled, so that a small model learns it soonest).
+      be recalled), "reorder" (the same as question and answer: nearly all that counts
+      in the loss can be recalled) or "pairs" (that without a sign between a key and
+      its value, `babfog,cuxdim`: what a small model learns first, and objects soon
+      after it. Its vocabulary must be too small for joined words).
     style: "word" (three letters) or "uuid", HELMET's.
     num_words: how many different words there are; with fewer, a small model learns
       sooner. At least twice max_pairs. UUIDs do not depend on it.
@@ -129,7 +138,7 @@ class KeyValueSource(SourceConfig):
   min_pairs: int
   max_pairs: int
   num_queries: int = 1
-  form: Literal["chat", "text", "reorder"] = "chat"
+  form: Literal["chat", "text", "reorder", "pairs"] = "chat"
   style: Style = "word"
   num_words: int = NUM_WORDS
 
@@ -178,13 +187,16 @@ class KeyValueSource(SourceConfig):
         yield Document(id=name, messages=messages, source="key-value recall")
         continue
       keys = rng.sample(list(recall.pairs), num_pairs)
-      once = json.dumps(recall.pairs)
-      again = json.dumps({key: recall.pairs[key] for key in keys})
+      write, request = json.dumps, REORDER
+      if self.form == "pairs":
+        write, request = _join_pairs, REORDER_PAIRS
+      once = write(recall.pairs)
+      again = write({key: recall.pairs[key] for key in keys})
       if self.form == "text":
         yield Document(id=name, text=f"{once}\n{again}", source="key-value recall")
         continue
       exchange: tuple[Message, ...] = (
-        {"role": "user", "content": f"{REORDER}\n\n{once}"},
+        {"role": "user", "content": f"{request}\n\n{once}"},
         {"role": "assistant", "content": again},
       )
       yield Document(id=name, messages=exchange, source="key-value recall")

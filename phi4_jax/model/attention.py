@@ -108,5 +108,5 @@ class SelfAttention(nn.Module):
     y = y.reshape(*x.shape[:2], heads * width)  # [B, T, N*H]
     if layer_cache is not None:
       y = rows_to_columns(y, config)
-    out = Projection(config.hidden_size, config.initializer_range, name="o_proj")(y)
+    out = Projection(config.hidden_size, config.residual_range, name="o_proj")(y)
     return out, layer_cache

@@ -41,7 +41,11 @@ class ModelConfig:
     sliding_window: a query sees this many latest positions, its own included;
       None means all.
     tie_word_embeddings: use the embedding, transposed, as the output head.
-    initializer_range: standard deviation of all initial matrices.
+    initializer_range: standard deviation of the initial matrices.
+    residual_initializer_range: that of the two matrices whose products are added to
+      the residual stream (o_proj, down_proj); None means initializer_range. GPT-2
+      divides by sqrt(2 * num_hidden_layers) there, so that the sum does not grow with
+      the depth.
     compute_dtype: dtype of activations and products; masters stay float32 and
       sums (softmax, norms, losses, product accumulation) are float32 always.
     scan_layers: whether `init_params` stacks the layers along a leading axis
@@ -72,6 +76,7 @@ class ModelConfig:
   sliding_window: int | None = None
   tie_word_embeddings: bool = False
   initializer_range: float = 0.02
+  residual_initializer_range: float | None = None
   compute_dtype: Literal["float32", "bfloat16"] = "float32"
   scan_layers: bool = True
   remat: Literal[
@@ -105,6 +110,11 @@ class ModelConfig:
       value = getattr(self, name)
       if not value > 0:
         raise ConfigError(f"ModelConfig.{name} ({value}) must be positive.")
+    value = self.residual_initializer_range
+    if value is not None and not value > 0:
+      raise ConfigError(
+        f"ModelConfig.residual_initializer_range ({value}) must be positive or None."
+      )
     for name in ("head_dim", "sliding_window"):
       value = getattr(self, name)
       if value is not None and value < 1:
@@ -144,6 +154,11 @@ class ModelConfig:
   def head_width(self) -> int:
     """H: `head_dim`, or hidden_size / num_attention_heads when that is None."""
     return self.head_dim or self.hidden_size // self.num_attention_heads
+
+  @property
+  def residual_range(self) -> float:
+    """Standard deviation of the initial o_proj and down_proj."""
+    return self.residual_initializer_range or self.initializer_range
 
   @property
   def rotary_width(self) -> int:

@@ -130,11 +130,12 @@ class MLP(nn.Module):
   def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     config = self.config
 
-    def projection(features: int, name: str) -> Projection:
-      return Projection(features, config.initializer_range, name=name)
+    def inner(name: str) -> Array:
+      width = config.intermediate_size
+      return Projection(width, config.initializer_range, name=name)(x)
 
-    gate = projection(config.intermediate_size, "gate_proj")(x)
-    up = projection(config.intermediate_size, "up_proj")(x)
+    gate, up = inner("gate_proj"), inner("up_proj")
     gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
     hidden = keep_apart(swiglu(up, gate), forward=True, backward=True)
-    return projection(config.hidden_size, "down_proj")(hidden)
+    outer = Projection(config.hidden_size, config.residual_range, name="down_proj")
+    return outer(hidden)

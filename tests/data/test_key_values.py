@@ -53,6 +53,17 @@ def test_reordering_asks_for_the_object_in_another_order():
   assert list(once) != list(again)
 
 
+def test_pairs_have_no_sign_between_key_and_value():
+  for document in make(form="pairs").documents():
+    user, assistant = document.messages
+    once = user["content"].partition("\n\n")[2].split(",")
+    again = assistant["content"].split(",")
+    assert sorted(once) == sorted(again) and 2 <= len(once) <= 9
+    words = [pair[at : at + 3] for pair in once for at in (0, 3)]
+    assert all(len(pair) == 6 for pair in once) and len(set(words)) == 2 * len(once)
+  assert once != again
+
+
 def test_forms_and_seeds_hold_other_objects():
   streams = {
     (form, seed): {

@@ -109,12 +109,15 @@ def folder(tmp_path_factory):
       "web/ArithmeticSource": 900,
       "held_out/ArithmeticSource": 150,
       "recall/KeyValueSource": 400,
+      "recall_held_out/KeyValueSource": 40,
+      "pairs/KeyValueSource": 900,
       "copies/KeyValueSource": 600,
     }.items()
   ]
   vocabulary = _write_data(folder / "data", "gin_configs/materialize/small.gin", few)
   few = [
     "recall_long/KeyValueSource.num_documents = 60",
+    "copies_long/KeyValueSource.num_documents = 60",
     "recall_long_held_out/KeyValueSource.num_documents = 30",
   ]
   _write_data(
@@ -142,11 +145,14 @@ def test_replay_goes_on_where_pretraining_ended(folder):
     name: source["rows"] - before.get(name, {"rows": 0})["rows"]
     for name, source in after.items()
   }
-  assert set(read) == {*before, "recall_long"}
+  long = {"recall_long", "copies_long"}
+  assert set(read) == {*before, *long}
   assert all(rows % 4 == 0 and rows > 0 for n, rows in read.items() if n in before)
-  assert sum(read[name] for name in before) // 4 + read["recall_long"] == _STEPS * 8
+  short_rows = sum(read[name] for name in before)
+  assert short_rows // 4 + sum(read[name] for name in long) == _STEPS * 8
   last = _metrics(folder / "midtrain")[-1] | _metrics(folder / "midtrain")[-2]
-  assert last["data/fraction/recall_long"] == pytest.approx(0.3, abs=0.03)
+  fraction = sum(last[f"data/fraction/{name}"] for name in long)
+  assert fraction == pytest.approx(0.3, abs=0.03)
   assert last["data/epoch/web"] == after["web"]["rows"] / (
     read_manifest(folder / "data" / "web").rows
   )
@@ -156,7 +162,12 @@ def test_short_and_long_losses_are_measured(folder):
   before = load_result(folder / "pretrain")["metrics"]
   after = load_result(folder / "midtrain")["metrics"]
   assert 0 < before["validation_loss"] < 9
-  assert 0 < after["held_out_loss"] < 9
+  for losses, name in (
+    (before, "recall_held_out_loss"),
+    (after, "recall_held_out_loss"),
+    (after, "held_out_loss"),
+  ):
+    assert 0 < losses[name] < 9
   assert after["validation_loss"] > 0
 
 

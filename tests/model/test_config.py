@@ -43,6 +43,10 @@ def test_a_config_is_frozen_and_hashable():
     ),
     (dict(hidden_size=36), r"hidden_size \(36\) must be a multiple of"),
     (dict(hidden_size=24), r"head_dim \(3\) must be even"),
+    (
+      dict(residual_initializer_range=0.0),
+      r"ModelConfig.residual_initializer_range \(0.0\) must be positive or None",
+    ),
     (dict(head_dim=0), r"head_dim \(0\) must be positive or None"),
     (dict(sliding_window=0), r"sliding_window \(0\) must be positive or None"),
     (dict(partial_rotary_factor=0.0), r"partial_rotary_factor \(0.0\) must be above 0"),

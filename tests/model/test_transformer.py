@@ -153,6 +153,22 @@ def test_initial_weights_have_the_range_and_are_float32():
   np.testing.assert_array_equal(params["layers"]["input_layernorm"]["weight"], 1.0)
 
 
+def test_what_is_added_to_the_residual_stream_may_begin_smaller():
+  same, small = (
+    transformer.init_params(
+      tiny_config(initializer_range=0.03, residual_initializer_range=value),
+      jax.random.key(3),
+    )["layers"]
+    for value in (None, 0.01)
+  )
+  outer = (("self_attn", "o_proj"), ("mlp", "down_proj"))
+  for block, name in outer:
+    ours, theirs = small[block].pop(name)["weight"], same[block].pop(name)["weight"]
+    np.testing.assert_allclose(np.std(theirs), 0.03, rtol=0.08)
+    np.testing.assert_allclose(ours, theirs / 3, rtol=1e-6)
+  jax.tree.map(np.testing.assert_array_equal, small, same)
+
+
 @pytest.mark.parametrize(
   "change",
   [
