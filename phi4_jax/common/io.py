@@ -15,6 +15,9 @@ from typing import IO, Any, NamedTuple
 from phi4_jax.common.compression import decompress
 from phi4_jax.common.errors import DataError
 
+# Characters of a value that a message shows.
+_SHOWN = 200
+
 
 class AtomicFile:
   """A binary file that takes its name once it is whole and on the disk.
@@ -107,11 +110,35 @@ def parse_object(line: bytes) -> dict[str, Any] | NoObject:
   except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
     return NoObject("not_json", f"is not JSON: {error}.")
   if not isinstance(record, dict):
-    kind = type(record).__name__
-    return NoObject(
-      "not_an_object", f"is a JSON {kind}; an object with named fields is required."
-    )
+    said = f"is {json_kind(record)}; an object with named fields is required."
+    return NoObject("not_an_object", said)
   return record
+
+
+def json_kind(value: Any) -> str:
+  """Says what a value is in the words of JSON, which are those of the file.
+
+  >>> json_kind(None), json_kind({}), json_kind(1.5)
+  ('null', 'an object', 'a number')
+  """
+  if value is None or isinstance(value, bool):
+    return json.dumps(value)
+  kinds = ((str, "a string"), (int | float, "a number"), (list, "an array"))
+  for kind, said in (*kinds, (dict, "an object")):
+    if isinstance(value, kind):
+      return said
+  return f"a {type(value).__name__}"  # of a table: JSON has no word for it
+
+
+def describe_json(value: Any) -> str:
+  """Says what a value is, and its beginning: `a number (3)`, `null`."""
+  if value is None or isinstance(value, bool):
+    return json_kind(value)
+  try:
+    shown = json.dumps(value, ensure_ascii=False, default=repr)[:_SHOWN]
+  except (ValueError, RecursionError):
+    return json_kind(value)
+  return f"{json_kind(value)} ({shown})"
 
 
 def skip_byte_order_mark(line: bytes) -> bytes:
@@ -161,8 +188,8 @@ def require_text(
   value = require_field(record, field, path=path, row=row)
   if not isinstance(value, str):
     raise DataError(
-      f"Row {row} of {path}: field {field!r} is a {type(value).__name__} "
-      f"({value!r}); text is required."
+      f"Row {row} of {path}: field {field!r} is {describe_json(value)}; text is "
+      "required."
     )
   if not value.strip():
     raise DataError(f"Row {row} of {path}: field {field!r} is blank.")

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from phi4_jax.common.errors import ConfigError, DataError
-from phi4_jax.common.io import file_sha256, read_jsonl, require_field, require_text
+from phi4_jax.common.io import (
+  describe_json,
+  file_sha256,
+  read_jsonl,
+  require_field,
+  require_text,
+)
 
 GOOD, BAD = "good", "bad"
 
@@ -89,8 +95,8 @@ class AnnotationFile:
     value = require_field(record, self.score_field or "", path=self.path, row=row)
     if isinstance(value, bool) or not isinstance(value, int | float):
       raise DataError(
-        f"Row {row} of {self.path}: field {self.score_field!r} is {value!r}; a number "
-        "is required."
+        f"Row {row} of {self.path}: field {self.score_field!r} is "
+        f"{describe_json(value)}; a number is required."
       )
     if not math.isfinite(value):
       raise DataError(f"Row {row} of {self.path}: {self.score_field!r} is {value}.")

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 from phi4_jax.common.errors import DataError
+from phi4_jax.common.io import describe_json
 
 ROLES = ("system", "user", "assistant")
 
@@ -84,7 +85,8 @@ def check_messages(messages: Sequence[Any], *, where: str) -> None:
     raise DataError(f"{where}: a conversation needs at least one message.")
   for i, message in enumerate(messages):
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-      found = sorted(message) if isinstance(message, Mapping) else message
+      is_object = isinstance(message, Mapping)
+      found = sorted(message) if is_object else describe_json(message)
       raise DataError(
         f"{where}: message {i} must have exactly 'role' and 'content' (found: {found})."
       )
@@ -95,8 +97,8 @@ def check_messages(messages: Sequence[Any], *, where: str) -> None:
       )
     if not isinstance(message["content"], str):
       raise DataError(
-        f"{where}: the content of message {i} is a "
-        f"{type(message['content']).__name__}; text is required."
+        f"{where}: the content of message {i} is {describe_json(message['content'])}; "
+        "text is required."
       )
     _check_text(message["content"], where=f"{where}: message {i}")
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from phi4_jax.common.io import describe_json
 from phi4_jax.data.source_files import BadRow
 from phi4_jax.data.source_records import Record, decode_text
 
@@ -92,9 +93,9 @@ def _text(row: Record, where: str, *names: str) -> str:
   value = _get(row, where, *names)
   if not isinstance(value, str) or not value.strip():
     raise BadRow(
-      "wrong_type", f"{where}: field {names[0]!r} is {str(value)[:100]!r}; text is "
-      "required.",
-    )  # fmt: skip
+      "wrong_type",
+      f"{where}: field {names[0]!r} is {describe_json(value)}; text is required.",
+    )
   return value
 
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 from phi4_jax.common.errors import ConfigError, DataError
+from phi4_jax.common.io import describe_json
 from phi4_jax.data.documents import Document, Message, check_messages
 from phi4_jax.data.source_files import BadRow, DroppedRow, FileSource, OnDrop
 
@@ -202,11 +203,9 @@ def require_text(row: Record, field: str, where: str) -> str:
   if isinstance(value, bytes):
     value = decode_text(value, where)
   if not isinstance(value, str):
-    shown = repr(value)[:200]
     raise BadRow(
       "wrong_type",
-      f"{where}: field {field!r} is a {type(value).__name__} ({shown}); text is "
-      "required.",
+      f"{where}: field {field!r} is {describe_json(value)}; text is required.",
     )
   if not value.strip():
     raise BadRow("blank", f"{where}: field {field!r} is blank.")

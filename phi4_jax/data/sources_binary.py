@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from phi4_jax.common.errors import ConfigError, DataError
+from phi4_jax.common.io import json_kind
 from phi4_jax.data import files as files_lib
 from phi4_jax.data.example_proto import parse_example, read_tfrecords
 from phi4_jax.data.source_files import BadRow
@@ -56,9 +57,7 @@ class _BinarySource(RecordSource):
       if self.encoding == "json":
         record = json.loads(decode_text(data, where))
         if not isinstance(record, dict):
-          return BadRow(
-            "not_an_object", f"{where} is a JSON {type(record).__name__}, no object."
-          )
+          return BadRow("not_an_object", f"{where} is {json_kind(record)}, no object.")
         return record
       return parse_example(data)
     except BadRow as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 from phi4_jax.common.compression import COMPRESSED
 from phi4_jax.common.errors import ConfigError, DataError
+from phi4_jax.common.io import json_kind
 from phi4_jax.data import files as files_lib
 from phi4_jax.data.source_files import BadRow
 from phi4_jax.data.source_records import RecordSource, decode_text
@@ -206,7 +207,7 @@ def _read_object(path: Path) -> dict[str, Any]:
   except ValueError as error:
     raise DataError(f"{path} is not valid JSON: {error}.") from error
   if not isinstance(value, dict):
-    raise DataError(f"{path} is a JSON {type(value).__name__}; an object is required.")
+    raise DataError(f"{path} is {json_kind(value)}; an object is required.")
   return value
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from phi4_jax.common.errors import ConfigError, DataError
-from phi4_jax.common.io import read_jsonl
+from phi4_jax.common.io import describe_json, json_kind, read_jsonl
 from phi4_jax.data.chat import encode_prompt
 from phi4_jax.data.documents import Message, check_messages
 from phi4_jax.data.tokenizer import Vocabulary
@@ -308,7 +308,7 @@ class _Reader:
       )
     if not isinstance(value, list):
       raise DataError(
-        f"{where}: field 'messages' is a {type(value).__name__}; a list is required."
+        f"{where}: field 'messages' is {json_kind(value)}; an array is required."
       )
     if not value:
       raise _Unusable("field 'messages' is empty")
@@ -341,7 +341,7 @@ class _Reader:
       raise _Unusable(f"it has no field {field!r} (found: {found})")
     if not isinstance(value, str):
       raise DataError(
-        f"{where}: field {field!r} is a {type(value).__name__}; a text or a number is "
+        f"{where}: field {field!r} is {json_kind(value)}; a text or a number is "
         "required."
       )
     if not self._needs_answer:
@@ -378,8 +378,7 @@ def _text(record: Mapping[str, Any], field: str, where: str) -> str | None:
   value = record.get(field)
   if value is not None and not isinstance(value, str):
     raise DataError(
-      f"{where}: field {field!r} is a {type(value).__name__} ({value!r}); text is "
-      "required."
+      f"{where}: field {field!r} is {describe_json(value)}; text is required."
     )
   return value
 

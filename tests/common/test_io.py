@@ -107,7 +107,7 @@ def test_read_jsonl_counts_lines_from_one(tmp_path):
   "content, message",
   [
     (b'{"a": 1}\n{"a": \n', r"Row 2 of .*rows\.jsonl is not JSON: .*"),
-    (b'{"a": 1}\n[1]\n', r"Row 2 of .*rows\.jsonl is a JSON list; an object"),
+    (b'{"a": 1}\n[1]\n', r"Row 2 of .*rows\.jsonl is an array; an object"),
     (b'{"a": "\xff"}\n', r"Row 1 of .*rows\.jsonl is not valid UTF-8 \(byte 7"),
     (b"\n \n", r"rows\.jsonl is empty: it holds no record"),
     (b"", r"rows\.jsonl is empty"),
@@ -128,8 +128,8 @@ def test_read_jsonl_says_where_a_file_is_bad(tmp_path, content, message):
     (b"[" * 100_000, "not_json", "is not JSON: "),
     (b'{"a": ' + b"9" * 5000 + b"}", "not_json", "digits"),
     (b'\xef\xbb\xbf{"a": 1}', "not_json", "BOM"),
-    (b"[1]", "not_an_object", "is a JSON list; an object"),
-    (b"null", "not_an_object", "is a JSON NoneType; an object"),
+    (b"[1]", "not_an_object", "is an array; an object"),
+    (b"null", "not_an_object", "is null; an object"),
   ],
 )
 def test_a_line_that_is_no_object_never_raises(tmp_path, line, reason, detail):
@@ -177,8 +177,8 @@ def test_read_jsonl_says_that_a_file_is_missing(tmp_path):
   [
     ({"body": "x", "id": 1}, r"no 'text' field \(found: 'body', 'id'\)"),
     ({}, r"no 'text' field \(found: nothing\)"),
-    ({"text": 3}, r"field 'text' is a int \(3\); text is required"),
-    ({"text": None}, r"field 'text' is a NoneType"),
+    ({"text": 3}, r"field 'text' is a number \(3\); text is required"),
+    ({"text": None}, r"field 'text' is null; text"),
     ({"text": " \n"}, r"field 'text' is blank"),
   ],
 )
@@ -322,3 +322,22 @@ def test_hashes_are_sha256(tmp_path):
   path.write_text("für", "utf-8")
   expected = hashlib.sha256("für".encode()).hexdigest()
   assert io.file_sha256(path) == io.text_sha256("für") == expected
+
+
+@pytest.mark.parametrize(
+  "value, said",
+  [
+    (None, "null"),
+    (True, "true"),
+    (False, "false"),
+    (1.5, "a number (1.5)"),
+    ("é", 'a string ("é")'),
+    ([None, True], "an array ([null, true])"),
+    ({"a": None}, 'an object ({"a": null})'),
+    (b"x", "a bytes (\"b'x'\")"),
+    ("x" * 500, 'a string ("' + "x" * 199 + ")"),
+  ],
+)
+def test_values_are_named_as_the_file_has_them(value, said):
+  assert io.describe_json(value) == said
+  assert said.startswith(io.json_kind(value))

@@ -279,7 +279,7 @@ def test_a_file_without_questions_is_refused(start, tmp_path, capsys):
   assert "can be asked; row 1: field 'question' is empty" in refusal([ROWS[2]], "b")
   assert "field 'id' is 'e', as in row 1" in refusal([ROWS[0], ROWS[0]], "c")
   assert "has the field 'qeustion'" in refusal([{"qeustion": "easy?"}], "d")
-  assert "field 'answer' is a list" in refusal([{"question": "?", "answer": []}], "e")
+  assert "field 'answer' is an array" in refusal([{"question": "?", "answer": []}], "e")
   (tmp_path / "my.jsonl").write_text('{"question": "easy?"}\n{"question": \n')
   assert "Row 2 of" in refusal(None, "f")
   (tmp_path / "my.jsonl").unlink()

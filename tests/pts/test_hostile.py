@@ -160,9 +160,9 @@ def test_when_nothing_is_left_the_first_reason_is_said(tmp_path):
   [
     ("", "is empty"),
     ("{not json}\n", "Row 1 of .* is not JSON"),
-    ('["a", "list"]\n', "Row 1 of .* is a JSON list"),
-    ('{"question": 5, "answer": 7}\n', "field 'question' is a int"),
-    ('{"question": "a", "answer": [7]}\n', "field 'answer' is a list"),
+    ('["a", "list"]\n', "Row 1 of .* is an array; an object"),
+    ('{"question": 5, "answer": 7}\n', "field 'question' is a number"),
+    ('{"question": "a", "answer": [7]}\n', "field 'answer' is an array"),
     ('{"question": "a", "id": "x", "answer": 7}\n' * 2, "'id' is 'x', as in row 1"),
     ('{"question": "\\ud800", "answer": 7}\n', "row 1"),
   ],

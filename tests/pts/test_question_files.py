@@ -145,16 +145,16 @@ def test_an_oracle_that_fails_on_an_answer_sets_it_aside(tmp_path):
 @pytest.mark.parametrize(
   "row, complaint",
   [
-    ({"question": 3, "answer": "1"}, "field 'question' is a int"),
+    ({"question": 3, "answer": "1"}, "field 'question' is a number .3.; text"),
     ({"question": "a", "prompt": "b", "answer": "1"}, "'question' and 'prompt'"),
-    ({"question": "a", "answer": ["1"]}, "field 'answer' is a list"),
-    ({"question": "a", "answer": True}, "field 'answer' is a bool"),
+    ({"question": "a", "answer": ["1"]}, "field 'answer' is an array"),
+    ({"question": "a", "answer": True}, "field 'answer' is true; a text"),
     ({"question": "a", "answer": "1", "id": 1.5}, "field 'id' is 1.5"),
     ({"question": "a", "answer": "1", "category": 1}, "field 'category'"),
-    ({"messages": "a", "answer": "1"}, "field 'messages' is a str"),
+    ({"messages": "a", "answer": "1"}, "field 'messages' is a string; an array"),
     ({"messages": [{"role": "user"}], "answer": "1"}, "message 0 must have"),
     ({"messages": [{"role": "bot", "content": ""}], "answer": "1"}, "role 'bot'"),
-    (["question"], "JSON list"),
+    (["question"], "is an array; an object"),
     ({"questoin": "a", "answer": "1"}, "field 'questoin', which is not known"),
     ({"question": "a", "answer": "1", "level": 3, "x": 1}, "field 'level', 'x', which"),
   ],
@@ -215,7 +215,7 @@ def test_answers_can_be_left_open(tmp_path):
   ]  # fmt: skip
   strict = load(tmp_path, *rows, {"question": "4?", "answer": 1})
   assert [q.id for q in strict.questions] == ["row-2", "row-4"]
-  with pytest.raises(DataError, match="field 'answer' is a dict"):
+  with pytest.raises(DataError, match="field 'answer' is an object"):
     load(tmp_path, {"question": "1?", "answer": {}}, needs_answer=False)
 
 

@@ -66,7 +66,7 @@ def test_grades(make_task, row, response, correct, form):
     ),
     ({"question": "x?"}, r"Row 2 of .*test.jsonl has no 'answer' field"),
     ({"question": " ", "answer": "#### 4"}, r"Row 2 of .*'question' is blank"),
-    ({"question": "x?", "answer": 4}, r"Row 2 of .*'answer' is a int"),
+    ({"question": "x?", "answer": 4}, r"Row 2 of .*'answer' is a number .4."),
   ],
 )
 def test_unusable_rows_are_named(make_task, bad, message):
