@@ -46,6 +46,16 @@ def is_remote(path: str) -> bool:
   return bool(separator) and protocol not in ("file", "local")
 
 
+def is_broken_link(path: str) -> bool:
+  """Whether a path is a symbolic link to what is not there."""
+  return not is_remote(path) and os.path.islink(path) and not os.path.exists(path)
+
+
+def say_broken_link(path: str) -> str:
+  """Returns what is wrong with such a link, and what to do."""
+  return f"{path} is a link to what is not there. Mend it, or remove it."
+
+
 @contextlib.contextmanager
 def _named_errors(path: str, action: str) -> Iterator[None]:
   """Raises UnreachableError with the path for what the disk or a store refuses."""
@@ -53,8 +63,8 @@ def _named_errors(path: str, action: str) -> Iterator[None]:
     yield
   except FileNotFoundError as error:
     message = f"{path} does not exist (or is not a file)."
-    if os.path.islink(path):
-      message = f"{path} is a link to what is not there. Mend it, or remove it."
+    if is_broken_link(path):
+      message = say_broken_link(path)
     raise UnreachableError(message) from error
   except OSError as error:
     raise UnreachableError(f"{path} cannot be {action}: {error}.") from error
@@ -93,6 +103,8 @@ def list_files(
 ) -> list[str]:
   """Returns the files that paths name, sorted, each once.
 
+  Links to nothing are among those of a folder or pattern; whoever reads them says so.
+
   Args:
     paths: files, folders (all files below that are not hidden) or patterns.
     suffixes: of a folder, take only files that end so; () takes all.
@@ -112,6 +124,8 @@ def list_files(
 
 def _say_missing(path: str, suffixes: Sequence[str], hidden: str) -> str:
   others = list(_list_one(path, (), hidden)) if suffixes else []
+  if not others and is_broken_link(path):
+    return say_broken_link(path)
   if not others:
     return f"{path} does not exist (or is not a file)."
   return (
@@ -130,7 +144,9 @@ def _list_one(path: str, suffixes: tuple[str, ...], hidden: str) -> Iterator[str
       yield path
     elif any(mark in path for mark in "*?["):
       found = filesystem.glob(inner)
-      yield from (back(name) for name in found if filesystem.isfile(name))
+      for name in found:
+        if filesystem.isfile(name) or is_broken_link(back(name)):
+          yield back(name)
     elif filesystem.isdir(inner):
       for name in filesystem.find(inner):
         parts = PurePosixPath(name[len(inner) :]).parts

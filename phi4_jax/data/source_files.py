@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 # Why a file's last row is dropped where the file cannot be read on. How many rows come
 # after it, nobody knows.
 DAMAGED_FILE = "damaged_file"
+BROKEN_LINK = "broken_link"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,8 @@ class FileSource(SourceConfig):
     source: what `Document.source` says; "" leaves it out.
     license: what `Document.license` says, as SPDX names it where it can.
     on_bad_row: "error" stops at a row that cannot be used, naming it; "drop" leaves it
-      out and counts it. A file that ends early or is empty is one bad row.
+      out and counts it. A file that ends early or is empty is one bad row, and so is a
+      link to nothing in a folder or pattern; a file that is gone later is an error.
     max_row_bytes: a row of more is a bad row, and is not held in memory where its
       format allows.
     max_documents: read only the first so many; None reads all.
@@ -156,10 +158,29 @@ class FileSource(SourceConfig):
 
   def rows(self) -> Iterator[tuple[str, str, Any]]:
     """Yields (id, file and row in words, row or BadRow) of all files."""
-    files = self.files()
-    base = files_lib.common_folder(files) if self.base is None else self.base
+    files, base = self._list()
+    # As it is now: a store that goes away while it is read has no broken links.
+    broken = set(filter(files_lib.is_broken_link, files))
     for file in files:
-      yield from self.name_rows(base, file, self.read_file(file))
+      rows = _read_broken(file) if file in broken else self.read_file(file)
+      yield from self.name_rows(base, file, rows)
+
+  def _list(self) -> tuple[list[str], str]:
+    """Returns the files, and the folder that ids name them relative to."""
+    files = self.files()
+    return files, files_lib.common_folder(files) if self.base is None else self.base
+
+  def _part_broken(self, files: list[str]) -> tuple[list[str], list[str]]:
+    """Returns files that are there, and links to nothing.
+
+    Raises:
+      BadRow: if there is such a link and `on_bad_row` is "error".
+    """
+    broken = list(filter(files_lib.is_broken_link, files))
+    if broken and self.on_bad_row == "error":
+      error = BadRow(BROKEN_LINK, files_lib.say_broken_link(broken[0]))
+      raise self.with_remedy(error)
+    return [file for file in files if file not in set(broken)], broken
 
   def name_rows(
     self, base: str, file: str, rows: Iterator[tuple[str, Any]]
@@ -236,7 +257,8 @@ class FileSource(SourceConfig):
     return BadRow(error.reason, said) if isinstance(error, BadRow) else DataError(said)
 
   def recipe(self) -> dict[str, Any]:
-    return self.recipe_of(files_lib.content_digest(self.files()))
+    intact, _ = self._part_broken(self.files())
+    return self.recipe_of(files_lib.content_digest(intact))
 
   def recipe_of(self, sha256: str) -> dict[str, Any]:
     """Returns the recipe of content with this digest."""
@@ -246,9 +268,48 @@ class FileSource(SourceConfig):
     return {"source": type(self).__name__, "sha256": sha256, **fields}
 
   def shards(self) -> tuple[SourceConfig, ...]:
-    """Returns one source for each file; one for all with max_documents."""
+    """Returns one source for each file, or as `cut` has it; one with max_documents.
+
+    Links to nothing have a shard of their own.
+    """
     if self.max_documents is not None:
       return (self,)
-    files = self.files()
-    base = files_lib.common_folder(files) if self.base is None else self.base
-    return tuple(dataclasses.replace(self, path=file, base=base) for file in files)
+    files, base = self._list()
+    intact, broken = self._part_broken(files)
+    links = [BrokenLinks(whole=self, base=base, files=tuple(broken))] if broken else []
+    return (*self.cut(intact, base), *links)
+
+  def cut(self, files: list[str], base: str) -> list[SourceConfig]:
+    """Returns sources of these files, for `shards`."""
+    return [dataclasses.replace(self, path=file, base=base) for file in files]
+
+
+def _read_broken(file: str) -> Iterator[tuple[str, BadRow]]:
+  yield "", BadRow(BROKEN_LINK, files_lib.say_broken_link(file))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BrokenLinks(SourceConfig):
+  """No documents: links to nothing, each a row that is dropped. No gin file names it.
+
+  Attributes:
+    whole: the source whose folder or pattern has them.
+    base: ids name the links relative to this folder.
+    files: the links.
+  """
+
+  whole: FileSource
+  base: str
+  files: tuple[str, ...]
+
+  def documents(self, on_drop: OnDrop | None = None) -> Iterator[Document]:
+    rows = (
+      row
+      for file in self.files
+      for row in self.whole.name_rows(self.base, file, _read_broken(file))
+    )
+    return self.whole.documents_of(rows, on_drop)
+
+  def recipe(self) -> dict[str, Any]:
+    names = [files_lib.name_in(self.base, file) for file in self.files]
+    return {"source": type(self).__name__, "names": names}

@@ -118,20 +118,19 @@ class JsonlSource(RecordSource):
       elif line.strip():
         yield str(row), _parse(line, file, row)
 
-  def shards(self) -> tuple[SourceConfig, ...]:
+  def cut(self, files: list[str], base: str) -> list[SourceConfig]:
     """Returns a source for each file, and several for a large one (file_parts.py).
 
     A file is not cut where repeated ids are looked for in it.
     """
-    wholes = super().shards()
-    looks_for_repeats = self.id_field and self.duplicate_ids != "allow"
-    if self.max_documents is not None or looks_for_repeats:
+    wholes = super().cut(files, base)
+    if self.id_field and self.duplicate_ids != "allow":
       return wholes
     found: list[SourceConfig] = []
-    for whole, parts in zip(wholes, plan_parts(self.files()), strict=True):
+    for whole, parts in zip(wholes, plan_parts(files), strict=True):
       assert isinstance(whole, JsonlSource), "a shard is of its source's class"
       found += [JsonlPart(whole=whole, part=part) for part in parts] or [whole]
-    return tuple(found)
+    return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

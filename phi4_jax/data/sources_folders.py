@@ -12,7 +12,7 @@ from phi4_jax.common.compression import COMPRESSED
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.data import files as files_lib
 from phi4_jax.data.documents import Document
-from phi4_jax.data.source_files import BadRow, FileSource
+from phi4_jax.data.source_files import BadRow, FileSource, SourceConfig
 from phi4_jax.data.source_records import decode_text
 
 # By the end of the name; .gz and .zst behind it are taken off.
@@ -124,12 +124,8 @@ class FolderSource(FileSource):
         return kind
     return None
 
-  def shards(self) -> tuple[FileSource, ...]:
+  def cut(self, files: list[str], base: str) -> list[SourceConfig]:
     """Returns one source for each `files_per_shard` files."""
-    if self.max_documents is not None:
-      return (self,)
-    files = self.files()
-    base = files_lib.common_folder(files) if self.base is None else self.base
     size = self.files_per_shard
     groups = [tuple(files[i : i + size]) for i in range(0, len(files), size)]
-    return tuple(dataclasses.replace(self, path=group, base=base) for group in groups)
+    return [dataclasses.replace(self, path=group, base=base) for group in groups]
