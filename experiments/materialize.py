@@ -12,7 +12,7 @@ import dataclasses
 import importlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -148,13 +148,7 @@ def run(config: MaterializeConfig, directory: RunDirectory) -> dict[str, Any]:
       fill_in_middle=dataset.fill_in_middle,
       on_progress=report,
     )
-  rows = [
-    [name, m.documents, m.tokens, m.rows, round(m.fill, 3), m.truncated]
-    + [describe_counts(m.dropped)]
-    for name, m in manifests.items()
-  ]
-  header = ["dataset", "documents", "tokens", "rows", "fill", "truncated", "dropped"]
-  print(format_table(header, rows), flush=True)
+  print(format_datasets(manifests), flush=True)
   return {
     "metrics": {f"{name}_tokens": m.tokens for name, m in manifests.items()},
     "vocabulary": {"size": vocabulary.size, "fingerprint": vocabulary.fingerprint},
@@ -169,6 +163,21 @@ def run(config: MaterializeConfig, directory: RunDirectory) -> dict[str, Any]:
       )
     ),
   }
+
+
+def format_datasets(manifests: Mapping[str, Manifest]) -> str:
+  """Returns a table of datasets: documents in = kept + dropped, and what is in rows."""
+  rows = []
+  for name, m in manifests.items():
+    lost = m.truncated_tokens if m.truncated else 0
+    lost = "not counted" if lost is None else lost
+    rows.append(
+      [name, m.documents, m.documents - m.num_dropped, m.num_dropped, m.tokens]
+      + [m.rows, round(m.fill, 3), m.truncated, lost, describe_counts(m.dropped)]
+    )
+  header = ["dataset", "documents in", "kept", "dropped", "tokens", "rows", "fill"]
+  header += ["truncated", "tokens cut off", "left out"]
+  return format_table(header, rows)
 
 
 def _provide_vocabulary(

@@ -27,6 +27,7 @@ from phi4_jax.data.packing import PackingConfig, PackingStats, Row, pack
 from phi4_jax.data.rows import (
   FORMAT,
   MANIFEST,
+  ROW_WITHOUT_LOSS,
   Manifest,
   Shard,
   encode_row,
@@ -170,7 +171,7 @@ def write_dataset(
         filled += slots
         tokens += slots - shared
       else:
-        dropped["row_without_loss"] += 1
+        dropped[ROW_WITHOUT_LOSS] += 1
       now = time.monotonic()
       if on_progress and now - reported >= 1:
         reported = now
@@ -201,6 +202,7 @@ def write_dataset(
     truncated=stats.truncated,
     dropped=dict(sorted(dropped.items())),
     shards=tuple(writer.shards),
+    truncated_tokens=stats.truncated_tokens,
   )
   write_json(out_dir / MANIFEST, dataclasses.asdict(manifest))
   if on_progress:

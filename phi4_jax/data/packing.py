@@ -106,6 +106,7 @@ class PackingStats:
     rows: how many came out.
     filled: slots of all rows that are not padding.
     truncated: documents that lost their end.
+    truncated_tokens: what they lost.
     dropped: documents left out, by reason: "short" and "long" (outside min_tokens
       to max_tokens), "overlong", "no_loss" (no token of it would count in the loss).
   """
@@ -116,6 +117,7 @@ class PackingStats:
   rows: int = 0
   filled: int = 0
   truncated: int = 0
+  truncated_tokens: int = 0
   dropped: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
@@ -186,6 +188,7 @@ def _keep(
         stats.dropped["overlong"] = stats.dropped.get("overlong", 0) + 1
         continue
       stats.truncated += 1
+      stats.truncated_tokens += len(token_ids) - slots
       token_ids, loss_mask = token_ids[:slots], loss_mask[:slots]
     # The first token has nothing before it and is never a target.
     num_targets = int(np.count_nonzero(loss_mask[1:]))

@@ -20,6 +20,8 @@ from phi4_jax.common.io import file_sha256, read_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+# Counted with the documents that are left out, and no document.
+ROW_WITHOUT_LOSS = "row_without_loss"
 _ROW_DTYPE = np.dtype("<i4")
 _READ_ROWS = 4096  # rows held at once while checking
 
@@ -54,6 +56,8 @@ class Manifest:
     truncated: documents that lost their end.
     dropped: documents left out, by reason, and rows ("row_without_loss").
     shards: the files, in row order.
+    truncated_tokens: what the truncated documents lost; None in a manifest of before
+      this was counted.
   """
 
   format: int
@@ -70,6 +74,12 @@ class Manifest:
   truncated: int
   dropped: dict[str, int]
   shards: tuple[Shard, ...]
+  truncated_tokens: int | None = None
+
+  @property
+  def num_dropped(self) -> int:
+    """Documents that were read and left out."""
+    return sum(n for reason, n in self.dropped.items() if reason != ROW_WITHOUT_LOSS)
 
   def fingerprint(self) -> str:
     """SHA-256 over the rows' own checksums: equal means the same rows."""
@@ -113,10 +123,12 @@ def read_manifest(path: str | Path) -> Manifest:
       f"{file} has format {found!r}; this version reads {FORMAT}. Materialize again."
     )
   names = {field.name for field in dataclasses.fields(Manifest)}
-  if set(record) != names:
+  missing = names - {*record, "truncated_tokens"}
+  unknown = set(record) - names
+  if missing or unknown:
     raise DataError(
-      f"{file} must have the fields {sorted(names)}; missing: "
-      f"{sorted(names - set(record))}, unknown: {sorted(set(record) - names)}."
+      f"{file} must have the fields {sorted(names)}; missing: {sorted(missing)}, "
+      f"unknown: {sorted(unknown)}."
     )
   shards = tuple(Shard(**shard) for shard in record.pop("shards"))
   manifest = Manifest(**record, shards=shards)

@@ -160,6 +160,23 @@ def test_counts_of_dropped_documents(tmp_path):
   lengths = [len(document.token_ids) for document in documents(60)]
   assert manifest.dropped == {"overlong": sum(n > 7 for n in lengths)}
   assert manifest.rows == sum(n <= 7 for n in lengths)
+  assert manifest.documents == 60 and manifest.num_dropped == 60 - manifest.rows > 0
+
+
+def test_what_truncated_documents_lose_is_counted(tmp_path):
+  packing = PackingConfig(row_length=6, strategy="single", overlong="truncate")
+  manifest = write(tmp_path, packing=packing)
+  lengths = [len(document.token_ids) for document in documents(60)]
+  assert manifest.truncated == sum(n > 7 for n in lengths) > 0
+  assert manifest.truncated_tokens == sum(max(0, n - 7) for n in lengths)
+  assert manifest.tokens + manifest.truncated_tokens == sum(lengths)
+  assert read_manifest(tmp_path) == manifest
+  # A dataset of before this was counted stays one.
+  record = read_json(tmp_path / "manifest.json")
+  del record["truncated_tokens"]
+  write_json(tmp_path / "manifest.json", record)
+  before = dataclasses.replace(manifest, truncated_tokens=None)
+  assert read_manifest(tmp_path) == before == write(tmp_path, packing=packing)
 
 
 def test_no_rows_is_an_error(tmp_path):

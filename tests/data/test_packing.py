@@ -105,6 +105,7 @@ def test_overlong(strategy):
   assert not any(200 <= token < 300 for row in rows for token in row[0])
   rows, stats = run(lengths, 4, strategy=strategy, overlong="truncate")
   assert stats.dropped == {} and stats.truncated == 1 and stats.tokens == 10
+  assert stats.truncated_tokens == sum(lengths) - stats.tokens > 0
   assert [200, 201, 202, 203, 204] in [row[0] for row in rows]
 
 

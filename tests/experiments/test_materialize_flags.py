@@ -1,5 +1,6 @@
 """`phi4 materialize --task`, `--list`: what is typed, what is seen, what is refused."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -12,7 +13,7 @@ import seqio
 
 from experiments import config as config_lib
 from experiments import known_data, materialize
-from experiments.materialize import DatasetConfig, MaterializeConfig
+from experiments.materialize import DatasetConfig, MaterializeConfig, format_datasets
 from phi4_jax.common.errors import ConfigError
 from phi4_jax.data.fill_in_middle import FillInMiddleConfig
 from phi4_jax.data.known_files import KnownTaskSource
@@ -212,6 +213,29 @@ def test_a_bad_row_is_the_last_line_and_no_other(place):
   )
 
 
+def _cells(line):
+  return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_table_says_what_came_of_documents_and_what_was_cut_off(place):
+  command = ["--task=gsm8k_sft", "--vocab=v", "--out=out", "--row_length=40"]
+  assert run(*command, "--overlong=truncate") == 0
+  manifest = read_manifest(place / "out/gsm8k_sft")
+  assert manifest.truncated and manifest.truncated_tokens
+  counts = {"row_without_loss": 5, "short": 2}
+  manifest = dataclasses.replace(manifest, dropped=counts)
+  older = dataclasses.replace(manifest, truncated_tokens=None)
+  none = dataclasses.replace(older, truncated=0)
+  table = format_datasets({"now": manifest, "older": older, "none": none})
+  header, _, *rows = map(_cells, table.splitlines())
+  now, older, none = (dict(zip(header, row, strict=True)) for row in rows)
+  kept = manifest.documents - 2
+  assert (now["documents in"], now["kept"], now["dropped"]) == ("6", str(kept), "2")
+  assert now["left out"] == "row_without_loss 5, short 2"
+  cut = [row["tokens cut off"] for row in (now, older, none)]
+  assert cut == [str(manifest.truncated_tokens), "not counted", "0"]
+
+
 def test_what_a_message_offers_works(place, capsys):
   rows = [*GSM8K[:3], {"question": "x"}]
   (place / "bad.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -224,6 +248,9 @@ def test_what_a_message_offers_works(place, capsys):
   shown = capsys.readouterr().out
   assert "out holds no result yet: the run begins with the new settings" in shown
   assert "gsm8k_sft: 4 documents, 2 rows, " in shown and "| no_answer 1 |" in shown
+  header, _, row = shown.split("| dataset ")[1].splitlines()[:3]
+  cells = dict(zip(_cells("| dataset " + header), _cells(row), strict=True))
+  assert (cells["documents in"], cells["kept"], cells["dropped"]) == ("4", "3", "1")
   assert read_manifest(place / "out/gsm8k_sft").dropped == {"no_answer": 1}
 
 
