@@ -109,8 +109,8 @@ def _threshold_table(scores: np.ndarray, labels: np.ndarray, precision: float) -
     if row is not None:
       rows.append(
         [
-          name, f"{threshold:.4f}", f"{row.keep_share:.1%}", f"{row.precision:.4f}",
-          f"{row.recall:.3f}",
+          name, quality_metrics.format_threshold(threshold, scores),
+          f"{row.keep_share:.1%}", f"{row.precision:.4f}", f"{row.recall:.3f}",
         ]
       )  # fmt: skip
   header = ["chosen for", "threshold", "kept", "precision", "recall"]

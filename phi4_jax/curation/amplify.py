@@ -22,6 +22,7 @@ import numpy as np
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.io import read_json, write_json
 from phi4_jax.common.text import format_table
+from phi4_jax.curation.quality_metrics import format_threshold
 from phi4_jax.curation.quality_model import load_quality_model
 from phi4_jax.curation.steps import (
   Drop,
@@ -116,7 +117,7 @@ class TopicThresholds:
         f"{row.share:.1%}",
         f"{row.kept_before:.1%}",
         f"{row.kept_after:.1%}",
-        f"{row.threshold:.4f}",
+        format_threshold(row.threshold),
       ]
       for row in self.rows
     ]

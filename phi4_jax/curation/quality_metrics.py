@@ -3,6 +3,7 @@
 Knows scores and labels; refuses to know texts. Intervals are two-sided at 95%.
 """
 
+import decimal
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from scipy import special
 from phi4_jax.common.statistics import Interval, wilson_interval
 
 _Z = float(special.ndtri(0.975))
+# Decimals of a threshold: the fewest, and as many as a float near 1 has.
+_DIGITS, _MOST_DIGITS = 4, 17
 
 
 def roc_auc(scores: np.ndarray, labels: np.ndarray) -> Interval:
@@ -137,6 +140,30 @@ def precision_threshold(
   last = np.r_[ordered[1:] != ordered[:-1], True]
   fit = np.flatnonzero((shares >= precision) & last)
   return float(ordered[fit[-1]]) if fit.size else None
+
+
+def format_threshold(
+  threshold: float, scores: Sequence[float] | np.ndarray = ()
+) -> str:
+  """Writes a threshold with as many digits as it takes to use it, rounded down.
+
+  Scores of a sure classifier crowd at 0 and 1. Of the distance to the nearer end three
+  digits are shown, and more where fewer would keep others of `scores`.
+
+  >>> format_threshold(0.73219), format_threshold(0.99999712)
+  ('0.7321', '0.99999712')
+  """
+  values = np.asarray(scores, float)
+  kept, distance = np.sum(values >= threshold), min(threshold, 1 - threshold)
+  exact = decimal.Decimal(repr(float(threshold)))
+  for digits in range(_DIGITS, _MOST_DIGITS + 1):
+    unit = decimal.Decimal(1).scaleb(-digits)
+    text = f"{exact.quantize(unit, decimal.ROUND_FLOOR):f}"
+    keeps_the_same = np.sum(values >= float(text)) == kept
+    if keeps_the_same and (not distance or distance * 10**digits >= 100):
+      whole, _, decimals = text.partition(".")
+      return f"{whole}.{decimals.rstrip('0').ljust(_DIGITS, '0')}"
+  return str(exact)
 
 
 def format_rows(rows: Sequence[ReliabilityRow]) -> list[list[Any]]:

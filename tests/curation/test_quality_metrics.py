@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 
 from phi4_jax.curation import quality_metrics as metrics
 
@@ -80,3 +81,30 @@ def test_equal_scores_are_kept_together():
   # With 0.5 half of what is kept is good, though the first of them in order is.
   assert metrics.precision_threshold(scores, labels, 0.9) == 0.9
   assert metrics.precision_threshold(scores, labels, 0.5) == 0.5
+
+
+@pytest.mark.parametrize(
+  "threshold, shown",
+  [
+    (0.0, "0.0000"),
+    (1.0, "1.0000"),
+    (0.5, "0.5000"),
+    (0.73219, "0.7321"),
+    (0.0042789, "0.00427"),
+    (0.99999712, "0.99999712"),
+    (1 - 2.0**-53, repr(1 - 2.0**-53)),
+  ],
+)
+def test_a_threshold_has_the_digits_that_it_needs(threshold, shown):
+  assert metrics.format_threshold(threshold) == shown
+
+
+def test_a_threshold_as_it_is_written_keeps_what_it_keeps():
+  scores = special.expit(np.random.default_rng(0).normal(9, 3, 400))
+  assert np.mean(scores > 0.9999) > 0.4
+  for share in (0.01, 0.05, 0.1, 0.2, 0.5):
+    threshold = metrics.keep_share_threshold(scores, share)
+    text = metrics.format_threshold(threshold, scores)
+    assert np.sum(scores >= float(text)) == np.sum(scores >= threshold)
+  close = [0.3, 0.3 + 1e-9, 0.3 + 2e-9]
+  assert metrics.format_threshold(close[1], close) == "0.300000001"

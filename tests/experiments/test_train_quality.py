@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from experiments import cli
+from experiments.quality_report import write_quality_report
 from phi4_jax.curation.amplify import FilterQualityByTopic
 from phi4_jax.curation.quality_model import load_quality_model
+from phi4_jax.curation.quality_training import HeldOut, describe_held_out
 from phi4_jax.curation.steps import Keep
 from phi4_jax.data.documents import Document
 
@@ -44,6 +47,22 @@ def test_a_model_with_a_report(runs, capsys):
   assert (folder / "calibration.png").read_bytes().startswith(b"\x89PNG")
   assert run("tiny", folder) == 0
   assert "already complete" in capsys.readouterr().out
+
+
+def test_the_report_tells_thresholds_of_saturated_scores_apart(tmp_path):
+  scores = np.array([0.2, 0.3, *(1 - 10.0 ** -np.arange(5, 13))])
+  labels = np.array([False] * 2 + [True] * 8)
+  held_out = HeldOut(
+    [""] * 10, ("bad", "good"), np.stack([1 - scores, scores], 1), labels, None
+  )
+  figures = describe_held_out(held_out, "good", seed=0)
+  text = write_quality_report(
+    tmp_path, figures, scores, labels, positive="good", precision=0.95
+  )
+  rows = [line.split("|") for line in text.splitlines() if "| keep " in line]
+  shown = {row[1].strip(): row[2].strip() for row in rows}
+  assert shown["keep 10%"] == "0.999999999999" and shown["keep 20%"] == "0.99999999999"
+  assert np.sum(scores >= float(shown["keep 50%"])) == 5
 
 
 def test_topics_with_thresholds_that_a_step_takes(runs):
