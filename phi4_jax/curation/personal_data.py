@@ -44,6 +44,11 @@ class MaskPersonalData:
   Label "personal_data": how often each kind was found, if any was. Nothing is dropped
   but what has not been extracted.
 
+  What is nobody's stays: e-mail at names that are kept for examples and tests (at
+  example.com, .net, .org and .edu and what is below them, .test, localhost; RFC 2606)
+  and `git@`, which is a place for code; IP addresses that are not global (of private
+  networks, documentation, this machine); insurance numbers that are never given out.
+
   Drops: not_extracted.
 
   Attributes:

@@ -85,6 +85,7 @@ def test_personal_data_is_masked(text, masked):
     "0123 4567 8901",
     # Nobody's address.
     "Write to you@example.com or me@localhost",
+    "Write to a@mail.example.edu or b@host.test, or look at 192.0.2.7",
     "arXiv:2412.08905, doi:10.1000/182",
   ],
 )
