@@ -13,7 +13,8 @@ _PAUSE = 10.0
 
 
 class CurateProgress:
-  """Shows `curate  pass 1/2  3/8 shards  12,345 documents  1,234/s  5.6 MB/s  9s left`.
+  """Shows `curate  pass 1/2  3/8 shards  12,345 documents  1,234/s  5.6 MB/s  9s left
+  by finished shards`: the time left does not know what is done of the others.
 
   A context manager; called with each `PipelineProgress`.
   """
@@ -46,6 +47,7 @@ class CurateProgress:
         stream=self._stream,
         clock=self._clock,
         describe=self._describe,
+        left="left by finished shards" if _is_pass(progress) else "left",
       )
     self._latest = progress
     assert self._progress is not None, "it was made with the first part"
@@ -55,7 +57,7 @@ class CurateProgress:
     del step
     latest = self._latest
     assert latest is not None, "there is progress to describe"
-    is_pass = latest.part.startswith("pass ")
+    is_pass = _is_pass(latest)
     parts = [latest.part, f"{latest.done:,}/{latest.total:,}"]
     parts[-1] += " shards" if is_pass else " keys"
     if is_pass:
@@ -66,3 +68,8 @@ class CurateProgress:
       if latest.num_bytes:
         parts.append(f"{latest.num_bytes / 1e6 / seconds:,.1f} MB/s")
     return "  ".join(parts)
+
+
+def _is_pass(progress: PipelineProgress) -> bool:
+  """Whether shards are worked through, and not keys compared."""
+  return progress.part.startswith("pass ")

@@ -12,7 +12,7 @@ from experiments.reporting import charts, layout
 from experiments.reporting.markup import Markup, join, tag
 from phi4_jax.curation.pipeline_counts import OTHER_VALUES
 from phi4_jax.curation.pipeline_plan import SOURCE, step_name
-from phi4_jax.curation.pipeline_report import share
+from phi4_jax.curation.pipeline_report import COST_NOTE, share
 from phi4_jax.curation.pipeline_warnings import find_warnings
 
 _MAX_VALUES = 20
@@ -114,7 +114,8 @@ def _steps(report: Mapping[str, Any]) -> Markup:
       [*header, "\N{MICRO SIGN}s a document"],
       rows,
       caption="Each step sees what the steps before it have left; changed are "
-      "contents, labelled are documents that only got labels",
+      "contents, labelled are documents that only got labels; microseconds are "
+      f"{COST_NOTE}",
       numbers=range(1, 9),
     ),
   )

@@ -17,6 +17,11 @@ from phi4_jax.curation.pipeline_plan import SOURCE, digest, step_name
 from phi4_jax.curation.pipeline_warnings import find_warnings
 
 Summaries = Sequence[Sequence[dict[str, Any]]]
+# Of the microseconds a document that a step takes.
+COST_NOTE = (
+  "with what a step loads at its first document in each process, which tells in a "
+  "short run"
+)
 
 
 def make_report(
@@ -181,7 +186,8 @@ def format_report(report: dict[str, Any]) -> str:
     + ["", "", ""]
   )
   header = ["step and reason", "in", "dropped", "share", "changed", "labelled"]
-  tables = [format_table([*header, "us/document"], _right(rows))]
+  table = format_table([*header, "us/document"], _right(rows))
+  tables = [f"{table}\nus/document: {COST_NOTE}."]
   sources = [
     [name, _n(s["in"]), _n(s["kept"]), share(s["kept"], s["in"])]
     + [f"{s['bytes_in'] / 1e6:,.2f}", f"{s['bytes_kept'] / 1e6:,.2f}"]

@@ -25,11 +25,13 @@ class Progress:
     stream: Any = None,
     clock: Callable[[], float] = time.perf_counter,
     describe: Callable[[int], str] | None = None,
+    left: str = "left",
   ):
     """`stream` is a text stream, None for standard error.
 
     `every_seconds` is the pause between lines when it is not a terminal. `describe`
-    says how far a step is where steps are not what a person counts (bytes).
+    says how far a step is where steps are not what a person counts (bytes); `left`
+    follows the time left, which counts finished steps alone.
     """
     self._stage = stage
     self._num_steps = num_steps
@@ -38,6 +40,7 @@ class Progress:
     self._describe = describe or (lambda step: f"{step}/{num_steps}")
     self._is_terminal = self._stream.isatty()
     self._clock = clock
+    self._left = left
     self._first: tuple[int, float] | None = None
     self._shown_at = -math.inf
     self._open_line = False
@@ -80,7 +83,8 @@ class Progress:
     done = step - self._first[0]
     if done > 0:
       per_step = (now - self._first[1]) / done
-      parts.append(f"{format_duration(per_step * (self._num_steps - step))} left")
+      seconds = per_step * (self._num_steps - step)
+      parts.append(f"{format_duration(seconds)} {self._left}")
     return "  ".join(parts)
 
   def interrupt(self) -> None:

@@ -154,6 +154,7 @@ def test_shards_without_a_document(tmp_path):
   assert len(read_outputs(tmp_path)) == 4
   assert read_kept(tmp_path) == []
   assert "all steps" in format_report(report)
+  assert "\nus/document: with what a step loads" in format_report(report)
 
 
 def test_no_step_keeps_everything(tmp_path):

@@ -236,6 +236,7 @@ def test_the_page_shows_what_was_dropped_and_escapes_it(tmp_path):
   assert "<script" not in page and "<i>0" not in page and "<de>" not in page
   assert "prefers-color-scheme: dark" in page
   assert "https://" not in page.replace("http://www.w3.org", "")
+  assert "microseconds are with what a step loads at its first document" in page
   for words in ("too_short", "1 words, 2 required", "share_of_trees", "language"):
     assert words in page
   assert "2 steps dropped 66.7% of the documents for 1 reason; the most" in page
@@ -272,7 +273,8 @@ def test_progress_says_how_far_and_how_fast():
     show(PipelineProgress(part="DropX", done=5, total=9, documents=5, num_bytes=0))
   lines = stream.getvalue().splitlines()
   assert lines[-2] == (
-    "curate  pass 1/2  2/4 shards  8,000 documents  100/s  0.1 MB/s  1m20s left"
+    "curate  pass 1/2  2/4 shards  8,000 documents  100/s  0.1 MB/s  1m20s left by "
+    "finished shards"
   )
   assert lines[-1] == "curate  DropX  5/9 keys"
 
