@@ -178,6 +178,7 @@ def _attributes_read(tree) -> set[str]:
 @pytest.mark.parametrize(
   "path, stage",
   [
+    ("train_tokenizer/tiny.gin", "tokenizer"),
     ("dpo/pivotal_tiny.gin", "pts_dpo"),
     ("dpo/full_tiny.gin", "full_dpo"),
     ("rejection_sampling/tiny.gin", "rejection_sampling"),
