@@ -28,7 +28,10 @@ _OPERATION = re.compile(r"[/^_]|\\[dt]?frac|\\sqrt|\\times|\\cdot|\\pm|\\div")
 
 
 def find_boxed(text: str) -> str | None:
-  r"""Returns what stands in the last `\boxed{...}` that is closed, else None."""
+  r"""Returns what stands in the last `\boxed{...}` that is closed, else None.
+
+  Of boxes inside each other the inner one counts: `\boxed{\boxed{3}}` gives `3`.
+  """
   boxes = _closed_boxes(text)
   return text[boxes[-1].inside : boxes[-1].end - 1].strip() if boxes else None
 
@@ -133,15 +136,19 @@ class _Box(NamedTuple):
 
 
 def _closed_boxes(text: str) -> list[_Box]:
-  """Returns the outermost boxes, and of one that is never closed what it holds."""
+  """Returns the boxes that are closed, and of boxes inside each other the innermost.
+
+  Source: the graders of MATH (`last_boxed_only_string`; lm-evaluation-harness has it,
+  too) begin at the last `\\boxed`, which of nested ones is the inner one.
+  Differs: they find nothing where that one is never closed; here the last closed one
+  counts.
+  """
   open_braces: list[tuple[int, int] | None] = []
   boxes: list[_Box] = []
   for match in _BRACES.finditer(text):
     if match[0] == "}":
       opened = open_braces.pop() if open_braces else None
-      if opened is not None:
-        while boxes and boxes[-1].begin > opened[0]:
-          boxes.pop()
+      if opened is not None and not (boxes and boxes[-1].begin > opened[0]):
         boxes.append(_Box(*opened, match.end()))
     elif match[0].endswith("{") and match[0] != r"\{":
       is_box = match[0] != "{"

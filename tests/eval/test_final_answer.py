@@ -26,7 +26,9 @@ from phi4_jax.eval.final_answer import (
     (r"\boxed{1} and \boxed{2", "1"),
     (r"\boxed{", None),
     (r"\boxed{a\\}", r"a\\"),
-    (r"\boxed{\boxed{3}}", r"\boxed{3}"),
+    (r"\boxed{\boxed{3}}", "3"),
+    (r"\boxed{\text{so } x = \fbox{\boxed{\frac{1}{2}}}}", r"\frac{1}{2}"),
+    (r"\boxed{1} \boxed{2 \boxed{3} \boxed{4}}", "4"),
     (r"\boxed{1 \boxed{3}", "3"),
     (r"\frac{1}{\boxed{3}}", "3"),
     ("boxed{3}", None),
@@ -42,11 +44,27 @@ def test_find_boxed(text, expected):
   [
     (r"so $x = \boxed{1}$ or $\boxed{2}$.", r"$\boxed{1}$ or $\boxed{2}$"),
     ("\\boxed{1}\n\\boxed{2}", r"$\boxed{2}$"),
+    (r"so $\boxed{\boxed{3}}$.", r"$\boxed{3}$"),
     ("none", None),
   ],
 )
 def test_find_boxed_line(text, expected):
   assert find_boxed_line(text) == expected
+
+
+@pytest.mark.parametrize(
+  "text, expected",
+  [
+    (r"\boxed{\boxed{3}}", "3"),
+    (r"$x = \boxed{1}$ or $\boxed{2}$", None),
+    (r"$x = \boxed{\boxed{1}}$, that is $\boxed{1}$", "1"),
+    (r"\boxed{\boxed{1} \text{ or } \boxed{2}}", None),
+    ("\\boxed{1}\n\\boxed{2}", "2"),
+    ("none", None),
+  ],
+)
+def test_find_single_box(text, expected):
+  assert find_single_box(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -62,6 +80,7 @@ def test_find_boxed_line(text, expected):
     (r"\boxed{1\,234}", "1234"),
     (r"\boxed{\$1,234.50}", "1234.5"),
     (r"\boxed{x = 12}", "12"),
+    (r"\boxed{\boxed{12}}", "12"),
     (r"\boxed{12 \text{ cm}}", "12"),
     (r"\boxed{12\%}", "12"),
     (r"\boxed{-3}", "-3"),
