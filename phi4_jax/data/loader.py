@@ -38,6 +38,8 @@ from phi4_jax.data.row_sources import (
 __all__ = ["DataConfig", "EarlierStage", "Loader", "make_loader"]
 
 _log = logging.getLogger(__name__)
+# Of a state: raised whenever the fingerprint of a plan is made of other things.
+_FORMAT = 1
 
 
 class Loader:
@@ -113,6 +115,7 @@ class Loader:
     """Returns the position as small JSON: the same on every host."""
     position = int(self._iterator.get_state()["next_index"])
     return {
+      "format": _FORMAT,
       "next_batch": position,
       "plan": self._fingerprint,
       "seed": self._config.seed,
@@ -132,13 +135,27 @@ class Loader:
 
     Raises:
       DataError: if the state is of other data, weights, batch size, seed or epochs:
-        going on from it would silently leave rows out or repeat them.
+        going on from it would silently leave rows out or repeat them. Or if another
+        version has written it, whose plan says nothing here.
     """
-    position = state.get("next_batch")
+    position, plan = state.get("next_batch"), state.get("plan")
+    is_state = isinstance(position, int) and isinstance(plan, str)
+    known = state.get("format")
+    if is_state and known != _FORMAT and plan != self._fingerprint:
+      had, which = f"format {known}", "another"
+      if known is None:
+        had, which = "no format", "an earlier"
+      raise DataError(
+        f"The saved data position has {had}: {which} version of phi4_jax wrote it, "
+        f"and this one, which reads format {_FORMAT}, cannot tell which rows come "
+        "next. If DataConfig was changed since, restore it; otherwise go on with the "
+        "version that began the run (git.txt in its folder names the commit), or start "
+        "a new run from the saved parameters."
+      )
     fields = {"next_batch", "plan", "seed", "shuffle", "sources"}
-    if set(state) != fields or not isinstance(position, int):
+    if set(state) - {"format"} != fields or not isinstance(position, int):
       raise DataError(f"{state!r} is not a state of this loader.")
-    if state["plan"] != self._fingerprint:
+    if plan != self._fingerprint:
       raise DataError(
         "The saved data position belongs to other datasets, weights, batch_size, seed, "
         "shuffle, epochs, when_exhausted or an earlier stage of other length than this "

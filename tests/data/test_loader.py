@@ -245,6 +245,24 @@ def test_a_state_of_the_same_rows_with_other_weights_is_refused(data_dir, tmp_pa
     make_loader(copy, config(MIXED)).set_state(state)
 
 
+def test_a_state_of_another_version_is_said_to_be_one(data_dir):
+  loader = make_loader(data_dir, config(epochs=1))
+  now = loader.get_state()
+  without = {name: value for name, value in now.items() if name != "format"}
+  first = {"next_batch": 3, "plan": "0123456789abcdef"}
+  for old in (first, {**without, "plan": first["plan"]}):
+    said = r"has no format: an earlier version .* reads format 1, .*git\.txt"
+    with pytest.raises(DataError, match=said):
+      loader.set_state(old)
+  with pytest.raises(DataError, match="has format 2: another version"):
+    loader.set_state({**now, "format": 2, "plan": first["plan"]})
+  # The last states without a format have plans of this one's making.
+  loader.set_state({**without, "next_batch": 3})
+  assert (loader.get_state()["next_batch"], loader.get_state()["format"]) == (3, 1)
+  with pytest.raises(DataError, match="belongs to other datasets"):
+    loader.set_state({**now, "plan": first["plan"]})
+
+
 def test_bad_states_are_refused(data_dir):
   loader = make_loader(data_dir, config(epochs=1))
   state = loader.get_state()
