@@ -10,10 +10,12 @@ from phi4_jax.common.compression import COMPRESSED
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.curation.decontaminate_index import BenchmarkItem
 from phi4_jax.curation.decontaminate_items import read_items
+from phi4_jax.data.files import MissingFileError
 from phi4_jax.data.known_files import benchmark_files, benchmark_texts
 from phi4_jax.data.known_tasks import KNOWN_TASKS
 from phi4_jax.data.source_files import BadRow
 
+_FLAG = "--benchmarks (DecontaminateConfig.benchmarks)"
 _JSON_LINES = tuple(f".jsonl{end}" for end in ("", *COMPRESSED))
 
 
@@ -56,6 +58,11 @@ def open_benchmark(
     files = (Path(benchmark_dir) / f"{name}{end}" for end in _JSON_LINES)
     path = next((str(file) for file in files if file.is_file()), "")
   is_lines = path.endswith(_JSON_LINES)
+  if is_lines and not Path(path).is_file():
+    raise DataError(
+      f"{_FLAG}: {given!r}: {path} does not exist{say_where(path)}. Correct the path "
+      f"behind {name}=."
+    )
   if is_lines and not is_known:
     return Benchmark(name, [path], read_items(name, path, with_answers=with_answers))
   if not is_known:
@@ -63,11 +70,21 @@ def open_benchmark(
   if not equals and not path:
     places = standard_places(() if benchmark_dir is None else (benchmark_dir, "data"))
     known = KNOWN_TASKS[name]
-    remedy = f"Write {name}=FILE with its file"
+    remedy = f"Write --benchmarks={name}=FILE with its file"
     path = require_files(known, known.scored, places, remedy=remedy)
     is_lines = path.endswith(_JSON_LINES)
-  files = benchmark_files(name, path)
+  try:
+    files = benchmark_files(name, path)
+  except MissingFileError as error:
+    raise DataError(
+      f"{_FLAG}: {given!r}: {error} Correct the path behind {name}=."
+    ) from error
   return Benchmark(name, files, _read_published(name, path, is_lines, with_answers))
+
+
+def say_where(path: str) -> str:
+  """Returns where a path was looked for, if the path does not say it itself."""
+  return "" if Path(path).is_absolute() else f" in {Path.cwd()}"
 
 
 def _read_published(
@@ -98,7 +115,7 @@ def _read_published(
 
 
 def _explain(given: str, name: str, benchmark_dir: str | None) -> str:
-  asked = f"DecontaminateConfig.benchmarks: {given!r}"
+  asked = f"{_FLAG}: {given!r}"
   published = f"Published sets that are known by name: {', '.join(KNOWN_TASKS)}."
   if "=" not in given and (Path(given).suffix or "/" in given):
     return f"{asked} has no name. Write NAME={given}, for example mine={given}."

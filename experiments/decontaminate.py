@@ -12,12 +12,10 @@ report.html                     both texts side by side
 import argparse
 import dataclasses
 import functools
-import glob
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments import process
@@ -30,6 +28,7 @@ from experiments.decontaminate_begin import (
   open_index,
   remove_leftovers,
 )
+from experiments.decontaminate_files import ROOT, find_files, spell
 from experiments.decontaminate_parts import (
   Part,
   PartSettings,
@@ -47,18 +46,8 @@ from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.curation.decontaminate import ContaminationRule
 from phi4_jax.curation.decontaminate_allowed import find_allowed, load_allowed
 from phi4_jax.curation.decontaminate_index import BenchmarkIndex
-from phi4_jax.data.files import is_remote
-from phi4_jax.data.sources import JsonlSource
 from phi4_jax.training.progress import Progress
 
-_ROOT = "DecontaminateConfig"
-_PACKED = (".bz2", ".xz")
-_OTHER_FORMATS = (
-  ".parquet", ".arrow", ".csv", ".tsv", ".arrayrecord", ".array_record", ".tfrecord",
-)  # fmt: skip
-_BY_CURATE = (
-  "`phi4 curate` reads it, with the step Decontaminate (docs/decontamination.md)."
-)
 _EXAMPLE = """phi4 decontaminate --train='data/*.jsonl' \\
     --benchmarks=gsm8k=gsm8k_test.jsonl,humaneval=HumanEval.jsonl --out=runs/clean
   phi4 decontaminate --train=data/math.jsonl --benchmarks=gsm8k,math \\
@@ -94,7 +83,7 @@ class DecontaminateConfig(StageConfig):
 
   verb: ClassVar[str] = "decontaminate"
   resources: ClassVar[frozenset[str]] = frozenset({"num_workers"})
-  preset: ClassVar[tuple[str, ...]] = (f"{_ROOT}.rule = @ContaminationRule()",)
+  preset: ClassVar[tuple[str, ...]] = (f"{ROOT}.rule = @ContaminationRule()",)
   results: ClassVar[tuple[str, ...] | None] = (PARTS, "report.html")
 
   train: tuple[str, ...]
@@ -113,62 +102,24 @@ class DecontaminateConfig(StageConfig):
   def __post_init__(self):
     for name in ("train", "benchmarks"):
       if not getattr(self, name):
-        raise ConfigError(f"{_ROOT}.{name} is empty: name a file.")
+        raise ConfigError(f"{spell(name)} is empty: name a file.")
     least_values = {
       "part_megabytes": 1, "max_row_megabytes": 1, "num_workers": 0, "max_shown": 0,
     }  # fmt: skip
     for name, least in least_values.items():
       if getattr(self, name) < least:
         raise ConfigError(
-          f"{_ROOT}.{name} ({getattr(self, name)}) must be {least} or more."
+          f"{ROOT}.{name} ({getattr(self, name)}) must be {least} or more."
         )
-
-
-def find_files(patterns: Sequence[str], field: str) -> list[str]:
-  """Returns the files of all patterns, each once.
-
-  Raises:
-    ConfigError: if a pattern fits no file, or a file is of a kind that is not read.
-  """
-  files: dict[str, None] = {}
-  for pattern in patterns:
-    files |= dict.fromkeys(_list_files(pattern, f"{_ROOT}.{field}"))
-  for path in files:
-    suffix = Path(path).suffix.lower()
-    if suffix in (*_PACKED, *_OTHER_FORMATS):
-      remedy = "Unpack it first." if suffix in _PACKED else _BY_CURATE
-      raise ConfigError(
-        f"{_ROOT}.{field}: {path} is not JSON lines, plain, .gz or .zst. {remedy}"
-      )
-  return list(files)
-
-
-def _list_files(pattern: str, asked: str) -> list[str]:
-  if is_remote(pattern):
-    raise ConfigError(f"{asked}: {pattern} is not on this machine. {_BY_CURATE}")
-  if Path(pattern).is_file():
-    return [pattern]
-  if Path(pattern).is_dir():
-    try:
-      return JsonlSource(path=pattern).files()
-    except DataError as error:
-      raise ConfigError(
-        f"{asked}: the folder {pattern} holds no JSON lines (.jsonl or .json, perhaps "
-        "compressed)."
-      ) from error
-  found = sorted(path for path in glob.glob(pattern) if Path(path).is_file())
-  if not found:
-    raise ConfigError(f"{asked}: no file is called {pattern!r}.")
-  return found
 
 
 def run(config: DecontaminateConfig, directory: RunDirectory) -> dict[str, Any]:
   """Does the parts that are not done, and reports them all."""
   parts = plan_parts(find_files(config.train, "train"), config.part_megabytes << 20)
   if not parts:
-    raise DataError(f"{_ROOT}.train: all files are empty.")
+    raise DataError(f"{spell('train')}: all files are empty. Give files with rows.")
   folder = directory.path
-  allowed = load_allowed(config.allow_list) if config.allow_list else ()
+  allowed = _load_allowed(config)
   benchmarks = _open_benchmarks(config)
   benchmark_files = {one.name: describe_files(one.files) for one in benchmarks}
   others = {
@@ -232,6 +183,17 @@ def run(config: DecontaminateConfig, directory: RunDirectory) -> dict[str, Any]:
   return {**result, "benchmark_files": benchmark_files}
 
 
+def _load_allowed(config: DecontaminateConfig) -> Sequence[str]:
+  if not config.allow_list:
+    return ()
+  try:
+    return load_allowed(config.allow_list)
+  except DataError as error:
+    raise DataError(
+      f"{error} --gin.{ROOT}.allow_list=FILE names a text file with 13 words a line."
+    ) from error
+
+
 def _settings_of_rows(config: DecontaminateConfig) -> dict[str, Any]:
   """Returns the settings that decide on rows; training files speak for themselves."""
   settings = dataclasses.asdict(config)
@@ -255,7 +217,7 @@ def _do_parts(
       num_workers,
       take,
       name=lambda part: f"part {part.number} ({part.path})",
-      setting=f"{_ROOT}.num_workers",
+      setting=f"{ROOT}.num_workers",
     )
     return
   take([])
@@ -292,7 +254,10 @@ def _open_benchmarks(config: DecontaminateConfig) -> list[Benchmark]:
   counts = Counter(benchmark.name for benchmark in opened)
   ((name, count),) = counts.most_common(1)
   if count > 1:
-    raise ConfigError(f"{_ROOT}.benchmarks: {name!r} is named twice.")
+    raise ConfigError(
+      f"{spell('benchmarks')}: {name!r} is named twice. Leave one out, or give "
+      "one another name."
+    )
   return opened
 
 
@@ -332,7 +297,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 def _apply_flags(arguments: argparse.Namespace) -> None:
   for name, value in (("train", "FILES"), ("benchmarks", "NAME=FILE")):
-    by_setting = any(b.startswith(f"{_ROOT}.{name} ") for b in arguments.bindings)
+    by_setting = any(b.startswith(f"{ROOT}.{name} ") for b in arguments.bindings)
     if not (arguments.gin_files or getattr(arguments, name) or by_setting):
       raise ConfigError(
         f"Nothing says with what to begin in {arguments.workdir}: --{name}={value} is "
@@ -341,12 +306,12 @@ def _apply_flags(arguments: argparse.Namespace) -> None:
   bindings = []
   for name in ("train", "reference"):
     if (given := getattr(arguments, name)) is not None:
-      bindings.append(f"{_ROOT}.{name} = {tuple(given)!r}")
+      bindings.append(f"{ROOT}.{name} = {tuple(given)!r}")
   if arguments.benchmarks is not None:
     names = tuple(name for name in arguments.benchmarks.split(",") if name)
-    bindings.append(f"{_ROOT}.benchmarks = {names!r}")
+    bindings.append(f"{ROOT}.benchmarks = {names!r}")
   if arguments.benchmark_dir is not None:
-    bindings.append(f"{_ROOT}.benchmark_dir = {arguments.benchmark_dir!r}")
+    bindings.append(f"{ROOT}.benchmark_dir = {arguments.benchmark_dir!r}")
   arguments.bindings = bindings + arguments.bindings
 
 

@@ -15,7 +15,7 @@ from phi4_jax.curation.decontaminate import (
   ContaminationRule,
   Decontaminator,
 )
-from phi4_jax.curation.decontaminate_index import BenchmarkIndex
+from phi4_jax.curation.decontaminate_index import SHORT, BenchmarkIndex
 
 _COUNTED = ("contaminated_13gram", "contaminated_7gram", "partial")
 
@@ -81,6 +81,7 @@ def report_parts(
     *find_warnings(totals, reasons, records, fields),
     *warn_of_boiler_plate(boiler_plate, totals["contaminated"]),
     *_warn_of_hidden(index, rule),
+    *_warn_of_silent(index),
   ]
   write_page(
     folder, totals, benchmarks, index,
@@ -210,4 +211,16 @@ def _warn_of_hidden(index: BenchmarkIndex, rule: ContaminationRule) -> list[str]
     f"{len(hidden):,} benchmark items ({', '.join(names)}) are not found even in a "
     f"copy of them: {rule.boiler_plate_items} items or more share too many of their "
     "words. Choose a higher ContaminationRule.boiler_plate_items, or 0."
+  ]
+
+
+def _warn_of_silent(index: BenchmarkIndex) -> list[str]:
+  """Returns a warning where items are too short to be looked for."""
+  silent = {name: row["num_silent"] for name, row in index.count_items().items()}
+  if not (total := sum(silent.values())):
+    return []
+  names = ", ".join(f"{name} {count:,}" for name, count in silent.items() if count)
+  return [
+    f"{total:,} of {len(index.items):,} benchmark items have under {SHORT} words "
+    f"({names}) and are never found: whether a row holds one is not known."
   ]

@@ -12,7 +12,7 @@ from experiments.devices import start_jax
 from experiments.model_folder import load_model_folder
 from experiments.samplers import load_parent_params
 from experiments.tasks import TaskConfig, make_task
-from phi4_jax.common.errors import ConfigError
+from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.common.mesh import MeshConfig, make_mesh
 from phi4_jax.common.sampler import SamplingLaw
 from phi4_jax.data.tokenizer import Vocabulary
@@ -104,6 +104,12 @@ def make_asked(
       records={question.id: _record_of(question) for question in questions},
     )
   assert rule is not None
+  if not Path(task.path).is_file():
+    raise DataError(
+      f"{task.path} does not exist (or is not a file); it was looked for in "
+      f"{Path.cwd()}. Correct --questions=FILE (QuestionFileConfig.path): JSON lines "
+      "with a question each."
+    )
   judge = RuleOracle(make_rule(rule), vocabulary, ends=task.ends)
   found = load_questions(
     task,

@@ -171,11 +171,19 @@ def test_a_folder_of_training_files_is_taken_whole(folder):
   [
     (["--benchmarks=a/toy.jsonl"], "Write NAME=a/toy.jsonl, for example mine="),
     (["--benchmarks=toy.jsonl"], "Write NAME=toy.jsonl"),
-    (["--benchmarks=gsm8k"], "Write gsm8k=FILE with its file, put gsm8k_test.jsonl"),
+    (["--benchmarks=gsm8k"], "Write --benchmarks=gsm8k=FILE with its file, put"),
     (["--train=empty"], "the folder empty holds no JSON lines"),
     (["--train=rows.parquet"], "`phi4 curate` reads it, with the step Decontaminate"),
     (["--train=gs://bucket/rows.jsonl"], "is not on this machine. `phi4 curate` reads"),
     (["--train=rows.jsonl.xz"], "Unpack it first"),
+    (["--train=rows.CSV.gz"], "is not JSON lines, plain, .gz or .zst. `phi4 curate`"),
+    (["--train=rows.parquet.gz"], "Unpack it; then `phi4 curate` reads it"),
+    (["--train=rows.tar.gz"], "Unpack it first"),
+    (["--reference=rows.tfrecord.zst"], "--reference (DecontaminateConfig.ref"),
+    (["--train=no.jsonl"], "--train (DecontaminateConfig.train): no file is called "),
+    (["--benchmarks=a=no.jsonl"], "exist in FOLDER. Correct the path behind a="),
+    (["--benchmarks=gsm8k=no.csv"], "exist (or is not a file). Correct "),
+    (["--gin.DecontaminateConfig.allow_list='no'"], "FILE names a text file"),
   ],
 )
 def test_a_remedy_fits_the_verb(folder, monkeypatch, capsys, arguments, complaint):
@@ -184,8 +192,10 @@ def test_a_remedy_fits_the_verb(folder, monkeypatch, capsys, arguments, complain
   (folder / "empty").mkdir()
   (folder / "rows.parquet").write_bytes(b"PAR1")
   (folder / "rows.jsonl.xz").write_bytes(b"\xfd7zXZ")
+  for name in ("CSV.gz", "parquet.gz", "tar.gz", "tfrecord.zst"):
+    (folder / f"rows.{name}").write_bytes(b"")
   assert run(*arguments) == 2
-  said = capsys.readouterr().err
+  said = capsys.readouterr().err.replace(str(folder), "FOLDER")
   assert complaint in said and "--path" not in said
 
 
@@ -196,6 +206,15 @@ def test_a_flag_that_is_missing_is_named(folder, capsys, missing):
   assert main([g for g in given if not g.startswith(name)]) == 2
   assert f"{missing} is missing" in capsys.readouterr().err
   assert not (folder / "out").exists()
+
+
+def test_items_that_are_never_found_are_a_warning(folder, capsys):
+  data.write_rows(folder / "toy.jsonl", [*TESTS, "What is it?", "Why?"])
+  assert run() == 0
+  (warning,) = result()["warnings"]
+  assert warning.startswith("2 of 7 benchmark items have under 7 words (toy 2) and")
+  assert capsys.readouterr().err.endswith(f"warning: {warning}\n")
+  assert f"Warning: {warning}" in re.sub(r"<[^>]*>", "", page())
 
 
 def test_small_files_are_counted_in_kilobytes(folder, capsys):

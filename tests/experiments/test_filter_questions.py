@@ -283,7 +283,8 @@ def test_a_file_without_questions_is_refused(start, tmp_path, capsys):
   (tmp_path / "my.jsonl").write_text('{"question": "easy?"}\n{"question": \n')
   assert "Row 2 of" in refusal(None, "f")
   (tmp_path / "my.jsonl").unlink()
-  assert "does not exist" in refusal(None, "g")
+  said = refusal(None, "g")
+  assert "does not exist" in said and "Correct --questions=FILE" in said
   half = [{"question": "easy?", "id": "half a \ud83d"}]
   assert r"field 'id' ('half a \ud83d') holds half a character" in refusal(half, "h")
 
