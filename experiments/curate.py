@@ -30,7 +30,7 @@ from phi4_jax.curation.language import IdentifyLanguage
 from phi4_jax.curation.personal_data import MaskPersonalData
 from phi4_jax.curation.pipeline import PipelineProgress, run_pipeline
 from phi4_jax.curation.pipeline_files import Compression, check_compression
-from phi4_jax.curation.pipeline_plan import make_shards
+from phi4_jax.curation.pipeline_plan import READING, make_shards
 from phi4_jax.curation.pipeline_report import format_report
 from phi4_jax.curation.quality import FilterQuality
 from phi4_jax.data.files import MissingFileError
@@ -94,19 +94,19 @@ class CurateConfig(StageConfig):
 
 
 def run(config: CurateConfig, directory: RunDirectory) -> dict[str, Any]:
-  try:
-    shards = make_shards(config.sources)
-  except MissingFileError as error:
-    raise DataError(
-      f"{error} A source of CurateConfig.sources reads it: correct its path, or the "
-      "macro of the gin file that sets it (in web.gin: --gin.RAW=FILE)."
-    ) from error
   with StopRequest() as stop, CurateProgress() as show:
 
     def report_progress(progress: PipelineProgress) -> None:
       show(progress)
       stop.raise_if_set(say_what_stays(progress))
 
+    try:
+      shards = make_shards(config.sources, report_progress)
+    except MissingFileError as error:
+      raise DataError(
+        f"{error} A source of CurateConfig.sources reads it: correct its path, or the "
+        "macro of the gin file that sets it (in web.gin: --gin.RAW=FILE)."
+      ) from error
     report = run_pipeline(
       shards,
       config.steps,
@@ -143,6 +143,8 @@ def run(config: CurateConfig, directory: RunDirectory) -> dict[str, Any]:
 def say_what_stays(progress: PipelineProgress) -> str:
   """Returns where a run was stopped, and what of it need not be done again."""
   done, part = progress.done, progress.part
+  if part.startswith(READING):
+    return "stopped while files were read, which begins again; finished shards are kept"
   if not part.startswith("pass "):
     return f"stopped in {part}, which begins again; its keys are kept"
   if not done:

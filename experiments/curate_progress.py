@@ -5,11 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 from phi4_jax.curation.pipeline import PipelineProgress
+from phi4_jax.curation.pipeline_plan import READING
 from phi4_jax.training.progress import Progress
 
 # Seconds between lines where they go to a file. A shard may take minutes; that it is
 # worked at shall be seen.
 _PAUSE = 10.0
+# Seconds after which a speed is one.
+_LEAST = 1.0
 
 
 class CurateProgress:
@@ -58,11 +61,15 @@ class CurateProgress:
     latest = self._latest
     assert latest is not None, "there is progress to describe"
     is_pass = _is_pass(latest)
+    seconds = self._clock() - self._began
+    if latest.part.startswith(READING):
+      size = latest.num_bytes / 1e6
+      text = f"{latest.part}  {latest.done:,}/{latest.total:,}  {size:,.1f} MB"
+      return text if seconds < _LEAST else f"{text}  {size / seconds:,.1f} MB/s"
     parts = [latest.part, f"{latest.done:,}/{latest.total:,}"]
     parts[-1] += " shards" if is_pass else " keys"
     if is_pass:
       parts.append(f"{latest.documents:,} documents")
-    seconds = self._clock() - self._began
     if seconds > 0 and latest.documents:
       parts.append(f"{latest.documents / seconds:,.0f}/s")
       if latest.num_bytes:

@@ -14,8 +14,7 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,9 @@ from phi4_jax.curation.pipeline_files import (
   read_blobs,
 )
 from phi4_jax.curation.pipeline_plan import (
+  OnProgress,
   Pass,
+  PipelineProgress,
   Shard,
   ShardTask,
   check_shards,
@@ -46,35 +47,16 @@ from phi4_jax.curation.pipeline_plan import (
   step_name,
   step_recipes,
   task_key,
+  watch_hashing,
 )
 from phi4_jax.curation.pipeline_report import make_report
 from phi4_jax.curation.steps import CorpusStep, Drop, Step
+from phi4_jax.data.files import Stamp
+from phi4_jax.data.hashing import map_in_threads
 
 KEPT, DROPPED, REPORT = "kept", "dropped", "report.json"
 _PLAN, _WORK = "pipeline.json", "work"
 _POLL_KEYS = 256
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PipelineProgress:
-  """How far a pass is; documents and bytes are those that this process has seen.
-
-  Attributes:
-    part: "pass 1/2", or the name of the corpus step that compares keys.
-    done: finished shards of the pass, or keys.
-    total: shards or keys in all.
-    documents: since the part began; shards finished by an earlier run do not count.
-    num_bytes: as `documents`.
-  """
-
-  part: str
-  done: int
-  total: int
-  documents: int
-  num_bytes: int
-
-
-OnProgress = Callable[[PipelineProgress], None]
 
 
 def run_pipeline(
@@ -120,8 +102,8 @@ def run_pipeline(
     raise ConfigError("There is no shard to curate: name a source.")
   check_shards(shards)
   recipes = step_recipes(steps)
-  with ThreadPoolExecutor(4) as pool:  # most of it is reading files to hash them
-    sources = list(pool.map(lambda shard: digest(shard.source.recipe()), shards))
+  with watch_hashing(on_progress, "shards"):
+    stamps, sources = zip(*map_in_threads(_identify, shards), strict=True)
   settings = {"samples": samples_per_reason, "compression": compression}
   plan = {
     "shards": [[s.name, s.group, r] for s, r in zip(shards, sources, strict=True)],
@@ -140,6 +122,7 @@ def run_pipeline(
     passes=make_passes(steps),
     work=work,
     source_recipes={s.name: r for s, r in zip(shards, sources, strict=True)},
+    stamps={s.name: found for s, found in zip(shards, stamps, strict=True)},
     recipes=recipes,
     settings=settings,
     executor=executor or LocalExecutor(),
@@ -158,6 +141,12 @@ def run_pipeline(
   if not keep_work:
     shutil.rmtree(work)
   return report
+
+
+def _identify(shard: Shard) -> tuple[dict[str, Stamp | None], str]:
+  """Returns the stamps of a shard's files, and a digest of what it yields."""
+  take = getattr(shard.source, "stamps", dict)
+  return take(), digest(shard.source.recipe())
 
 
 def _take_folder(out_dir: Path, plan: dict[str, Any], replace: bool) -> None:
@@ -235,6 +224,7 @@ class _Run:
   passes: Sequence[Pass]
   work: Path
   source_recipes: dict[str, str]
+  stamps: dict[str, dict[str, Stamp | None]]
   recipes: Sequence[str]
   settings: dict[str, Any]
   executor: Executor
@@ -289,6 +279,7 @@ class _Run:
         places=places,
         compression=self.settings["compression"],
         num_samples=self.settings["samples"],
+        stamps=self.stamps[shard.name],
       )
       for shard in self.shards
     }

@@ -10,11 +10,12 @@ Results are named by a digest of all that decides them, so that what an interrup
 changed run left behind is either exactly right or not found.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.curation.pipeline_files import Compression
 from phi4_jax.curation.steps import CorpusStep, DocumentStep, Step
+from phi4_jax.data.files import Stamp, check_unchanged
+from phi4_jax.data.hashing import watch_reading
 from phi4_jax.data.sources import Source
 
 # Raised whenever the same steps on the same documents write other files or counts.
@@ -29,6 +32,51 @@ _FORMAT = 2
 # The position of what comes before all steps: rows that a source leaves out.
 SOURCE = -1
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
+
+
+# What `PipelineProgress.part` begins with while files are read to be hashed.
+READING = "reading "
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PipelineProgress:
+  """How far a pass is; documents and bytes are those that this process has seen.
+
+  Attributes:
+    part: "pass 1/2", or the name of the corpus step that compares keys; before them
+      "reading files of NAME", a source whose large files are cut, and "reading shards",
+      to hash them.
+    done: finished shards of the pass, keys, or files.
+    total: shards, keys or files in all.
+    documents: since the part began; shards finished by an earlier run do not count.
+    num_bytes: as `documents`.
+  """
+
+  part: str
+  done: int
+  total: int
+  documents: int
+  num_bytes: int
+
+
+OnProgress = Callable[[PipelineProgress], None]
+
+
+def watch_hashing(
+  on_progress: OnProgress | None, what: str
+) -> contextlib.AbstractContextManager[None]:
+  """Gives a context that tells of files that are read in it to be hashed."""
+  if on_progress is None:
+    return contextlib.nullcontext()
+
+  def tell(done: int, total: int, num_bytes: int) -> None:
+    on_progress(
+      PipelineProgress(
+        part=READING + what, done=done, total=total, documents=0, num_bytes=num_bytes
+      )
+    )
+
+  return watch_reading(tell)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,10 +94,13 @@ class Shard:
   group: str = ""
 
 
-def make_shards(sources: Mapping[str, Source]) -> list[Shard]:
+def make_shards(
+  sources: Mapping[str, Source], on_progress: OnProgress | None = None
+) -> list[Shard]:
   """Returns the shards of named sources, in the order of the corpus.
 
   A source with a method `shards()` says its parts itself; another one is one shard.
+  Large files are read to cut them, of which `on_progress` is told as `run_pipeline`'s.
 
   Raises:
     ConfigError: if a name cannot be that of a file.
@@ -57,7 +108,8 @@ def make_shards(sources: Mapping[str, Source]) -> list[Shard]:
   found = []
   for name, source in sources.items():
     split = getattr(source, "shards", None)
-    parts = [source] if split is None else list(split())
+    with watch_hashing(on_progress, f"files of {name}"):
+      parts = [source] if split is None else list(split())
     for i, part in enumerate(parts):
       shard = f"{name}-{i:05d}-of-{len(parts):05d}"
       found.append(Shard(name=shard, source=part, group=name))
@@ -177,6 +229,7 @@ class ShardTask:
     places: a file with the place in the corpus of each shard's first document of the
       pass before, and the name of that shard's results: what "#17" is looked up in.
     num_samples: of each step and reason.
+    stamps: of the files that the shard is read from, taken before they were hashed.
   """
 
   token: str
@@ -188,6 +241,16 @@ class ShardTask:
   places: Path | None
   compression: Compression
   num_samples: int
+  stamps: Mapping[str, Stamp | None] = dataclasses.field(default_factory=dict)
+
+  def check_files(self) -> None:
+    """Refuses files that have changed since they were hashed.
+
+    Raises:
+      ChangedFileError: naming the first.
+    """
+    for file, stamp in self.stamps.items():
+      check_unchanged(file, stamp)
 
   def file(self, kind: str) -> Path:
     """Returns a result's path: "documents", "dropped", "keys", "ids", "summary"."""

@@ -155,6 +155,7 @@ class _ShardRun:
   def _read(self) -> Iterator[Document]:
     task = self._task
     if task.previous is None:
+      task.check_files()
       for document in self._source_documents():
         if not isinstance(document, Document):
           raise DataError(
@@ -162,6 +163,7 @@ class _ShardRun:
             f"{type(document).__name__}; a Document is required."
           )
         yield document
+      task.check_files()
       return
     file = result_file(task.work, task.previous, "documents", task.compression)
     for line in read_lines(file):

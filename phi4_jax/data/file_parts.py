@@ -11,13 +11,13 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from phi4_jax.common.compression import ByteStream, is_compressed
 from phi4_jax.common.errors import DataError
 from phi4_jax.data import files as files_lib
+from phi4_jax.data.hashing import map_in_threads, note_read
 
 # A part is so large, or a thousandth of all files together.
 PART_BYTES = 8 << 20
@@ -37,19 +37,22 @@ class FilePart:
     first_row: number of the first line, from 1.
     num_rows: how many lines.
     sha256: a digest of their bytes.
+    stamp: of the file, from before it was read; None if it is not looked at again.
   """
 
   begin: int
   first_row: int
   num_rows: int
   sha256: str
+  stamp: files_lib.Stamp | None = None
 
 
 def plan_parts(files: Sequence[str]) -> list[list[FilePart]]:
   """Returns the parts of each file; none where a file is to be read as a whole.
 
   Whole stay files that are small, lie in a store (cutting would fetch them), or cannot
-  be read to the end (reading them says why).
+  be read to the end (reading them says why). All others are read here, to hash their
+  parts; see `hashing.watch_reading`.
   """
   sizes = [
     0 if files_lib.is_remote(file) or not Path(file).is_file()
@@ -57,11 +60,11 @@ def plan_parts(files: Sequence[str]) -> list[list[FilePart]]:
     for file in files
   ]  # fmt: skip
   plan = functools.partial(_plan_file, total=sum(sizes))
-  with ThreadPoolExecutor(4) as pool:  # most of it is reading and hashing
-    return list(pool.map(plan, files, sizes))
+  return map_in_threads(plan, list(zip(files, sizes, strict=True)))
 
 
-def _plan_file(file: str, size: int, *, total: int) -> list[FilePart]:
+def _plan_file(sized: tuple[str, int], *, total: int) -> list[FilePart]:
+  file, size = sized
   part_bytes, most = max(PART_BYTES, total // _MOST_PARTS), _MOST_PARTS
   if is_compressed(file):
     share = _MOST_COMPRESSED_IN_ALL * size // max(1, total)
@@ -70,6 +73,7 @@ def _plan_file(file: str, size: int, *, total: int) -> list[FilePart]:
     smallest = part_bytes
   if size <= smallest or most < 2:
     return []
+  stamp = files_lib.take_stamp(file)
   try:
     with files_lib.open_file(file) as content:
       parts = cut_lines(content, part_bytes)
@@ -77,7 +81,10 @@ def _plan_file(file: str, size: int, *, total: int) -> list[FilePart]:
     return []
   each = -(-len(parts) // most)
   groups = [parts[i : i + each] for i in range(0, len(parts), each)]
-  return [functools.reduce(_join, group) for group in groups] if len(groups) > 1 else []
+  if len(groups) < 2:
+    return []
+  joined = (functools.reduce(_join, group) for group in groups)
+  return [dataclasses.replace(part, stamp=stamp) for part in joined]
 
 
 def cut_lines(content: ByteStream, part_bytes: int) -> list[FilePart]:
@@ -86,6 +93,7 @@ def cut_lines(content: ByteStream, part_bytes: int) -> list[FilePart]:
   begin, row, at = 0, 1, 0
   pieces = _Pieces()
   while block := content.read(_BLOCK):
+    note_read(len(block))
     start = 0
     while start < len(block):
       # The first line end at which the part is large enough.
@@ -144,20 +152,23 @@ def read_part(
   """Yields (row of the file, line) of a part, or of all; see `files.read_lines`.
 
   Raises:
-    UnreachableError: if the file is not there any more, or ends before the part does.
+    UnreachableError: if the file is not there any more.
+    ChangedFileError: if it is not as it was when the part was hashed.
     DataError: if it is damaged.
   """
   with files_lib.open_file(file) as content:
     if part is None:
       yield from files_lib.read_lines(content, max_line_bytes)
       return
+    files_lib.check_unchanged(file, part.stamp)
     _skip(content, part.begin, file)
     lines = files_lib.read_lines(content, max_line_bytes)
     count = 0
     for count, line in itertools.islice(lines, part.num_rows):
       yield part.first_row + count - 1, line
+    files_lib.check_unchanged(file, part.stamp)
     if count < part.num_rows:
-      raise files_lib.UnreachableError(
+      raise files_lib.ChangedFileError(
         f"{file} has become shorter while it was read. Run again once it is complete."
       )
 

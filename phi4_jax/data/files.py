@@ -19,6 +19,7 @@ import fsspec
 
 from phi4_jax.common.compression import ByteStream, decompress
 from phi4_jax.common.errors import DataError
+from phi4_jax.data.hashing import note_read
 
 _BLOCK = 1 << 20
 # Reading to the end of a line that is too long.
@@ -30,10 +31,16 @@ _STORE_CLIENTS = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs
 _STORE_DIGESTS = ("md5Hash", "crc32c", "ETag", "etag", "content_md5")
 
 Paths = str | tuple[str, ...]
+# Size and time of change, in nanoseconds.
+Stamp = tuple[int, int]
 
 
 class UnreachableError(DataError):
   """A file that is not there or cannot be read now; its content is not to blame."""
+
+
+class ChangedFileError(UnreachableError):
+  """A file that is not the one that was hashed any more."""
 
 
 class MissingFileError(UnreachableError):
@@ -210,6 +217,30 @@ def read_lines(
     yield row, None
 
 
+def take_stamp(path: str) -> Stamp | None:
+  """Returns what changes with a file's content; None in a store, or if it is gone."""
+  if is_remote(path) or not os.path.isfile(path):
+    return None
+  stat = os.stat(path)
+  return stat.st_size, stat.st_mtime_ns
+
+
+def check_unchanged(path: str, stamp: Stamp | None) -> None:
+  """Refuses a file that is not as it was when its stamp was taken, if there is one.
+
+  Raises:
+    ChangedFileError: naming it.
+  """
+  now = take_stamp(path)
+  if stamp is None or now == stamp:
+    return
+  happened = "is gone" if now is None else "has changed"
+  raise ChangedFileError(
+    f"{path} {happened} since it was hashed: what is made of it would not be what the "
+    "run says it is. Run again once nothing writes to it."
+  )
+
+
 @contextlib.contextmanager
 def local_copy(path: str) -> Iterator[str]:
   """Gives a local file of this content, for readers that take no other.
@@ -263,5 +294,6 @@ def _digest(path: str) -> str:
     with filesystem.open(inner, "rb") as file:
       digest = hashlib.sha256()
       while block := file.read(_BLOCK):
+        note_read(len(block))
         digest.update(block)
       return digest.hexdigest()

@@ -267,6 +267,10 @@ class FileSource(SourceConfig):
     del fields["path"], fields["base"]
     return {"source": type(self).__name__, "sha256": sha256, **fields}
 
+  def stamps(self) -> dict[str, files_lib.Stamp | None]:
+    """Returns what tells of each file whether it has changed since."""
+    return {file: files_lib.take_stamp(file) for file in self.files()}
+
   def shards(self) -> tuple[SourceConfig, ...]:
     """Returns one source for each file, or as `cut` has it; one with max_documents.
 

@@ -12,6 +12,8 @@ from phi4_jax.curation.pipeline_plan import Shard, make_passes, make_shards
 from phi4_jax.curation.pipeline_report import format_report
 from phi4_jax.curation.steps import Drop, Keep
 from phi4_jax.data.documents import Document, document_from_json
+from phi4_jax.data.files import UnreachableError
+from phi4_jax.data.sources import JsonlSource
 from tests.curation.corpora import (
   Calls,
   DropSameText,
@@ -180,6 +182,27 @@ def test_shard_names_that_cannot_be(tmp_path, names, message):
   ]
   with pytest.raises(ConfigError, match=message):
     run_pipeline(shards, [], tmp_path)
+
+
+@pytest.mark.parametrize("happens", ["changed", "gone"])
+def test_a_file_that_changes_after_it_was_hashed_is_an_error(tmp_path, happens):
+  path = tmp_path / "a.jsonl"
+  path.write_text('{"text": "one"}\n{"text": "two"}\n')
+  source = JsonlSource(path=str(path), on_bad_row="drop")
+  shards = make_shards({"web": source, "more": ListSource(name="m", texts=("x",))})
+
+  def change(progress):
+    if progress.part.startswith("pass "):
+      if happens == "gone":
+        path.unlink(missing_ok=True)
+      elif progress.documents == 0:
+        path.write_text('{"text": "another"}\n')
+
+  with pytest.raises(
+    UnreachableError, match=rf"a\.jsonl (is|has) {happens} since it was ha"
+  ):
+    run_pipeline(shards, [], tmp_path / "out", on_progress=change)
+  assert not (tmp_path / "out" / "report.json").exists()
 
 
 class Parted(ListSource):

@@ -1,8 +1,10 @@
 """Large files in parts: all lines, each once, wherever they are cut."""
 
+import dataclasses
 import gzip
 import io
 import json
+import os
 import random
 
 import pytest
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 from phi4_jax.common.errors import DataError
 from phi4_jax.data import file_parts
 from phi4_jax.data.file_parts import cut_lines, plan_parts
+from phi4_jax.data.files import ChangedFileError
+from phi4_jax.data.hashing import watch_reading
 from phi4_jax.data.sources import JsonlPart, JsonlSource
 
 PACK = {
@@ -133,5 +137,45 @@ def test_a_file_that_becomes_shorter_is_an_error(tmp_path):
   path = write(tmp_path / "a.jsonl", "jsonl")
   last = JsonlSource(path=path).shards()[-1]
   (tmp_path / "a.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes()[:9000])
-  with pytest.raises(DataError, match="has become shorter while it was read"):
+  with pytest.raises(DataError, match=r"a\.jsonl has changed since it was hashed"):
     list(last.documents())
+  unseen = dataclasses.replace(last.part, stamp=None)
+  with pytest.raises(DataError, match="has become shorter while it was read"):
+    list(dataclasses.replace(last, part=unseen).documents())
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_a_file_that_is_written_anew_is_an_error_and_no_bad_row(tmp_path, kind):
+  path = tmp_path / f"a.{kind}"
+  write(path, kind)
+  if kind != "jsonl":
+    file_parts.PART_BYTES = 256
+  shards = JsonlSource(path=str(path), on_bad_row="drop").shards()
+  assert len(shards) > 8
+  reading = shards[1].documents()
+  next(reading)
+  before = path.stat()
+  path.write_bytes(path.read_bytes())  # of the same size
+  os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+  said = rf"a\.{kind} has changed since it was hashed.*once nothing writes to it"
+  for documents in (reading, shards[2].documents()):
+    with pytest.raises(ChangedFileError, match=said):
+      list(documents)
+  os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+  assert list(shards[2].documents())
+
+
+def test_cutting_can_be_watched_and_stopped(tmp_path, monkeypatch):
+  monkeypatch.setattr("phi4_jax.data.hashing._POLL_SECONDS", 0.0)
+  source = JsonlSource(path=write(tmp_path / "a.jsonl", "jsonl"))
+  told = []
+  with watch_reading(lambda *counts: told.append(counts)):
+    shards = source.shards()
+  assert told[-1] == (0, 1, (tmp_path / "a.jsonl").stat().st_size)
+  assert shards == source.shards()
+
+  def stop(*counts):
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt), watch_reading(stop):
+    source.shards()

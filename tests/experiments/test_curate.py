@@ -197,6 +197,40 @@ def test_what_a_stopped_run_has_to_do_again_is_said(part, done, said):
   assert curate.say_what_stays(progress).endswith(said)
 
 
+def write_large(path, monkeypatch):
+  """Writes a file that is cut, and lets its reading be told of block by block."""
+  monkeypatch.setattr("phi4_jax.data.file_parts.PART_BYTES", 4096)
+  monkeypatch.setattr("phi4_jax.data.hashing._POLL_SECONDS", 0.0)
+  path.write_text("".join(f'{{"text": "text {i} of many"}}\n' for i in range(999)))
+  return [
+    f"--gin.CurateConfig.{setting}"
+    for setting in ("sources={'web': @JsonlSource()}", "steps=(@DropDuplicateIds(),)")
+  ] + [f"--gin.JsonlSource.path='{path}'"]
+
+
+def test_reading_large_files_is_shown_and_stops_at_once(tmp_path, monkeypatch, capsys):
+  given = write_large(tmp_path / "a.jsonl", monkeypatch)
+  stopped = []
+
+  class StopsAtOnce(StopRequest):
+    def raise_if_set(self, message):
+      stopped.append(message)
+      if len(stopped) == 1:
+        raise Interrupted(signal.SIGINT, message)
+
+  monkeypatch.setattr(curate, "StopRequest", StopsAtOnce)
+  run = [f"--workdir={tmp_path / 'run'}", *given]
+  assert curate.main(run) == 130
+  said = capsys.readouterr()
+  assert "curate: stopped while files were read, which begins again; fin" in said.out
+  assert "curate  reading files of web  0/1  " in said.err
+  assert not (tmp_path / "run" / "kept").exists()
+  assert curate.main(run) == 0
+  said = capsys.readouterr().err
+  assert "curate  reading files of web  0/1  0.0 MB\n" in said
+  assert "curate  reading shards  " in said and "curate  pass 1/" in said
+
+
 @pytest.mark.parametrize(
   "fields, message",
   [
@@ -271,12 +305,24 @@ def test_progress_says_how_far_and_how_fast():
         )
       )
     show(PipelineProgress(part="DropX", done=5, total=9, documents=5, num_bytes=0))
+    for done in (0, 2):
+      now[0] += 20.0
+      show(
+        PipelineProgress(
+          part="reading files of web", done=done, total=2, documents=0,
+          num_bytes=8_000_000,
+        )
+      )  # fmt: skip
   lines = stream.getvalue().splitlines()
-  assert lines[-2] == (
+  assert lines[-2:] == [
+    "curate  reading files of web  0/2  8.0 MB",
+    "curate  reading files of web  2/2  8.0 MB  0.4 MB/s  0s left",
+  ]
+  assert lines[-4] == (
     "curate  pass 1/2  2/4 shards  8,000 documents  100/s  0.1 MB/s  1m20s left by "
     "finished shards"
   )
-  assert lines[-1] == "curate  DropX  5/9 keys"
+  assert lines[-3] == "curate  DropX  5/9 keys"
 
 
 def test_what_is_wrong_is_said_before_anything_runs(tmp_path, capsys):
