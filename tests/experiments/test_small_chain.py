@@ -67,7 +67,6 @@ def _run(folder, name, root, gin, *bindings):
     f"{root_name}.num_steps = {_STEPS}",
     f"{root_name}.log_every_steps = 1",
     "CheckpointConfig.every_steps = 2",
-    "ValidationConfig.every_steps = 7",
     "OptimizerConfig.warmup_steps = 1",
     f"{root_name}.data = 'stage:data'",
     *bindings,
@@ -80,6 +79,19 @@ def _run(folder, name, root, gin, *bindings):
   return folder / name
 
 
+def _pretrain(folder, name, *bindings):
+  return _run(
+    folder,
+    name,
+    PretrainConfig,
+    "gin_configs/pretrain/small.gin",
+    "PretrainConfig.parent = 'stage:pairs'",
+    "PretrainConfig.parent_data = 'stage:data'",
+    "ValidationConfig.every_steps = 7",
+    *bindings,
+  )
+
+
 def _midtrain(folder, name, *bindings):
   return _run(
     folder,
@@ -88,6 +100,7 @@ def _midtrain(folder, name, *bindings):
     "gin_configs/midtrain/small.gin",
     "MidtrainConfig.data = 'stage:long'",
     "MidtrainConfig.parent = 'stage:pretrain'",
+    "ValidationConfig.every_steps = 7",
     "MidtrainConfig.parent_data = 'stage:data'",
     *bindings,
   )
@@ -123,7 +136,8 @@ def folder(tmp_path_factory):
   _write_data(
     folder / "long", "gin_configs/materialize/small_long.gin", few, vocabulary
   )
-  _run(folder, "pretrain", PretrainConfig, "gin_configs/pretrain/small.gin")
+  _run(folder, "pairs", PretrainConfig, "gin_configs/pretrain/small_pairs.gin")
+  _pretrain(folder, "pretrain")
   _midtrain(folder, "midtrain")
   return folder
 
@@ -137,9 +151,14 @@ def test_every_document_fits_its_row(folder):
 
 
 def test_replay_goes_on_where_pretraining_ended(folder):
+  first = _data_state(folder / "pairs")["sources"]
+  assert {name: source["rows"] for name, source in first.items()} == {
+    "pairs": _STEPS * 32
+  }
   before = _data_state(folder / "pretrain")["sources"]
   after = _data_state(folder / "midtrain")["sources"]
-  assert sum(source["rows"] for source in before.values()) == _STEPS * 32
+  assert sum(source["rows"] for source in before.values()) == 2 * _STEPS * 32
+  assert before["pairs"]["rows"] > _STEPS * 32
   # Four short rows make one: 8 rows of 512 tokens a step, 30 % of the tokens long.
   read = {
     name: source["rows"] - before.get(name, {"rows": 0})["rows"]
@@ -201,11 +220,9 @@ def test_a_cap_that_pretraining_has_used_up_is_refused(folder):
 
 
 def test_a_run_may_end_with_its_data(folder):
-  run = _run(
+  run = _pretrain(
     folder,
     "ended",
-    PretrainConfig,
-    "gin_configs/pretrain/small.gin",
     "DataConfig.epochs = {'arithmetic': 0.06}",
     "DataConfig.when_exhausted = 'stop'",
   )
