@@ -85,7 +85,7 @@ def _pretrain(folder, name, *bindings):
     name,
     PretrainConfig,
     "gin_configs/pretrain/small.gin",
-    "PretrainConfig.parent = 'stage:pairs'",
+    "PretrainConfig.parent = 'stage:objects'",
     "PretrainConfig.parent_data = 'stage:data'",
     "ValidationConfig.every_steps = 7",
     *bindings,
@@ -137,6 +137,14 @@ def folder(tmp_path_factory):
     folder / "long", "gin_configs/materialize/small_long.gin", few, vocabulary
   )
   _run(folder, "pairs", PretrainConfig, "gin_configs/pretrain/small_pairs.gin")
+  _run(
+    folder,
+    "objects",
+    PretrainConfig,
+    "gin_configs/pretrain/small_objects.gin",
+    "PretrainConfig.parent = 'stage:pairs'",
+    "PretrainConfig.parent_data = 'stage:data'",
+  )
   _pretrain(folder, "pretrain")
   _midtrain(folder, "midtrain")
   return folder
@@ -151,14 +159,19 @@ def test_every_document_fits_its_row(folder):
 
 
 def test_replay_goes_on_where_pretraining_ended(folder):
-  first = _data_state(folder / "pairs")["sources"]
-  assert {name: source["rows"] for name, source in first.items()} == {
-    "pairs": _STEPS * 32
-  }
+  first, second = (
+    {
+      name: source["rows"]
+      for name, source in _data_state(folder / run)["sources"].items()
+    }
+    for run in ("pairs", "objects")
+  )
+  assert first == {"pairs": _STEPS * 32}
+  assert second["pairs"] > _STEPS * 32 and sum(second.values()) == 2 * _STEPS * 32
   before = _data_state(folder / "pretrain")["sources"]
   after = _data_state(folder / "midtrain")["sources"]
-  assert sum(source["rows"] for source in before.values()) == 2 * _STEPS * 32
-  assert before["pairs"]["rows"] > _STEPS * 32
+  assert sum(source["rows"] for source in before.values()) == 3 * _STEPS * 32
+  assert all(before[name]["rows"] > rows for name, rows in second.items())
   # Four short rows make one: 8 rows of 512 tokens a step, 30 % of the tokens long.
   read = {
     name: source["rows"] - before.get(name, {"rows": 0})["rows"]
