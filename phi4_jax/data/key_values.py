@@ -11,6 +11,7 @@ Differs: HELMET shows two solved examples first and asks a base model; here a mo
 """
 
 import dataclasses
+import functools
 import json
 import random
 import uuid
@@ -86,9 +87,9 @@ def _word(number: int) -> str:
   return _CONSONANTS[first] + _VOWELS[vowel] + _CONSONANTS[last]
 
 
-def _join_pairs(pairs: dict[str, str]) -> str:
-  """Writes each key and its value as one word: {'bab': 'fog'} as babfog."""
-  return ",".join(key + value for key, value in pairs.items())
+def _join_pairs(pairs: dict[str, str], sign: str) -> str:
+  """Writes {'bab': 'fog', 'cux': 'dim'} as babfog,cuxdim, or with a sign inside."""
+  return ",".join(key + sign + value for key, value in pairs.items())
 
 
 def check_pairs(where: str, *, num_pairs: int, seed: int, num_words: int) -> None:
@@ -131,6 +132,7 @@ class KeyValueSource(SourceConfig):
     style: "word" (three letters) or "uuid", HELMET's.
     num_words: how many different words there are; with fewer, a small model learns
       sooner. At least twice max_pairs. UUIDs do not depend on it.
+    sign: what stands between a key and its value in the form "pairs".
   """
 
   num_documents: int
@@ -141,6 +143,7 @@ class KeyValueSource(SourceConfig):
   form: Literal["chat", "text", "reorder", "pairs"] = "chat"
   style: Style = "word"
   num_words: int = NUM_WORDS
+  sign: str = ""
 
   def __post_init__(self):
     if self.form not in _FORM_SEEDS:
@@ -189,7 +192,8 @@ class KeyValueSource(SourceConfig):
       keys = rng.sample(list(recall.pairs), num_pairs)
       write, request = json.dumps, REORDER
       if self.form == "pairs":
-        write, request = _join_pairs, REORDER_PAIRS
+        write = functools.partial(_join_pairs, sign=self.sign)
+        request = REORDER_PAIRS
       once = write(recall.pairs)
       again = write({key: recall.pairs[key] for key in keys})
       if self.form == "text":
