@@ -126,13 +126,14 @@ class KeyValueSource(SourceConfig):
     form: "chat" (questions and answers, of which only the answers count in the loss),
       "text" (the object, and once more in another order: every value of the second can
       be recalled), "reorder" (the same as question and answer: nearly all that counts
-      in the loss can be recalled) or "pairs" (that without a sign between a key and
-      its value, `babfog,cuxdim`: what a small model learns first, and objects soon
-      after it. Its vocabulary must be too small for joined words).
+      in the loss can be recalled) or "pairs" (that without JSON's signs,
+      `babfog,cuxdim`: what a small model learns first. Its vocabulary must be too
+      small to hold joined words).
     style: "word" (three letters) or "uuid", HELMET's.
     num_words: how many different words there are; with fewer, a small model learns
       sooner. At least twice max_pairs. UUIDs do not depend on it.
-    sign: what stands between a key and its value in the form "pairs".
+    sign: what stands between a key and its value in the form "pairs"; from nothing
+      over ":" and '": "' to objects a small model learns step by step.
   """
 
   num_documents: int
@@ -165,6 +166,11 @@ class KeyValueSource(SourceConfig):
       raise ConfigError(
         f"KeyValueSource.min_pairs ({self.min_pairs}) must lie in [1, max_pairs] "
         f"(max_pairs is {self.max_pairs})."
+      )
+    if self.sign and self.form != "pairs":
+      raise ConfigError(
+        f"KeyValueSource.sign ({self.sign!r}) has no effect on form {self.form!r}. "
+        "Remove it, or choose 'pairs'."
       )
     if self.style not in ("word", "uuid"):
       raise ConfigError(

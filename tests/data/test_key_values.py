@@ -53,14 +53,16 @@ def test_reordering_asks_for_the_object_in_another_order():
   assert list(once) != list(again)
 
 
-def test_pairs_have_no_sign_between_key_and_value():
-  for document in make(form="pairs").documents():
+@pytest.mark.parametrize("sign", ["", ":", '": "'])
+def test_pairs_have_one_sign_or_none_between_key_and_value(sign):
+  for document in make(form="pairs", sign=sign).documents():
     user, assistant = document.messages
     once = user["content"].partition("\n\n")[2].split(",")
     again = assistant["content"].split(",")
     assert sorted(once) == sorted(again) and 2 <= len(once) <= 9
-    words = [pair[at : at + 3] for pair in once for at in (0, 3)]
-    assert all(len(pair) == 6 for pair in once) and len(set(words)) == 2 * len(once)
+    words = [word for pair in once for word in (pair[:3], pair[-3:])]
+    assert all(pair[3:-3] == sign for pair in once)
+    assert len(set(words)) == 2 * len(once)
   assert once != again
 
 
@@ -98,6 +100,7 @@ def test_words_are_distinct_and_seeds_differ():
     ({"min_pairs": 10}, r"min_pairs \(10\) must lie in \[1, max_pairs\]"),
     ({"max_pairs": 1001}, r"max_pairs \(1001\) must lie in \[1, 1000\]"),
     ({"seed": -1}, "KeyValueSource.seed"),
+    ({"sign": ":"}, r"sign \(':'\) has no effect on form 'chat'"),
     ({"num_words": 17}, r"max_pairs \(9\) must lie in \[1, 8\].*num_words is 17"),
     ({"num_words": 2001}, r"KeyValueSource.num_words \(2001\) must lie in \[2, 2000\]"),
   ],
