@@ -58,7 +58,7 @@ def open_benchmark(
     files = (Path(benchmark_dir) / f"{name}{end}" for end in _JSON_LINES)
     path = next((str(file) for file in files if file.is_file()), "")
   is_lines = path.endswith(_JSON_LINES)
-  if is_lines and not Path(path).is_file():
+  if is_lines and not is_known and not Path(path).is_file():
     raise DataError(
       f"{_FLAG}: {given!r}: {path} does not exist{say_where(path)}. Correct the path "
       f"behind {name}=."
@@ -95,8 +95,8 @@ def _read_published(
   try:
     first = next(texts)
   except BadRow as refused:
-    if not is_lines:
-      raise
+    if not (is_lines and Path(path).is_file()):
+      raise  # the usual fields are read from one file that lies here
     # Only the first row decides on the layout: a row that breaks it is an error.
     items = read_items(name, path, with_answers=with_answers)
     try:

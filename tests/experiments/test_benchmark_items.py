@@ -2,6 +2,7 @@ import gzip
 import json
 from pathlib import Path
 
+import fsspec
 import pytest
 import zstandard
 
@@ -134,6 +135,27 @@ def test_a_published_set_whose_file_is_missing_or_empty(tmp_path):
   (tmp_path / "gsm8k.jsonl").write_text("")
   with pytest.raises(DataError, match="is empty"):
     texts("gsm8k", tmp_path)
+
+
+def test_a_published_set_may_be_a_pattern_or_lie_in_a_store(tmp_path):
+  row = {"question": "How many?", "answer": "7"}
+  for part in (1, 2):
+    write(tmp_path / f"gsm8k_{part}.jsonl", row)
+  items = open_benchmark(f"gsm8k={tmp_path}/gsm8k*.jsonl", None, with_answers=False)
+  assert [item.text for item in items.items] == ["How many?", "How many?"]
+  assert items.files == [f"{tmp_path}/gsm8k_{part}.jsonl" for part in (1, 2)]
+  store = f"memory://{tmp_path.name}/gsm8k.jsonl"
+  with pytest.raises(DataError, match=f"{store} does not exist"):
+    open_benchmark(f"gsm8k={store}", None, with_answers=False)
+  with fsspec.open(store, "w") as file:
+    print(json.dumps(row), file=file)
+  items = open_benchmark(f"gsm8k={store}", None, with_answers=False)
+  assert [item.text for item in items.items] == ["How many?"]
+  # Rows of another layout are refused as such.
+  write(tmp_path / "gsm8k_1.jsonl", {"text": "How many?"})
+  items = open_benchmark(f"gsm8k={tmp_path}/gsm8k*.jsonl", None, with_answers=False)
+  with pytest.raises(DataError, match="It is read as a row of gsm8k.$"):
+    list(items.items)
 
 
 def test_what_is_not_there_is_said_with_what_is(tmp_path, monkeypatch):
