@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.benchmark_items import say_where
 from phi4_jax.common.compression import COMPRESSED
 from phi4_jax.common.errors import ConfigError, DataError
-from phi4_jax.data.files import is_remote
+from phi4_jax.data.files import is_broken_link, is_remote, say_broken_link
 from phi4_jax.data.sources import JsonlSource
 
 ROOT = "DecontaminateConfig"
@@ -18,6 +18,8 @@ _OTHER_FORMATS = (
   ".parquet", ".arrow", ".csv", ".tsv", ".arrayrecord", ".array_record",
   ".tfrecord", ".tfrecords",
 )  # fmt: skip
+# Of these, the ones whose source decompresses what it reads.
+_READ_PACKED = (".csv", ".tsv", ".tfrecord", ".tfrecords")
 _BY_CURATE = (
   "`phi4 curate` reads it, with the step Decontaminate (docs/decontamination.md)."
 )
@@ -32,18 +34,20 @@ def find_files(patterns: Sequence[str], field: str) -> list[str]:
   """Returns the files of all patterns, each once.
 
   Raises:
-    ConfigError: if a pattern fits no file, or a file is of a kind that is not read.
+    ConfigError: if a pattern fits no file, if a file is of a kind that is not read, or
+      if it is a link to nothing.
   """
   files: dict[str, None] = {}
   for pattern in patterns:
     files |= dict.fromkeys(_list_files(pattern, spell(field)))
   for path in files:
+    if is_broken_link(path):
+      raise ConfigError(f"{spell(field)}: {say_broken_link(path)}")
     name = path.lower()
     packed = next((end for end in COMPRESSED if name.endswith(end)), "")
     suffix = Path(name.removesuffix(packed)).suffix
     if suffix in (*_PACKED, *_OTHER_FORMATS):
-      # Tables of text are read as they are; other formats inside .gz are nobody's.
-      is_read = suffix in (".csv", ".tsv") or not packed
+      is_read = suffix in _READ_PACKED or not packed
       remedy = _BY_CURATE if is_read else f"Unpack it; then {_BY_CURATE}"
       raise ConfigError(
         f"{spell(field)}: {path} is not JSON lines, plain, .gz or .zst. "
@@ -65,7 +69,9 @@ def _list_files(pattern: str, asked: str) -> list[str]:
         f"{asked}: the folder {pattern} holds no JSON lines (.jsonl or .json, perhaps "
         "compressed)."
       ) from error
-  found = sorted(path for path in glob.glob(pattern) if Path(path).is_file())
+  found = sorted(
+    path for path in glob.glob(pattern) if Path(path).is_file() or is_broken_link(path)
+  )
   if not found:
     raise ConfigError(
       f"{asked}: no file is called {pattern!r}{say_where(pattern)}. Correct the path, "

@@ -179,6 +179,11 @@ def test_a_folder_of_training_files_is_taken_whole(folder):
     (["--train=rows.CSV.gz"], "is not JSON lines, plain, .gz or .zst. `phi4 curate`"),
     (["--train=rows.parquet.gz"], "Unpack it; then `phi4 curate` reads it"),
     (["--train=rows.tar.gz"], "Unpack it first"),
+    (["--train=rows.tfrecord.gz"], "plain, .gz or .zst. `phi4 curate` reads it"),
+    (["--train=rows.tfrecords.gz"], "plain, .gz or .zst. `phi4 curate` reads it"),
+    (["--train=links"], "Config.train): FOLDER/links/b.jsonl is a link to what"),
+    (["--train=links/*.jsonl"], "links/b.jsonl is a link to what is not there. Mend"),
+    (["--reference=links/b.jsonl"], "Config.reference): links/b.jsonl is a link"),
     (["--reference=rows.tfrecord.zst"], "--reference (DecontaminateConfig.ref"),
     (["--train=no.jsonl"], "--train (DecontaminateConfig.train): no file is called "),
     (["--benchmarks=a=no.jsonl"], "exist in FOLDER. Correct the path behind a="),
@@ -192,8 +197,11 @@ def test_a_remedy_fits_the_verb(folder, monkeypatch, capsys, arguments, complain
   (folder / "empty").mkdir()
   (folder / "rows.parquet").write_bytes(b"PAR1")
   (folder / "rows.jsonl.xz").write_bytes(b"\xfd7zXZ")
-  for name in ("CSV.gz", "parquet.gz", "tar.gz", "tfrecord.zst"):
+  packed = ("tfrecord.gz", "tfrecords.gz", "tfrecord.zst")
+  for name in ("CSV.gz", "parquet.gz", "tar.gz", *packed):
     (folder / f"rows.{name}").write_bytes(b"")
+  data.write_rows(folder / "links" / "a.jsonl", ["clean"])
+  (folder / "links" / "b.jsonl").symlink_to("gone.jsonl")
   assert run(*arguments) == 2
   said = capsys.readouterr().err.replace(str(folder), "FOLDER")
   assert complaint in said and "--path" not in said
