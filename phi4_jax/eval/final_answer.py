@@ -30,7 +30,9 @@ _OPERATION = re.compile(r"[/^_]|\\[dt]?frac|\\sqrt|\\times|\\cdot|\\pm|\\div")
 def find_boxed(text: str) -> str | None:
   r"""Returns what stands in the last `\boxed{...}` that is closed, else None.
 
-  Of boxes inside each other the inner one counts: `\boxed{\boxed{3}}` gives `3`.
+  Of boxes inside each other the inner one counts: `\boxed{\boxed{3}}` gives `3`. A
+  box without anything in it and an `\fbox` are part of the box around them:
+  `\boxed{12 \fbox{cm}}` gives `12 \fbox{cm}`.
   """
   boxes = _closed_boxes(text)
   return text[boxes[-1].inside : boxes[-1].end - 1].strip() if boxes else None
@@ -136,24 +138,36 @@ class _Box(NamedTuple):
 
 
 def _closed_boxes(text: str) -> list[_Box]:
-  """Returns the boxes that are closed, and of boxes inside each other the innermost.
+  r"""Returns the boxes that are closed, and of boxes inside each other the innermost.
+
+  Of those inside only a `\boxed` that holds something counts. Of a box that is never
+  closed, what it holds is returned.
 
   Source: the graders of MATH (`last_boxed_only_string`; lm-evaluation-harness has it,
-  too) begin at the last `\\boxed`, which of nested ones is the inner one.
+  too) begin at the last `\boxed`, which of nested ones is the inner one.
   Differs: they find nothing where that one is never closed; here the last closed one
-  counts.
+  counts. They take an inner one that is empty, too; here it never replaces the outer.
   """
   open_braces: list[tuple[int, int] | None] = []
   boxes: list[_Box] = []
+  minor: list[_Box] = []  # those that give way to a box around them
   for match in _BRACES.finditer(text):
     if match[0] == "}":
       opened = open_braces.pop() if open_braces else None
-      if opened is not None and not (boxes and boxes[-1].begin > opened[0]):
-        boxes.append(_Box(*opened, match.end()))
+      if opened is None:
+        continue
+      box = _Box(*opened, match.end())
+      while minor and minor[-1].begin > box.begin:
+        minor.pop()
+      if boxes and boxes[-1].begin > box.begin:
+        continue
+      is_boxed = text.startswith(r"\boxed", box.begin)
+      is_major = is_boxed and text[box.inside : match.start()].strip()
+      (boxes if is_major else minor).append(box)
     elif match[0].endswith("{") and match[0] != r"\{":
       is_box = match[0] != "{"
       open_braces.append((match.start(), match.end()) if is_box else None)
-  return boxes
+  return sorted(boxes + minor)
 
 
 def _number_in_box(box: str) -> str | None:

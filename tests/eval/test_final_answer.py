@@ -31,6 +31,14 @@ from phi4_jax.eval.final_answer import (
     (r"\boxed{1} \boxed{2 \boxed{3} \boxed{4}}", "4"),
     (r"\boxed{1 \boxed{3}", "3"),
     (r"\frac{1}{\boxed{3}}", "3"),
+    (r"\boxed{12 \fbox{cm}}", r"12 \fbox{cm}"),
+    (r"\fbox{12 \fbox{cm}}", r"12 \fbox{cm}"),
+    (r"\boxed{3 \boxed{}}", r"3 \boxed{}"),
+    (r"\boxed{3 \boxed{ }}", r"3 \boxed{ }"),
+    (r"\fbox{so \boxed{3} \fbox{cm}}", "3"),
+    (r"\boxed{12 \fbox{cm}", "cm"),
+    (r"\boxed{3} \fbox{4}", "4"),
+    (r"\fbox{3} \boxed{4}", "4"),
     ("boxed{3}", None),
     ("", None),
   ],
@@ -45,6 +53,7 @@ def test_find_boxed(text, expected):
     (r"so $x = \boxed{1}$ or $\boxed{2}$.", r"$\boxed{1}$ or $\boxed{2}$"),
     ("\\boxed{1}\n\\boxed{2}", r"$\boxed{2}$"),
     (r"so $\boxed{\boxed{3}}$.", r"$\boxed{3}$"),
+    (r"so $\boxed{12 \fbox{cm}}$.", r"$\boxed{12 \fbox{cm}}$"),
     ("none", None),
   ],
 )
@@ -57,6 +66,8 @@ def test_find_boxed_line(text, expected):
   [
     (r"\boxed{\boxed{3}}", "3"),
     (r"$x = \boxed{1}$ or $\boxed{2}$", None),
+    (r"$x = \boxed{12 \fbox{cm}}$", r"12 \fbox{cm}"),
+    (r"$x = \boxed{\fbox{so} \boxed{12}}$", "12"),
     (r"$x = \boxed{\boxed{1}}$, that is $\boxed{1}$", "1"),
     (r"\boxed{\boxed{1} \text{ or } \boxed{2}}", None),
     ("\\boxed{1}\n\\boxed{2}", "2"),
@@ -81,6 +92,7 @@ def test_find_single_box(text, expected):
     (r"\boxed{\$1,234.50}", "1234.5"),
     (r"\boxed{x = 12}", "12"),
     (r"\boxed{\boxed{12}}", "12"),
+    (r"\boxed{12 \fbox{cm}}", "12"),
     (r"\boxed{12 \text{ cm}}", "12"),
     (r"\boxed{12\%}", "12"),
     (r"\boxed{-3}", "-3"),
@@ -149,7 +161,9 @@ def test_normalize_text(first, second):
   assert normalize_text(first) == normalize_text(second)
 
 
-@pytest.mark.parametrize("unit", [r"\boxed{", "(A", "answer is ", "####", "{", "\\"])
+@pytest.mark.parametrize(
+  "unit", [r"\boxed{", r"\boxed{}", "(A", "answer is ", "####", "{", "\\"]
+)
 def test_long_texts_take_no_time(unit):
   text = unit * (20_000 // len(unit))
   begin = time.monotonic()
