@@ -136,8 +136,10 @@ def describe_json(value: Any) -> str:
     return json_kind(value)
   try:
     shown = json.dumps(value, ensure_ascii=False, default=repr)[:_SHOWN]
-  except (ValueError, RecursionError):
+  except (TypeError, ValueError, RecursionError):  # TypeError: a key that JSON has not
     return json_kind(value)
+  # Half of a surrogate pair, which JSON can escape, can be written in no encoding.
+  shown = shown.encode("utf-8", "backslashreplace").decode()
   return f"{json_kind(value)} ({shown})"
 
 

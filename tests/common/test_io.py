@@ -335,6 +335,8 @@ def test_hashes_are_sha256(tmp_path):
     ([None, True], "an array ([null, true])"),
     ({"a": None}, 'an object ({"a": null})'),
     (b"x", "a bytes (\"b'x'\")"),
+    ({(1, 2): "a"}, "an object"),
+    ("a\ud83d", r'a string ("a\ud83d")'),
     ("x" * 500, 'a string ("' + "x" * 199 + ")"),
   ],
 )
