@@ -98,7 +98,7 @@ def is_current(path: Path, verb: str, config: Any) -> bool:
   """Whether a folder's run was made from this very configuration."""
   file = path / "config.json"
   new = {"verb": verb, "config": config_lib.to_json(config)}
-  return file.exists() and io.read_json(file) == new
+  return file.exists() and not list_differences(io.read_json(file), new)
 
 
 class RunDirectory:

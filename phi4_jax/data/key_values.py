@@ -132,8 +132,9 @@ class KeyValueSource(SourceConfig):
     style: "word" (three letters) or "uuid", HELMET's.
     num_words: how many different words there are; with fewer, a small model learns
       sooner. At least twice max_pairs. UUIDs do not depend on it.
-    sign: what stands between a key and its value in the form "pairs"; from nothing
-      over ":" and '": "' to objects a small model learns step by step.
+    sign: what stands between a key and its value in the form "pairs" (None: nothing);
+      by way of ":" and '": "' a small model comes to objects. It changes no word:
+      sources of one seed hold the same pairs whatever their sign.
   """
 
   num_documents: int
@@ -144,7 +145,7 @@ class KeyValueSource(SourceConfig):
   form: Literal["chat", "text", "reorder", "pairs"] = "chat"
   style: Style = "word"
   num_words: int = NUM_WORDS
-  sign: str = ""
+  sign: str | None = None
 
   def __post_init__(self):
     if self.form not in _FORM_SEEDS:
@@ -167,7 +168,7 @@ class KeyValueSource(SourceConfig):
         f"KeyValueSource.min_pairs ({self.min_pairs}) must lie in [1, max_pairs] "
         f"(max_pairs is {self.max_pairs})."
       )
-    if self.sign and self.form != "pairs":
+    if self.sign is not None and self.form != "pairs":
       raise ConfigError(
         f"KeyValueSource.sign ({self.sign!r}) has no effect on form {self.form!r}. "
         "Remove it, or choose 'pairs'."
@@ -190,7 +191,7 @@ class KeyValueSource(SourceConfig):
         style=self.style,
         num_words=self.num_words,
       )
-      name = f"key-value-{self.form}-{self.seed}:{i}"
+      name = f"key-value-{self.form}{self.sign or ''}-{self.seed}:{i}"
       if self.form == "chat":
         messages = recall.messages(answered=num_queries)
         yield Document(id=name, messages=messages, source="key-value recall")
@@ -198,7 +199,7 @@ class KeyValueSource(SourceConfig):
       keys = rng.sample(list(recall.pairs), num_pairs)
       write, request = json.dumps, REORDER
       if self.form == "pairs":
-        write = functools.partial(_join_pairs, sign=self.sign)
+        write = functools.partial(_join_pairs, sign=self.sign or "")
         request = REORDER_PAIRS
       once = write(recall.pairs)
       again = write({key: recall.pairs[key] for key in keys})
@@ -212,4 +213,7 @@ class KeyValueSource(SourceConfig):
       yield Document(id=name, messages=exchange, source="key-value recall")
 
   def recipe(self) -> dict[str, Any]:
-    return {"source": "KeyValueSource", **dataclasses.asdict(self)}
+    recipe = {"source": "KeyValueSource", **dataclasses.asdict(self)}
+    if self.sign is None:
+      del recipe["sign"]  # datasets from before it existed stay what they are
+    return recipe

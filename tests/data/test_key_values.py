@@ -90,6 +90,9 @@ def test_words_are_distinct_and_seeds_differ():
   assert len({_word(i) for i in range(NUM_WORDS)}) == NUM_WORDS == 2000
   assert list(make(seed=4).documents()) != list(make().documents())
   assert make().recipe() != make(seed=4).recipe()
+  # What was made before there were signs is still what its recipe says.
+  assert "sign" not in make(form="pairs").recipe()
+  assert make(form="pairs", sign=":").recipe()["sign"] == ":"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,12 @@ from typing import ClassVar
 
 import pytest
 
-from experiments.run_directory import RunDirectory, check_inputs, load_result
+from experiments.run_directory import (
+  RunDirectory,
+  check_inputs,
+  is_current,
+  load_result,
+)
 from phi4_jax.common import io
 from phi4_jax.common.errors import CheckpointError, ConfigError, DataError
 
@@ -15,6 +20,7 @@ class ToyRunConfig:
   verb: ClassVar[str] = "toy"
   size: int = 1
   rate: float = 0.5
+  added_later: int | None = None
 
 
 def _finish(path, fingerprint, config=None):
@@ -43,6 +49,16 @@ class TestRunDirectory:
     ):
       pass
     assert load_result(tmp_path) is not None
+
+  def test_a_run_from_before_a_setting_existed_is_current(self, tmp_path):
+    _finish(tmp_path, "abc")
+    stored = io.read_json(tmp_path / "config.json")
+    del stored["config"]["added_later"]
+    io.write_json(tmp_path / "config.json", stored)
+    assert is_current(tmp_path, "toy", ToyRunConfig())
+    assert not is_current(tmp_path, "toy", ToyRunConfig(rate=0.25))
+    assert not is_current(tmp_path, "toy", ToyRunConfig(added_later=1))
+    assert not is_current(tmp_path, "play", ToyRunConfig())
 
   def test_another_config_can_be_asked_for(self, tmp_path):
     _finish(tmp_path, "abc")

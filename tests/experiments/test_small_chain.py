@@ -86,7 +86,6 @@ def _pretrain(folder, name, *bindings):
     PretrainConfig,
     "gin_configs/pretrain/small.gin",
     "PretrainConfig.parent = 'stage:objects'",
-    "PretrainConfig.parent_data = 'stage:data'",
     "ValidationConfig.every_steps = 7",
     *bindings,
   )
@@ -136,14 +135,18 @@ def folder(tmp_path_factory):
   _write_data(
     folder / "long", "gin_configs/materialize/small_long.gin", few, vocabulary
   )
+  few = ["KeyValueSource.num_documents = 400"]
+  _write_data(
+    folder / "signs", "gin_configs/materialize/small_signs.gin", few, vocabulary
+  )
   _run(folder, "pairs", PretrainConfig, "gin_configs/pretrain/small_pairs.gin")
   _run(
     folder,
     "objects",
     PretrainConfig,
     "gin_configs/pretrain/small_objects.gin",
+    "PretrainConfig.data = 'stage:signs'",
     "PretrainConfig.parent = 'stage:pairs'",
-    "PretrainConfig.parent_data = 'stage:data'",
   )
   _pretrain(folder, "pretrain")
   _midtrain(folder, "midtrain")
@@ -151,7 +154,8 @@ def folder(tmp_path_factory):
 
 
 def test_every_document_fits_its_row(folder):
-  for path in [*(folder / "data").glob("*/"), *(folder / "long").glob("*/")]:
+  folders = [folder / name for name in ("data", "signs", "long")]
+  for path in [path for each in folders for path in each.glob("*/")]:
     if path.name != "vocabulary":
       manifest = read_manifest(path)
       assert manifest.dropped == {} and manifest.truncated == 0
@@ -159,19 +163,9 @@ def test_every_document_fits_its_row(folder):
 
 
 def test_replay_goes_on_where_pretraining_ended(folder):
-  first, second = (
-    {
-      name: source["rows"]
-      for name, source in _data_state(folder / run)["sources"].items()
-    }
-    for run in ("pairs", "objects")
-  )
-  assert first == {"pairs": _STEPS * 32}
-  assert second["pairs"] > _STEPS * 32 and sum(second.values()) == 2 * _STEPS * 32
   before = _data_state(folder / "pretrain")["sources"]
   after = _data_state(folder / "midtrain")["sources"]
-  assert sum(source["rows"] for source in before.values()) == 3 * _STEPS * 32
-  assert all(before[name]["rows"] > rows for name, rows in second.items())
+  assert sum(source["rows"] for source in before.values()) == _STEPS * 32
   # Four short rows make one: 8 rows of 512 tokens a step, 30 % of the tokens long.
   read = {
     name: source["rows"] - before.get(name, {"rows": 0})["rows"]
@@ -199,7 +193,7 @@ def test_short_and_long_losses_are_measured(folder):
     (after, "recall_held_out_loss"),
     (after, "held_out_loss"),
   ):
-    assert 0 < losses[name] < 9
+    assert 0 < losses[name] < 6.5  # 512 pieces: chance is 6.24
   assert after["validation_loss"] > 0
 
 
