@@ -8,7 +8,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -83,9 +83,11 @@ def map_in_threads(
 
   told = time.monotonic()
   results: list[Result] = []
+  futures: list[Future[Result]] = []
   with ThreadPoolExecutor(_THREADS) as pool:
-    futures = [pool.submit(call, item) for item in items]
     try:
+      for item in items:
+        futures.append(pool.submit(call, item))
       for future in futures:
         while True:
           is_done = bool(wait([future], _POLL_SECONDS).done)

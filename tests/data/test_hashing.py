@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -59,3 +60,25 @@ def test_a_digest_says_what_it_has_read(tmp_path, monkeypatch):
                              [str(tmp_path / "a")] * 2)  # fmt: skip
   assert digests[0] == digests[1] == files.content_digest([str(tmp_path / "a")])
   assert told[-1][1:] == (2, 2 * (3 << 20))
+
+
+def test_what_stops_handing_out_work_stops_the_work(monkeypatch):
+  submit = ThreadPoolExecutor.submit
+  submitted, finished = [], []
+
+  def stop_at_the_third(*args):
+    if len(submitted) == 2:
+      raise KeyboardInterrupt
+    submitted.append(submit(*args))
+    return submitted[-1]
+
+  def read_on(x):
+    for _ in range(1000):
+      note_read(10)
+      time.sleep(0.001)
+    finished.append(x)
+
+  monkeypatch.setattr(ThreadPoolExecutor, "submit", stop_at_the_third)
+  with pytest.raises(KeyboardInterrupt):
+    map_in_threads(read_on, range(9))
+  assert len(submitted) == 2 and not finished
