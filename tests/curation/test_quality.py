@@ -187,7 +187,8 @@ def test_annotations_of_a_file(tmp_path):
   in_gzip = dataclasses.replace(source, path=str(packed))
   assert list(in_gzip.annotations()) == list(source.annotations())
   path.write_text('{"t": "one", "s": "4"}\n')
-  with pytest.raises(DataError, match=r"Row 1 of .*'s' is '4'; a number"):
+  message = r"""Row 1 of .*'s' is a string \("4"\); a number"""
+  with pytest.raises(DataError, match=message):
     list(source.annotations())
   rating = dataclasses.replace(source, score_field="rating")
   with pytest.raises(DataError, match=r"no 'rating' field \(found: 't', 's'\)"):
