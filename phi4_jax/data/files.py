@@ -8,10 +8,12 @@ Knows bytes and lines; refuses to know records.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
+import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,6 +31,8 @@ _SKIP = 1 << 16
 _STORE_CLIENTS = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs")
 # Where stores keep a digest of an object's content, as fsspec hands it on.
 _STORE_DIGESTS = ("md5Hash", "crc32c", "ETag", "etag", "content_md5")
+# What the disk answers where nothing is; all else says nothing of what is there.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 Paths = str | tuple[str, ...]
 # Size and time of change, in nanoseconds.
@@ -54,8 +58,34 @@ def is_remote(path: str) -> bool:
 
 
 def is_broken_link(path: str) -> bool:
-  """Whether a path is a symbolic link to what is not there."""
-  return not is_remote(path) and os.path.islink(path) and not os.path.exists(path)
+  """Whether a path is a symbolic link to what is not there.
+
+  Raises:
+    UnreachableError: if what it links to may not be looked at now.
+  """
+  is_link = not is_remote(path) and os.path.islink(_strip_local(path))
+  return is_link and _stat(path) is None
+
+
+def _strip_local(path: str) -> str:
+  """Returns a path on the local disk without its protocol, if it names one."""
+  protocol, _, rest = path.partition("://")
+  return rest if protocol in ("file", "local") and rest else path
+
+
+def _stat(path: str) -> os.stat_result | None:
+  """Returns what the local disk says of a path; None if nothing is there.
+
+  Raises:
+    UnreachableError: if it does not say.
+  """
+  with _named_errors(path, "read"):
+    try:
+      return os.stat(_strip_local(path))
+    except OSError as error:
+      if error.errno not in _NOT_THERE:
+        raise
+  return None
 
 
 def say_broken_link(path: str) -> str:
@@ -218,11 +248,15 @@ def read_lines(
 
 
 def take_stamp(path: str) -> Stamp | None:
-  """Returns what changes with a file's content; None in a store, or if it is gone."""
-  if is_remote(path) or not os.path.isfile(path):
+  """Returns what changes with a file's content; None in a store, or if it is gone.
+
+  Raises:
+    UnreachableError: if the disk does not say.
+  """
+  found = None if is_remote(path) else _stat(path)
+  if found is None or not stat.S_ISREG(found.st_mode):
     return None
-  stat = os.stat(path)
-  return stat.st_size, stat.st_mtime_ns
+  return found.st_size, found.st_mtime_ns
 
 
 def check_unchanged(path: str, stamp: Stamp | None) -> None:
@@ -234,9 +268,28 @@ def check_unchanged(path: str, stamp: Stamp | None) -> None:
   now = take_stamp(path)
   if stamp is None or now == stamp:
     return
-  happened = "is gone" if now is None else "has changed"
-  raise ChangedFileError(
-    f"{path} {happened} since it was hashed: what is made of it would not be what the "
+  raise _changed(path, "is gone" if now is None else "has changed")
+
+
+def check_same_files(
+  before: Mapping[str, Stamp | None], now: Mapping[str, Stamp | None]
+) -> None:
+  """Refuses files that are not those whose stamps were taken, for `check_unchanged`.
+
+  Raises:
+    ChangedFileError: naming the first that has come or is gone.
+  """
+  for path in sorted(before.keys() | now.keys()):
+    if path not in now:
+      raise _changed(path, "is gone")
+    if path not in before or (before[path] is None and now[path] is not None):
+      raise _changed(path, "has come")
+
+
+def _changed(path: str, happened: str) -> ChangedFileError:
+  since = "the files were" if happened == "has come" else "it was"
+  return ChangedFileError(
+    f"{path} {happened} since {since} hashed: what is made of it would not be what the "
     "run says it is. Run again once nothing writes to it."
   )
 

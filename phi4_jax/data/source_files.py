@@ -180,7 +180,8 @@ class FileSource(SourceConfig):
     if broken and self.on_bad_row == "error":
       error = BadRow(BROKEN_LINK, files_lib.say_broken_link(broken[0]))
       raise self.with_remedy(error)
-    return [file for file in files if file not in set(broken)], broken
+    is_broken = set(broken)
+    return [file for file in files if file not in is_broken], broken
 
   def name_rows(
     self, base: str, file: str, rows: Iterator[tuple[str, Any]]
@@ -317,3 +318,7 @@ class BrokenLinks(SourceConfig):
   def recipe(self) -> dict[str, Any]:
     names = [files_lib.name_in(self.base, file) for file in self.files]
     return {"source": type(self).__name__, "names": names}
+
+  def stamps(self) -> dict[str, files_lib.Stamp | None]:
+    """Returns None for each link that is still broken; see `FileSource.stamps`."""
+    return {file: files_lib.take_stamp(file) for file in self.files}

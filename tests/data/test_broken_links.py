@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from phi4_jax.common.errors import DataError
+from phi4_jax.data import files
 from phi4_jax.data.files import UnreachableError
 from phi4_jax.data.sources import JsonlSource
 from phi4_jax.data.sources_folders import FolderSource
@@ -59,3 +60,43 @@ def test_a_store_that_goes_away_has_no_broken_links(tmp_path):
   for rest in (documents, *(shard.documents() for shard in shards)):
     with pytest.raises(UnreachableError, match="is a link to what is not there"):
       list(rest)
+
+
+@pytest.mark.parametrize("end", ["", "/*"])
+def test_a_link_to_what_cannot_be_looked_at_is_never_dropped(tmp_path, end):
+  """What is behind it, nobody knows: the disk refuses to look."""
+  (tmp_path / "b.txt").write_text("here")
+  (tmp_path / "a.txt").symlink_to(tmp_path / ("long" * 100))
+  source = FolderSource(path=f"{tmp_path}{end}", on_bad_row="drop")
+  dropped = []
+  for read in (
+    source.shards,
+    source.recipe,
+    lambda: list(source.documents(dropped.append)),
+  ):
+    with pytest.raises(UnreachableError, match=r"a\.txt cannot be read: .*too long"):
+      read()
+  assert not dropped
+
+
+@pytest.mark.parametrize("target", ["gone", "b.txt/below", "a.txt"])
+def test_links_to_nothing_of_every_kind(tmp_path, target):
+  (tmp_path / "b.txt").write_text("here")
+  (tmp_path / "a.txt").symlink_to(tmp_path / target)
+  source = FolderSource(path=str(tmp_path), on_bad_row="drop")
+  dropped = []
+  assert [d.text for d in source.documents(dropped.append)] == ["here"]
+  assert [row.reason for row in dropped] == ["broken_link"]
+
+
+def test_a_stamp_is_of_a_file_that_is_there(tmp_path, monkeypatch):
+  path = tmp_path / "a.txt"
+  path.write_text("here")
+  stamp = files.take_stamp(str(path))
+  assert stamp is not None and stamp[0] == 4
+  assert files.take_stamp(f"file://{path}") == stamp
+  assert files.take_stamp(str(tmp_path)) is None
+  # It goes between any two looks at it.
+  monkeypatch.setattr("os.path.isfile", lambda path: True)
+  path.unlink()
+  assert files.take_stamp(str(path)) is None
