@@ -46,6 +46,7 @@ from phi4_jax.curation.pipeline_plan import (
   name_steps,
   step_name,
   step_recipes,
+  take_stamps,
   task_key,
   watch_hashing,
 )
@@ -145,8 +146,7 @@ def run_pipeline(
 
 def _identify(shard: Shard) -> tuple[dict[str, Stamp | None], str]:
   """Returns the stamps of a shard's files, and a digest of what it yields."""
-  take = getattr(shard.source, "stamps", dict)
-  return take(), digest(shard.source.recipe())
+  return take_stamps(shard.source), digest(shard.source.recipe())
 
 
 def _take_folder(out_dir: Path, plan: dict[str, Any], replace: bool) -> None:

@@ -23,7 +23,7 @@ from phi4_jax.common import io
 from phi4_jax.common.errors import ConfigError, DataError
 from phi4_jax.curation.pipeline_files import Compression
 from phi4_jax.curation.steps import CorpusStep, DocumentStep, Step
-from phi4_jax.data.files import Stamp, check_unchanged
+from phi4_jax.data.files import Stamp, check_same_files, check_unchanged
 from phi4_jax.data.hashing import watch_reading
 from phi4_jax.data.sources import Source
 
@@ -115,6 +115,11 @@ def make_shards(
       found.append(Shard(name=shard, source=part, group=name))
   check_shards(found)
   return found
+
+
+def take_stamps(source: Source) -> dict[str, Stamp | None]:
+  """Returns the stamps of a source's files as they are now; none if it reads none."""
+  return getattr(source, "stamps", dict)()
 
 
 def check_shards(shards: Sequence[Shard]) -> None:
@@ -244,13 +249,15 @@ class ShardTask:
   stamps: Mapping[str, Stamp | None] = dataclasses.field(default_factory=dict)
 
   def check_files(self) -> None:
-    """Refuses files that have changed since they were hashed.
+    """Refuses files that have changed, have come or are gone since they were hashed.
 
     Raises:
       ChangedFileError: naming the first.
     """
     for file, stamp in self.stamps.items():
       check_unchanged(file, stamp)
+    # A source that is one shard lists its folder or pattern again when it is read.
+    check_same_files(self.stamps, take_stamps(self.shard.source))
 
   def file(self, kind: str) -> Path:
     """Returns a result's path: "documents", "dropped", "keys", "ids", "summary"."""

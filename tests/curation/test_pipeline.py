@@ -12,7 +12,7 @@ from phi4_jax.curation.pipeline_plan import Shard, make_passes, make_shards
 from phi4_jax.curation.pipeline_report import format_report
 from phi4_jax.curation.steps import Drop, Keep
 from phi4_jax.data.documents import Document, document_from_json
-from phi4_jax.data.files import UnreachableError
+from phi4_jax.data.files import ChangedFileError, UnreachableError
 from phi4_jax.data.sources import JsonlSource
 from tests.curation.corpora import (
   Calls,
@@ -202,6 +202,43 @@ def test_a_file_that_changes_after_it_was_hashed_is_an_error(tmp_path, happens):
     UnreachableError, match=rf"a\.jsonl (is|has) {happens} since it was ha"
   ):
     run_pipeline(shards, [], tmp_path / "out", on_progress=change)
+  assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
+  path, new = tmp_path / "a.jsonl", tmp_path / "new"
+  path.write_text('{"text": "one"}\n' * 200)  # several times told of
+  told = []
+
+  def change(progress):
+    if progress.part.startswith("pass ") and progress.documents > 0 and not told:
+      told.append(progress.documents)
+      new.write_text('{"text": "another"}\n')
+      new.replace(path)  # who has opened it reads on in the old one
+
+  shards = make_shards({"web": JsonlSource(path=str(path), on_bad_row="drop")})
+  with pytest.raises(ChangedFileError, match=r"a\.jsonl has changed since it was ha"):
+    run_pipeline(shards, [], tmp_path / "out", on_progress=change)
+  assert 0 < told[0] < 200
+  assert not (tmp_path / "out" / "report.json").exists()
+
+
+@pytest.mark.parametrize("happens", ["come", "mended", "mended alone"])
+def test_a_file_that_comes_after_the_others_were_hashed_is_an_error(tmp_path, happens):
+  (tmp_path / "in").mkdir()
+  (tmp_path / "in" / "a.jsonl").write_text('{"text": "one"}\n')
+  more = tmp_path / "in" / "b.jsonl"
+  if happens != "come":
+    more.symlink_to(tmp_path / "more")
+  few = None if happens == "mended alone" else 5
+  source = JsonlSource(path=f"{tmp_path}/in", on_bad_row="drop", max_documents=few)
+
+  def change(progress):
+    if progress.part.startswith("pass "):
+      more.write_text('{"text": "two"}\n')
+
+  with pytest.raises(ChangedFileError, match=r"b\.jsonl has come since the files were"):
+    run_pipeline(make_shards({"web": source}), [], tmp_path / "out", on_progress=change)
   assert not (tmp_path / "out" / "report.json").exists()
 
 
