@@ -6,8 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from phi4_jax.data import files
-from phi4_jax.data import hashing
+from phi4_jax.data import files, hashing
 from phi4_jax.data.hashing import map_in_threads, note_read, watch_reading
 
 
