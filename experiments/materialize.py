@@ -26,6 +26,7 @@ from phi4_jax.data.documents import document_texts
 from phi4_jax.data.fill_in_middle import FillInMiddleConfig
 from phi4_jax.data.materialize import Manifest, Progress, describe_counts
 from phi4_jax.data.packing import PackingConfig
+from phi4_jax.data.source_files import DAMAGED_FILE
 from phi4_jax.data.sources import SourceConfig
 from phi4_jax.data.tokenizer import (
   Vocabulary,
@@ -166,7 +167,10 @@ def run(config: MaterializeConfig, directory: RunDirectory) -> dict[str, Any]:
 
 
 def format_datasets(manifests: Mapping[str, Manifest]) -> str:
-  """Returns a table of datasets: documents in = kept + dropped, and what is in rows."""
+  """Returns a table of datasets: documents in = kept + dropped, and what is in rows.
+
+  Below it, a warning of each dataset whose files were not read to their ends.
+  """
   rows = []
   for name, m in manifests.items():
     lost = m.truncated_tokens if m.truncated else 0
@@ -177,7 +181,13 @@ def format_datasets(manifests: Mapping[str, Manifest]) -> str:
     )
   header = ["dataset", "documents in", "kept", "dropped", "tokens", "rows", "fill"]
   header += ["truncated", "tokens cut off", "left out"]
-  return format_table(header, rows)
+  warnings = [
+    f"warning: {name}: {count_of(m.dropped[DAMAGED_FILE], 'file')} could not be read to "
+    "the end: an unknown number of rows behind the damage is missing, and is in no count."
+    for name, m in manifests.items()
+    if m.dropped.get(DAMAGED_FILE)
+  ]
+  return "\n".join([format_table(header, rows), *warnings])
 
 
 def _provide_vocabulary(

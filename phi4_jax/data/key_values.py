@@ -126,9 +126,9 @@ class KeyValueSource(SourceConfig):
     form: "chat" (questions and answers, of which only the answers count in the loss),
       "text" (the object, and once more in another order: every value of the second can
       be recalled), "reorder" (the same as question and answer: nearly all that counts
-      in the loss can be recalled) or "pairs" (that without JSON's signs,
-      `babfog,cuxdim`: what a small model learns first. Its vocabulary must be too
-      small to hold joined words).
+      in the loss can be recalled) or "pairs" (that without JSON's signs: babfog,cuxdim;
+      what a small model learns first; its vocabulary must be too small to hold joined
+      words).
     style: "word" (three letters) or "uuid", HELMET's.
     num_words: how many different words there are; with fewer, a small model learns
       sooner. At least twice max_pairs. UUIDs do not depend on it.

@@ -124,15 +124,22 @@ def train_vocabulary(
   Raises:
     ConfigError: if VocabularyConfig.size is below what the characters need.
     DataError: if there is no text.
+    Exception: what `texts` raises.
   """
   sentences = (sentence for sentence in _training_sentences(texts) if sentence)
   first = next(sentences, None)
   if first is None:
     raise DataError("There is no text to train a vocabulary on.")
 
+  failures: list[Exception] = []
+
   def all_sentences() -> Iterator[str]:
     yield first
-    yield from sentences
+    try:
+      yield from sentences
+    except Exception as error:
+      failures.append(error)  # the trainer makes a RuntimeError of it
+      raise
 
   model = io.BytesIO()
   try:
@@ -164,6 +171,8 @@ def train_vocabulary(
       minloglevel=2,
     )
   except RuntimeError as error:
+    if failures:
+      raise failures[0] from None
     need = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
     if need:
       raise ConfigError(

@@ -240,3 +240,13 @@ def test_damaged_folders_are_named(tmp_path):
   (tmp_path / "b" / "vocabulary.json").write_text('{"kind": "morse"}')
   with pytest.raises(DataError, match="kind 'morse'; known kinds are"):
     load_vocabulary(tmp_path / "b")
+
+
+def test_what_the_texts_raise_is_raised_as_it_is(tmp_path):
+  def texts():
+    yield "a text to begin with"
+    raise DataError("Row 2 of texts.jsonl is not JSON.")
+
+  with pytest.raises(DataError, match="^Row 2 of texts.jsonl is not JSON.$"):
+    train_vocabulary(texts(), VocabularyConfig(size=400), tmp_path / "vocabulary")
+  assert not (tmp_path / "vocabulary").exists()

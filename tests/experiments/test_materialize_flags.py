@@ -234,6 +234,12 @@ def test_the_table_says_what_came_of_documents_and_what_was_cut_off(place):
   assert now["left out"] == "row_without_loss 5, short 2"
   cut = [row["tokens cut off"] for row in (now, older, none)]
   assert cut == [str(manifest.truncated_tokens), "not counted", "0"]
+  assert "warning" not in table
+  damaged = dataclasses.replace(manifest, dropped={"damaged_file": 1})
+  said = format_datasets({"now": manifest, "cut": damaged}).splitlines()[-1]
+  assert said.startswith(
+    "warning: cut: 1 file could not be read to the end: an unknown"
+  )
 
 
 def test_what_a_message_offers_works(place, capsys):
