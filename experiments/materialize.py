@@ -182,8 +182,9 @@ def format_datasets(manifests: Mapping[str, Manifest]) -> str:
   header = ["dataset", "documents in", "kept", "dropped", "tokens", "rows", "fill"]
   header += ["truncated", "tokens cut off", "left out"]
   warnings = [
-    f"warning: {name}: {count_of(m.dropped[DAMAGED_FILE], 'file')} could not be read to "
-    "the end: an unknown number of rows behind the damage is missing, and is in no count."
+    f"warning: {name}: {count_of(m.dropped[DAMAGED_FILE], 'file')} could not be read "
+    "to the end: an unknown number of rows behind the damage is missing, and is in no "
+    "count."
     for name, m in manifests.items()
     if m.dropped.get(DAMAGED_FILE)
   ]
