@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
 
 from phi4_jax.common.statistics import Interval, wilson_interval
 
-_Z = float(special.ndtri(0.975))
 # Decimals of a threshold: the fewest, and as many as a float near 1 has.
 _DIGITS, _MOST_DIGITS = 4, 17
 
@@ -30,7 +28,7 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> Interval:
   Raises:
     ValueError: unless both classes have two members.
   """
-  from scipy import stats  # slow to import, and only training needs it
+  from scipy import special, stats  # slow to import, and only training needs it
 
   labels = np.asarray(labels, bool)
   positives, negatives = np.asarray(scores)[labels], np.asarray(scores)[~labels]
@@ -45,7 +43,7 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> Interval:
   variance = float(above.var(ddof=1) / m + below.var(ddof=1) / n)
   if variance == 0 or area in (0.0, 1.0):
     return wilson_interval(area * min(m, n), min(m, n))
-  half = _Z * math.sqrt(variance) / (area * (1 - area))
+  half = float(special.ndtri(0.975)) * math.sqrt(variance) / (area * (1 - area))
   logit = float(special.logit(area))
   return Interval(
     area, float(special.expit(logit - half)), float(special.expit(logit + half))
