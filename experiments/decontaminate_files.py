@@ -59,7 +59,7 @@ def find_files(patterns: Sequence[str], field: str) -> list[str]:
 def _list_files(pattern: str, asked: str) -> list[str]:
   if is_remote(pattern):
     raise ConfigError(f"{asked}: {pattern} is not on this machine. {_BY_CURATE}")
-  if Path(pattern).is_file():
+  if is_broken_link(pattern) or Path(pattern).is_file():
     return [pattern]
   if Path(pattern).is_dir():
     try:
@@ -70,7 +70,7 @@ def _list_files(pattern: str, asked: str) -> list[str]:
         "compressed)."
       ) from error
   found = sorted(
-    path for path in glob.glob(pattern) if Path(path).is_file() or is_broken_link(path)
+    path for path in glob.glob(pattern) if is_broken_link(path) or Path(path).is_file()
   )
   if not found:
     raise ConfigError(

@@ -168,6 +168,8 @@ class KeyValueSource(SourceConfig):
         f"KeyValueSource.min_pairs ({self.min_pairs}) must lie in [1, max_pairs] "
         f"(max_pairs is {self.max_pairs})."
       )
+    if self.sign == "":
+      raise ConfigError("KeyValueSource.sign ('') must be a sign, or None for none.")
     if self.sign is not None and self.form != "pairs":
       raise ConfigError(
         f"KeyValueSource.sign ({self.sign!r}) has no effect on form {self.form!r}. "

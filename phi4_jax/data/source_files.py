@@ -311,9 +311,17 @@ class BrokenLinks(SourceConfig):
     rows = (
       row
       for file in self.files
-      for row in self.whole.name_rows(self.base, file, _read_broken(file))
+      for row in self.whole.name_rows(self.base, file, self._read(file))
     )
     return self.whole.documents_of(rows, on_drop)
+
+  def _read(self, file: str) -> Iterator[tuple[str, BadRow]]:
+    if not files_lib.is_broken_link(file):
+      raise files_lib.ChangedFileError(
+        f"{file} was a link to nothing when the files were listed, and is none now. "
+        "Run again once nothing writes to it."
+      )
+    return _read_broken(file)
 
   def recipe(self) -> dict[str, Any]:
     names = [files_lib.name_in(self.base, file) for file in self.files]

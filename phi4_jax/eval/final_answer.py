@@ -31,8 +31,8 @@ def find_boxed(text: str) -> str | None:
   r"""Returns what stands in the last `\boxed{...}` that is closed, else None.
 
   Of boxes inside each other the inner one counts: `\boxed{\boxed{3}}` gives `3`. A
-  box without anything in it and an `\fbox` are part of the box around them:
-  `\boxed{12 \fbox{cm}}` gives `12 \fbox{cm}`.
+  box without anything in it is part of the box around it, and so is an `\fbox` that
+  is not all it holds: `\boxed{12 \fbox{cm}}` gives `12 \fbox{cm}`.
   """
   boxes = _closed_boxes(text)
   return text[boxes[-1].inside : boxes[-1].end - 1].strip() if boxes else None
@@ -157,13 +157,17 @@ def _closed_boxes(text: str) -> list[_Box]:
       if opened is None:
         continue
       box = _Box(*opened, match.end())
+      content = text[box.inside : match.start()].strip()
+      if minor and content == text[minor[-1].begin : minor[-1].end]:
+        inner = minor[-1]
+        if text[inner.inside : inner.end - 1].strip():
+          continue  # a box around a box and nothing else
       while minor and minor[-1].begin > box.begin:
         minor.pop()
       if boxes and boxes[-1].begin > box.begin:
         continue
       is_boxed = text.startswith(r"\boxed", box.begin)
-      is_major = is_boxed and text[box.inside : match.start()].strip()
-      (boxes if is_major else minor).append(box)
+      (boxes if is_boxed and content else minor).append(box)
     elif match[0].endswith("{") and match[0] != r"\{":
       is_box = match[0] != "{"
       open_braces.append((match.start(), match.end()) if is_box else None)

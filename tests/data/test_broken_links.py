@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
+from experiments.decontaminate_files import find_files
 from phi4_jax.common.errors import DataError
 from phi4_jax.data import files
-from phi4_jax.data.files import UnreachableError
+from phi4_jax.data.files import ChangedFileError, UnreachableError
 from phi4_jax.data.sources import JsonlSource
 from phi4_jax.data.sources_folders import FolderSource
 
@@ -100,3 +101,23 @@ def test_a_stamp_is_of_a_file_that_is_there(tmp_path, monkeypatch):
   monkeypatch.setattr("os.path.isfile", lambda path: True)
   path.unlink()
   assert files.take_stamp(str(path)) is None
+
+
+def test_a_link_that_is_mended_after_it_was_listed_is_never_dropped(tmp_path):
+  (tmp_path / "b.txt").write_text("here")
+  link = tmp_path / "a.txt"
+  link.symlink_to(tmp_path / "gone")
+  source = FolderSource(path=str(tmp_path), on_bad_row="drop")
+  *_, links = source.shards()
+  (tmp_path / "gone").write_text("back again")
+  dropped = []
+  with pytest.raises(ChangedFileError, match=r"a\.txt was a link to nothing when"):
+    list(links.documents(dropped.append))
+  assert not dropped
+
+
+@pytest.mark.parametrize("pattern", ["a.jsonl", "*.jsonl", ""])
+def test_decontaminate_names_a_link_that_cannot_be_looked_at(tmp_path, pattern):
+  (tmp_path / "a.jsonl").symlink_to(tmp_path / ("long" * 100))
+  with pytest.raises(UnreachableError, match=r"a\.jsonl cannot be read: .*too long"):
+    find_files([str(tmp_path / pattern)], "train")

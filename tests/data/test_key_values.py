@@ -53,7 +53,7 @@ def test_reordering_asks_for_the_object_in_another_order():
   assert list(once) != list(again)
 
 
-@pytest.mark.parametrize("sign", ["", ":", '": "'])
+@pytest.mark.parametrize("sign", [None, ":", '": "'])
 def test_pairs_have_one_sign_or_none_between_key_and_value(sign):
   for document in make(form="pairs", sign=sign).documents():
     user, assistant = document.messages
@@ -61,7 +61,7 @@ def test_pairs_have_one_sign_or_none_between_key_and_value(sign):
     again = assistant["content"].split(",")
     assert sorted(once) == sorted(again) and 2 <= len(once) <= 9
     words = [word for pair in once for word in (pair[:3], pair[-3:])]
-    assert all(pair[3:-3] == sign for pair in once)
+    assert all(pair[3:-3] == (sign or "") for pair in once)
     assert len(set(words)) == 2 * len(once)
   assert once != again
 
@@ -103,6 +103,7 @@ def test_words_are_distinct_and_seeds_differ():
     ({"min_pairs": 10}, r"min_pairs \(10\) must lie in \[1, max_pairs\]"),
     ({"max_pairs": 1001}, r"max_pairs \(1001\) must lie in \[1, 1000\]"),
     ({"seed": -1}, "KeyValueSource.seed"),
+    ({"form": "pairs", "sign": ""}, "or None for none"),
     ({"sign": ":"}, r"sign \(':'\) has no effect on form 'chat'"),
     ({"num_words": 17}, r"max_pairs \(9\) must lie in \[1, 8\].*num_words is 17"),
     ({"num_words": 2001}, r"KeyValueSource.num_words \(2001\) must lie in \[2, 2000\]"),
